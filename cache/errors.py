@@ -1,0 +1,13 @@
+"""Errors that a user can act on: one line that says what was found, where, and what to do next."""
+
+
+class ClipspmError(Exception):
+    """A failure the user can do something about; the command line prints it as one line."""
+
+    exit_code = 1
+
+
+class UsageError(ClipspmError):
+    """The request itself cannot be met (a wrong option or combination)."""
+
+    exit_code = 2

@@ -1,0 +1,19 @@
+"""Where caches and runs live: ``$CLIPSPM_HOME``, by default ``./clipspm_data``."""
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """The folder that holds ``caches/`` and ``runs/``."""
+    return Path(os.environ.get("CLIPSPM_HOME") or "clipspm_data")
+
+
+def caches_dir() -> Path:
+    """Where ``extract`` writes without ``--out``, and where "the newest cache" is looked for."""
+    return home() / "caches"
+
+
+def runs_dir() -> Path:
+    """Where ``train-heads`` and ``ablate`` write without ``--run-dir``."""
+    return home() / "runs"
