@@ -1,0 +1,97 @@
+"""From a video file to the uint8 pixels that the encoder takes. Runs in decode workers: no torch here.
+
+Shapes: V views, T frames, C crop size in pixels.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clipspm.extract.decode import read_frames
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """What is taken from each video, and at what size (pixels)."""
+
+    frames: int
+    views: int
+    resize: int
+    crop: int
+    interpolation: str
+    flip: bool
+    min_frames: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One video's pixels, uint8 [V, T, C, C, 3], and where they came from; ``seconds`` it took."""
+
+    pixels: np.ndarray
+    indices: tuple[int, ...]
+    pts_seconds: tuple[float | None, ...]
+    backend: str
+    total: int
+    fps: float | None
+    seconds: float
+
+
+def load_clip(path: Path, video_id: str, settings: ClipSettings) -> Clip:
+    """Decode, resize the short side, and cut the views out of each frame.
+
+    View 0 is the centre crop. Further views cut at a random place, mirrored half of the time where the
+    data set allows it; place and mirroring depend on the video's id and the view alone, and are the same
+    for all frames of a view. Raises :class:`clipspm.extract.decode.DecodeError`.
+    """
+    start = time.perf_counter()
+    found = read_frames(path, settings.frames, min_frames=settings.min_frames)
+    crop = settings.crop
+    pixels = np.empty((settings.views, settings.frames, crop, crop, 3), np.uint8)
+    height, width = resized_shape(found.frames.shape[1], found.frames.shape[2], settings.resize)
+    boxes = [
+        _view_box(video_id, view, height - crop, width - crop, settings) for view in range(settings.views)
+    ]
+    for t, frame in enumerate(found.frames):
+        if t and found.indices[t] == found.indices[t - 1]:
+            pixels[:, t] = pixels[:, t - 1]
+            continue
+        image = Image.fromarray(frame)
+        if image.size != (width, height):
+            image = image.resize((width, height), _FILTERS[settings.interpolation])
+        whole = np.asarray(image)
+        for view, (top, left, mirrored) in enumerate(boxes):
+            cut = whole[top : top + crop, left : left + crop]
+            pixels[view, t] = cut[:, ::-1] if mirrored else cut
+    return Clip(
+        pixels=pixels,
+        indices=tuple(int(i) for i in found.indices),
+        pts_seconds=tuple(None if np.isnan(p) else round(float(p), 6) for p in found.pts_seconds),
+        backend=found.backend,
+        total=found.total,
+        fps=None if found.fps is None else round(found.fps, 6),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width after scaling the shorter of them to ``short_side``, aspect ratio kept."""
+    if height <= width:
+        return short_side, max(short_side, int(short_side * width / height))
+    return max(short_side, int(short_side * height / width)), short_side
+
+
+def _view_box(
+    video_id: str, view: int, spare_height: int, spare_width: int, settings: ClipSettings
+) -> tuple[int, int, bool]:
+    """(top, left, mirrored) of a view."""
+    if view == 0:
+        return round(spare_height / 2), round(spare_width / 2), False
+    digest = hashlib.sha256(f"{video_id}\0{view}".encode("utf-8", "surrogateescape")).digest()
+    top, left = (int.from_bytes(digest[i : i + 8], "big") for i in (0, 8))
+    return top % (spare_height + 1), left % (spare_width + 1), settings.flip and digest[16] % 2 == 1

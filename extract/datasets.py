@@ -1,0 +1,332 @@
+"""Which videos there are, of which class, in which split.
+
+Every data set is indexed to the same thing: an :class:`Index` of planned videos, sorted by split, class
+and path, so that it does not depend on the order of the files on disk. File names are never globbed or
+parsed: they hold ``( ) [ ] # & ! + ;``.
+"""
+
+import csv
+import json
+import os
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.cache.home import home
+from clipspm.cache.spec import SPLITS, Plan, Split, VideoRecord
+from clipspm.extract.decode import IMAGE_SUFFIXES
+
+Benchmark = Literal["hmdb51", "ucf101", "kinetics100", "ssv2-full", "ssv2-small"]
+BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
+DATASETS: tuple[str, ...] = (*BENCHMARKS, "folder", "manifest", "demo")
+
+#: data sets in which a mirrored clip has another label
+NO_FLIP = frozenset({"ssv2-full", "ssv2-small", "demo"})
+
+VIDEO_SUFFIXES = frozenset(
+    {".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv"}
+)
+
+
+@dataclass(frozen=True)
+class BenchmarkClasses:
+    """A benchmark's classes as published: per split, (folder or list id, class name, videos)."""
+
+    name: str
+    about: str
+    home: str
+    layout: str
+    classes: dict[Split, list[tuple[str, str, int]]]
+
+
+@dataclass(frozen=True)
+class Index:
+    """The videos found under ``root``; ``notes`` says what a user should know about the finding."""
+
+    dataset: str
+    root: Path
+    plan: Plan
+    notes: tuple[str, ...] = field(default=())
+
+
+def benchmark(name: str) -> BenchmarkClasses:
+    """The published classes of one of the five benchmarks."""
+    raw = json.loads((resources.files("clipspm.extract") / "splits" / f"{name}.json").read_text())
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    return BenchmarkClasses(
+        raw["dataset"],
+        raw["about"],
+        raw["home"],
+        raw["layout"],
+        {s: [(f, c, n) for f, c, n in raw[s]] for s in splits},
+    )
+
+
+def index_dataset(
+    dataset: str, videos: Path | None = None, splits: Path | None = None, *, demo_split: int = 0
+) -> Index:
+    """Find the videos of a data set.
+
+    ``videos`` defaults to ``$CLIPSPM_DATA/<dataset>``, then ``./data/<dataset>``; for ``manifest`` it is
+    the CSV file. ``splits`` (JSON or TOML, ``{"train": [class, ...], "val": [...], "test": [...]}``)
+    replaces the split that the data set comes with. Raises :class:`ClipspmError` where nothing is found.
+    """
+    if dataset not in DATASETS:
+        raise UsageError(f"unknown data set {dataset!r}: choose one of {', '.join(DATASETS)}")
+    if dataset == "demo":
+        from clipspm.extract.demo import CLASSES, demo_splits
+
+        root = videos or home() / "demo" / "videos"
+        if not root.is_dir():
+            raise ClipspmError(
+                f"no demo videos at {root}: `clipspm demo` or `clipspm extract --dataset demo` renders them"
+            )
+        found = _index_folder(root, None)
+        named = [(path, CLASSES.get(name, name), split) for path, name, split in found]
+        by_class = {
+            CLASSES[folder]: cast(Split, split)
+            for split, folders in demo_splits(demo_split).items()
+            for folder in folders
+        }
+        rows = [(path, name, by_class.get(name, "none")) for path, name, _ in named]
+        rows = [row for row in rows if row[2] != "none"]
+        return _finish(dataset, root, rows, splits, ())
+    root = _locate(dataset, videos)
+    if dataset == "manifest":
+        return _finish(dataset, root.parent, _read_manifest(root), splits, ())
+    if dataset == "folder":
+        return _finish(dataset, root, _index_folder(root, None), splits, ())
+    rows, notes = _index_benchmark(benchmark(dataset), root)
+    return _finish(dataset, root, rows, splits, notes)
+
+
+# --------------------------------------------------------------------------------------------- where
+
+
+def _locate(dataset: str, videos: Path | None) -> Path:
+    if videos is not None:
+        places = [videos]
+    else:
+        data = os.environ.get("CLIPSPM_DATA")
+        places = [Path(data) / dataset] if data else []
+        places.append(Path("data") / dataset)
+    for place in places:
+        if place.exists():
+            if dataset == "manifest" and not place.is_file():
+                raise ClipspmError(f"{place} is a folder: --dataset manifest takes a CSV file with --videos")
+            if dataset != "manifest" and not place.is_dir():
+                raise ClipspmError(f"{place} is not a folder: --videos takes the folder of classes")
+            return place
+    looked = " and ".join(str(place) for place in places)
+    if dataset in BENCHMARKS:
+        about = benchmark(dataset)
+        expected = f"expected {about.layout}; the data set is published at {about.home}"
+    elif dataset == "manifest":
+        expected = "expected a CSV file with the columns path, class, split"
+    else:
+        expected = "expected one folder per class, each holding video files or folders of frames"
+    raise ClipspmError(
+        f"no videos for {dataset}: looked at {looked}; {expected}. Name the place with --videos"
+    )
+
+
+# --------------------------------------------------------------------------------------------- folders
+
+Row = tuple[Path, str, Split]
+
+
+def _index_folder(root: Path, split: Split | None) -> list[Row]:
+    """Class folders under ``root``, or under ``root/train``, ``root/val`` and ``root/test``."""
+    rows: list[Row] = []
+    folders = _subfolders(root)
+    if split is None:
+        above = [f for f in folders if f.name in ("train", "val", "test")]
+        others = [f for f in folders if f not in above]
+        if above and not others:
+            for folder in above:
+                rows += _index_folder(folder, cast(Split, folder.name))
+            return rows
+    for folder in folders:
+        name = _display_name(folder.name)
+        rows += [(path, name, split or "none") for path in _videos_in(folder)]
+    if not rows and split is None:
+        raise ClipspmError(
+            f"no videos under {root}: expected one folder per class, each holding video files "
+            f"({', '.join(sorted(VIDEO_SUFFIXES)[:4])}, ...) or folders of frames"
+        )
+    return rows
+
+
+def _display_name(folder: str) -> str:
+    return folder.replace("_", " ").strip() or folder
+
+
+def _subfolders(root: Path) -> list[Path]:
+    try:
+        return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise ClipspmError(f"cannot list {root}: {error.strerror}") from error
+
+
+def _videos_in(folder: Path) -> list[Path]:
+    """Video files, and folders that hold images, directly inside a class folder."""
+    found = []
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise ClipspmError(f"cannot list {folder}: {error.strerror}") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        is_video = entry.suffix.lower() in VIDEO_SUFFIXES and not entry.is_dir()
+        if is_video or (entry.is_dir() and _holds_images(entry)):
+            found.append(entry)
+    return found
+
+
+def _holds_images(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(os.path.splitext(e.name)[1].lower() in IMAGE_SUFFIXES for e in entries)
+
+
+def _index_benchmark(about: BenchmarkClasses, root: Path) -> tuple[list[Row], tuple[str, ...]]:
+    """A benchmark's class folders, matched whatever their case and separators."""
+    folders = {_key(f.name): f for f in _subfolders(root)}
+    rows: list[Row] = []
+    absent: list[str] = []
+    fewer = 0
+    for split, classes in about.classes.items():
+        for folder_name, class_name, expected in classes:
+            folder = folders.get(_key(folder_name)) or folders.get(_key(class_name))
+            videos = _videos_in(folder) if folder else []
+            if not videos:
+                absent.append(class_name)
+            fewer += max(0, expected - len(videos))
+            rows += [(path, class_name, split) for path in videos]
+    total = sum(len(c) for c in about.classes.values())
+    if not rows:
+        raise ClipspmError(
+            f"no class folder of {about.name} under {root}: expected {about.layout}; "
+            f"the data set is published at {about.home}"
+        )
+    notes = []
+    if absent:
+        notes.append(f"{len(absent)} of {total} classes have no videos, for example {', '.join(absent[:3])}")
+    if fewer:
+        notes.append(f"{fewer} videos fewer than published: results carry the coverage")
+    return rows, tuple(notes)
+
+
+def _key(name: str) -> str:
+    return "".join(ch for ch in name.casefold() if ch.isalnum())
+
+
+# --------------------------------------------------------------------------------------------- manifest
+
+
+def _read_manifest(path: Path) -> list[Row]:
+    """A CSV file with the columns path, class, split; relative paths start at the CSV's folder."""
+    rows: list[Row] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = {"path", "class", "split"} - set(reader.fieldnames or ())
+            if missing:
+                raise ClipspmError(
+                    f"{path} lacks the column {sorted(missing)[0]!r}: a manifest has path, class, split"
+                )
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if not row["path"] or not row["class"]:
+                    raise ClipspmError(f"{where}: path and class must not be empty")
+                split = (row["split"] or "none").strip()
+                if split not in SPLITS:
+                    raise ClipspmError(f"{where}: split {split!r} is none of train, val, test")
+                rows.append((path.parent / row["path"], row["class"], cast(Split, split)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ClipspmError(f"{path} is not a readable CSV file: {error}") from error
+    if not rows:
+        raise ClipspmError(f"{path} lists no videos")
+    return rows
+
+
+# --------------------------------------------------------------------------------------------- splits
+
+
+def read_splits(path: Path) -> dict[str, Split]:
+    """Class splits from a JSON or TOML file, as class name -> split."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClipspmError(f"cannot read the splits file {path}: {error}") from error
+    try:
+        raw: Any = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise ClipspmError(f"{path} is neither valid JSON nor TOML: {error}") from error
+    form = '{"train": [class, ...], "val": [...], "test": [...]}'
+    if not isinstance(raw, dict) or not raw:
+        raise ClipspmError(f"{path} must hold {form}")
+    found: dict[str, Split] = {}
+    for split, names in raw.items():
+        if split not in ("train", "val", "test"):
+            raise ClipspmError(f"{path}: unknown split {split!r}; the form is {form}")
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise ClipspmError(f"{path}: {split!r} must be a list of class names")
+        for name in names:
+            if name in found:
+                raise ClipspmError(f"{path}: class {name!r} is in both {found[name]!r} and {split!r}")
+            found[name] = cast(Split, split)
+    return found
+
+
+def apply_splits(class_names: Iterable[str], wanted: Mapping[str, Split], source: Path) -> dict[str, Split]:
+    """Each known class's split, names matched whatever their case and separators."""
+    names = list(class_names)
+    known = {_key(name): name for name in names}
+    splits: dict[str, Split] = dict.fromkeys(names, "none")
+    for name, split in wanted.items():
+        match = name if name in splits else known.get(_key(name))
+        if match is None:
+            raise ClipspmError(
+                f"{source}: class {name!r} has no videos; the classes found are {', '.join(names[:8])}"
+                + (", ..." if len(names) > 8 else "")
+            )
+        splits[match] = split
+    return splits
+
+
+def _finish(
+    dataset: str, root: Path, rows: list[Row], splits_file: Path | None, notes: tuple[str, ...]
+) -> Index:
+    """Sort, name and split the rows; a class in two splits is a leak and is refused."""
+    by_class: dict[str, Split] = {}
+    for path, name, split in rows:
+        if by_class.setdefault(name, split) != split:
+            raise ClipspmError(
+                f"class {name!r} is in both {by_class[name]!r} and {split!r} (at {path}): in few-shot "
+                "learning a class belongs to one split"
+            )
+    if splits_file is not None:
+        by_class = apply_splits(sorted(by_class), read_splits(splits_file), splits_file)
+    order = {split: i for i, split in enumerate(SPLITS)}
+    names = sorted(by_class, key=lambda name: (order[by_class[name]], name))
+    relative = [(_relative(path, root), name) for path, name, _ in rows]
+    relative.sort(key=lambda row: (order[by_class[row[1]]], row[1], row[0]))
+    stems = Counter(os.path.splitext(place)[0] for place, _ in relative)
+    videos = []
+    for place, name in relative:
+        stem = os.path.splitext(place)[0]
+        videos.append(VideoRecord(stem if stems[stem] == 1 else place, place, name, by_class[name]))
+    repeated = [key for key, n in Counter(v.id for v in videos).items() if n > 1]
+    if repeated:
+        raise ClipspmError(f"{root}: the video {repeated[0]!r} is listed twice")
+    return Index(dataset, root, Plan(tuple(videos), tuple(names), {n: by_class[n] for n in names}), notes)
+
+
+def _relative(path: Path, root: Path) -> str:
+    return Path(os.path.relpath(path, root)).as_posix()

@@ -1,0 +1,333 @@
+"""Right frames out of video files.
+
+The frame at index ``i`` is, always, the ``i``-th frame that a sequential decode of the file yields.
+Indexed decoding (decord) breaks that promise without a word on streams with missing packet timestamps,
+edit lists, open groups of pictures or state that outlives a keyframe, and can even hang. So the packets
+are inspected first (no decoding, milliseconds), and decord is used only where nothing speaks against its
+index *and* the clip is long enough for seeking to pay; everything else is decoded from the start.
+
+Shapes: T frames, H rows, W columns.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from clipspm.cache.errors import ClipspmError
+
+Backend = Literal["auto", "pyav", "decord"]
+Category = Literal[
+    "missing", "unreadable", "no video stream", "too short", "timeout", "crashed", "wrong size"
+]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+#: codecs whose keyframes restart the decoder bit for bit (MPEG-4 part 2 was seen not to)
+_SEEKABLE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
+#: clips shorter than this decode from the start about as fast as they seek
+_SEEK_PAYS_FRAMES = 240
+
+
+class DecodeError(ClipspmError):
+    """A video that cannot give its frames; ``category`` says why in one of a few fixed terms."""
+
+    def __init__(self, category: Category, path: Path, detail: str) -> None:
+        self.category: Category = category
+        self.detail = detail
+        self.path = path
+        super().__init__(f"{category}: {path}: {detail}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DecodeError, (self.category, self.path, self.detail)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Decoded frames of one video and where they came from.
+
+    ``frames`` uint8 [T, H, W, 3] upright RGB; ``indices`` int64 [T], counted in sequentially decoded
+    frames; ``pts_seconds`` float64 [T], NaN where the file gives no timestamp; ``backend`` is ``pyav``,
+    ``decord`` or ``images``; ``total`` frames in the video; ``fps`` if known.
+    """
+
+    frames: np.ndarray
+    indices: np.ndarray
+    pts_seconds: np.ndarray
+    backend: str
+    total: int
+    fps: float | None
+
+
+def segment_middles(total: int, count: int) -> np.ndarray:
+    """The middle frame of each of ``count`` equal segments of ``total`` frames, int64 [count].
+
+    With fewer frames than segments, frames repeat: ``segment_middles(2, 4)`` is ``[0, 0, 1, 1]``.
+    """
+    if total < 1 or count < 1:
+        raise ValueError(f"need at least one frame and one segment, got {total} frames, {count} segments")
+    return ((2 * np.arange(count, dtype=np.int64) + 1) * total) // (2 * count)
+
+
+def read_frames(
+    path: str | Path, count: int = 8, *, backend: Backend = "auto", min_frames: int = 1
+) -> Frames:
+    """Read ``count`` frames of a video, one from the middle of each of as many equal segments.
+
+    ``path`` is a video file or a directory of already extracted frames (images in natural order).
+    ``backend="pyav"`` forces a sequential decode; ``"decord"`` is a preference that gives way to a
+    sequential decode wherever the index cannot be trusted.
+
+    Raises :class:`DecodeError` (missing, unreadable, no video stream, too short, wrong size).
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    path = Path(path)
+    try:
+        if path.is_dir():
+            result = _read_images(path, count)
+        elif not path.exists():
+            raise DecodeError("missing", path, "no such file")
+        elif not path.is_file():
+            raise DecodeError("unreadable", path, "not a regular file")
+        else:
+            result = _read_video(path, count, backend)
+    except OSError as error:  # FFmpeg's errors are OSErrors or ValueErrors, depending on the code
+        raise DecodeError("unreadable", path, _one_line(error)) from error
+    except FFmpegError as error:
+        raise DecodeError("unreadable", path, _one_line(error)) from error
+    if result.total < min_frames:
+        raise DecodeError("too short", path, f"{result.total} frames, at least {min_frames} asked for")
+    return result
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key in which ``frame_2`` comes before ``frame_10``."""
+    return [
+        (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part)
+        for part in re.split(r"([0-9]+)", name)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- packets
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """What the container says of its video packets, without decoding one."""
+
+    shown: int  # packets that should give a frame
+    trusted: bool  # an index over them is the index of a sequential decode
+    pts_seconds: np.ndarray  # sorted, [shown]; empty unless trusted
+
+
+@contextmanager
+def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
+    with av.open(str(path), metadata_errors="replace") as container:
+        if not container.streams.video:
+            raise DecodeError("no video stream", path, "the file holds no video")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise DecodeError("unreadable", path, "no decoder for its video codec")
+        stream.codec_context.thread_count = 1  # many workers beat many threads
+        yield container, stream
+
+
+def _inspect(path: Path) -> _Packets:
+    with _open_video(path) as (container, stream):
+        promised, codec, time_base = stream.frames, stream.codec_context.name, stream.time_base
+        pts: list[int | None] = []
+        keyframes: list[bool] = []
+        clean = True
+        for packet in container.demux(stream):
+            if packet.size == 0:
+                continue
+            if packet.is_corrupt:
+                raise DecodeError("unreadable", path, f"damaged or cut off after {len(pts)} packets")
+            if packet.is_discard:  # an edit list hides these from a viewer
+                clean = False
+                continue
+            pts.append(packet.pts)
+            keyframes.append(packet.is_keyframe)
+            clean = clean and packet.pts is not None and packet.pts >= 0
+        start_time = stream.start_time
+    if promised and len(pts) < 0.9 * promised and clean:
+        raise DecodeError(
+            "unreadable", path, f"cut off: its header promises {promised} frames, {len(pts)} are there"
+        )
+    trusted = (
+        clean
+        and len(pts) > 0
+        and codec in _SEEKABLE_CODECS
+        and keyframes[0]
+        and not (start_time or 0) < 0
+        and promised in (0, len(pts))
+        and len(set(pts)) == len(pts)
+        and _closed_groups(pts, keyframes)
+    )
+    if not trusted:
+        return _Packets(len(pts), False, np.empty(0))
+    return _Packets(len(pts), True, np.sort(np.asarray(pts, np.float64)) * float(time_base))
+
+
+def _closed_groups(pts: list[Any], keyframes: list[bool]) -> bool:
+    """Whether no packet behind a keyframe is shown before it."""
+    latest_key = None
+    for time, is_key in zip(pts, keyframes, strict=True):
+        if is_key:
+            latest_key = time
+        elif latest_key is None or time < latest_key:
+            return False
+    return True
+
+
+# ----------------------------------------------------------------------------------------------- decode
+
+
+def _read_video(path: Path, count: int, backend: Backend) -> Frames:
+    packets = _inspect(path)
+    if backend != "pyav" and packets.trusted:
+        wanted = backend == "decord" or packets.shown >= _SEEK_PAYS_FRAMES
+        found = _read_indexed(path, count, packets) if wanted else None
+        if found is not None:
+            return found
+    return _read_sequential(path, count, packets.shown)
+
+
+def _read_sequential(path: Path, count: int, estimate: int) -> Frames:
+    """Decode from the start, keeping the frames wanted; a second pass only if the count was misjudged."""
+    totals = {max(1, estimate - missing) for missing in range(4)}  # encoders' delay often costs 1 or 2
+    while True:
+        wanted = {int(i) for total in totals for i in segment_middles(total, count)}
+        kept, total, fps = _decode(path, wanted)
+        if total == 0:
+            raise DecodeError("unreadable", path, "no frame could be decoded")
+        if total < 0.9 * estimate:
+            raise DecodeError(
+                "unreadable", path, f"only {total} of {estimate} packets could be decoded to frames"
+            )
+        indices = segment_middles(total, count)
+        if all(int(i) in kept for i in indices):
+            break
+        totals = {total}
+    chosen = [kept[int(i)] for i in indices]
+    images = {id(frame): _upright(frame) for frame in {id(f): f for f in chosen}.values()}
+    shapes = {image.shape for image in images.values()}
+    if len(shapes) > 1:
+        raise DecodeError("wrong size", path, f"the frame size changes within the video: {sorted(shapes)}")
+    return Frames(
+        frames=np.stack([images[id(frame)] for frame in chosen]),
+        indices=indices,
+        pts_seconds=np.array([np.nan if f.time is None else f.time for f in chosen], np.float64),
+        backend="pyav",
+        total=total,
+        fps=fps,
+    )
+
+
+def _decode(path: Path, wanted: set[int]) -> tuple[dict[int, Any], int, float | None]:
+    """One pass: the wanted frames by index, how many frames there are, frames per second."""
+    kept: dict[int, Any] = {}
+    total = 0
+    with _open_video(path) as (container, stream):
+        fps = float(stream.average_rate) if stream.average_rate else None
+        for packet in container.demux(stream):
+            try:
+                decoded = packet.decode()
+            except FFmpegError as error:
+                if total == 0 and packet.size:  # a cut in mid-group starts with undecodable packets
+                    continue
+                raise DecodeError(
+                    "unreadable", path, f"decoding fails after frame {total}: {_one_line(error)}"
+                ) from error
+            for frame in decoded:
+                if total in wanted:
+                    kept[total] = frame
+                total += 1
+    return kept, total, fps
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """A decoded frame as upright RGB, uint8 [H, W, 3]: the display rotation is applied."""
+    image = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4  # FFmpeg counts counter-clockwise, and so does rot90
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _read_indexed(path: Path, count: int, packets: _Packets) -> Frames | None:
+    """Frames through decord's index, or None where its own account contradicts the container's."""
+    try:
+        import decord
+    except ImportError:
+        return None
+    if _is_rotated(path):
+        return None
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        total = len(reader)
+        if total != packets.shown:
+            return None
+        starts = np.asarray(reader.get_frame_timestamp(range(total)))[:, 0]
+        tolerance = 0.5 / max(float(reader.get_avg_fps()), 1.0)
+        if (starts < 0).any() or (np.abs(starts - packets.pts_seconds) > tolerance).any():
+            return None
+        indices = segment_middles(total, count)
+        frames = reader.get_batch(indices.tolist()).asnumpy()
+        fps = float(reader.get_avg_fps())
+    except (decord.DECORDError, RuntimeError):
+        return None
+    return Frames(frames, indices, packets.pts_seconds[indices], "decord", total, fps)
+
+
+def _is_rotated(path: Path) -> bool:
+    with _open_video(path) as (container, stream):
+        return any(frame.rotation for frame in _first(container.decode(stream)))
+
+
+def _first(frames: Iterator[Any]) -> Iterator[Any]:
+    for frame in frames:
+        yield frame
+        return
+
+
+# ----------------------------------------------------------------------------------------------- images
+
+
+def _read_images(path: Path, count: int) -> Frames:
+    """Frames of a directory of images, in natural order of their names."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    names = sorted(
+        (p.name for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")),
+        key=natural_key,
+    )
+    if not names:
+        raise DecodeError("no video stream", path, "the directory holds no images")
+    indices = segment_middles(len(names), count)
+    images: dict[int, np.ndarray] = {}
+    for i in {int(i) for i in indices}:
+        try:
+            with Image.open(path / names[i]) as image:
+                images[i] = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise DecodeError("unreadable", path / names[i], _one_line(error)) from error
+    shapes = {image.shape for image in images.values()}
+    if len(shapes) > 1:
+        raise DecodeError("wrong size", path, f"its frames differ in size: {sorted(shapes)}")
+    return Frames(
+        frames=np.stack([images[int(i)] for i in indices]),
+        indices=indices,
+        pts_seconds=np.full(count, np.nan),
+        backend="images",
+        total=len(names),
+        fps=None,
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,243 @@
+"""The frozen image and text encoder: pixels and prompts in, multi-layer features out.
+
+Shapes: B images, D a layer's width, C classes, P prompt templates.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.cache.home import home
+from clipspm.cache.store import write_atomically
+from clipspm.extract.prompts import fill
+from clipspm.extract.weights import LoadedModel, load_model
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+FINAL = "final"
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+#: the relative error against float32 that ``auto`` accepts
+AUTO_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How frames become pixels for the encoder: sizes in pixels, mean and std of [0, 1] values."""
+
+    resize: int
+    crop: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Encoder:
+    """An open_clip model, frozen, that returns the asked-for layers next to the final embedding.
+
+    ``layers``: block numbers of a ViT (counted from 0; its CLS tokens are returned), stages of a ResNet
+    or timm tower (their spatially pooled maps), and ``final``, the projected, **unnormalised** embedding.
+    """
+
+    def __init__(
+        self,
+        model: str = "ViT-B-16-quickgelu",
+        pretrained: str | None = "openai",
+        *,
+        layers: Sequence[str] = (FINAL,),
+        device: str | None = None,
+        precision: Precision = "auto",
+        resize: int | None = None,
+        pixel_norm: Literal["model", "none"] = "model",
+    ) -> None:
+        self.source: LoadedModel = load_model(model, pretrained)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._model = self.source.model.to(self.device)
+        visual = self._model.visual
+        self._kind = _tower_kind(visual)
+        self.layers = _check_layers(layers, _depth(visual, self._kind), self.source.name)
+        self._indices = [int(layer) for layer in self.layers if layer != FINAL]
+        self.preprocessing = _preprocessing(visual.preprocess_cfg, resize, pixel_norm)
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(self.preprocessing.mean, device=self.device).view(shape[1:]) * 255
+        self._std = torch.tensor(self.preprocessing.std, device=self.device).view(shape[1:]) * 255
+        self.precision: str = precision if precision != "auto" else "fp32"
+        probe = self._probe_images(2)
+        self.dims = {layer: value.shape[-1] for layer, value in self.encode_images(probe).items()}
+        if precision == "auto":
+            self.precision = self._fastest_precision()
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Tensor) -> dict[str, Tensor]:
+        """``pixels`` uint8 [B, 3, crop, crop] -> float32 features [B, D] per layer, on the device."""
+        images = pixels.to(self.device, non_blocking=True).to(torch.float32)
+        images = (images - self._mean).div_(self._std)
+        dtype = _DTYPES[self.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            found = self._forward(images)
+        return {layer: value.float() for layer, value in found.items()}
+
+    @torch.inference_mode()
+    def encode_text(self, class_names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+        """Unnormalised text features in float32, [C, P, D], in the order given."""
+        rows = []
+        for name in class_names:
+            tokens = self.source.tokenizer([fill(template, name) for template in templates])
+            rows.append(self._model.encode_text(tokens.to(self.device), normalize=False).float().cpu())
+        return torch.stack(rows).numpy()
+
+    def _forward(self, images: Tensor) -> dict[str, Tensor]:
+        if not self._indices:
+            return {FINAL: self._model.encode_image(images, normalize=False)}
+        tokens = self._kind == "vit"
+        # a ModifiedResNet stops after the highest stage asked for: its last one gives the embedding
+        extra = [4] if self._kind == "resnet" and 4 not in self._indices else []
+        asked = self._indices + extra
+        options: dict[str, Any] = (
+            {"image_output_fmt": "NLC", "image_output_extra_tokens": True}
+            if tokens
+            else {"image_output_fmt": "NCHW"}
+        )
+        out = self._model.forward_intermediates(image=images, image_indices=asked, normalize=False, **options)
+        found: dict[str, Tensor] = {}
+        for i, index in enumerate(self._indices):
+            if not tokens:
+                found[str(index)] = out["image_intermediates"][i].float().mean(dim=(-2, -1))
+                continue
+            prefix = out.get("image_intermediates_prefix")
+            has_class_token = prefix is not None and prefix[i] is not None and prefix[i].shape[1] > 0
+            patches = out["image_intermediates"][i]
+            found[str(index)] = prefix[i][:, 0] if has_class_token else patches.float().mean(dim=1)
+        found[FINAL] = out["image_features"]
+        return {layer: found[layer] for layer in self.layers}
+
+    # ------------------------------------------------------------------------------------- precision
+
+    def _probe_images(self, count: int) -> Tensor:
+        """Smooth random images (uint8 [count, 3, crop, crop]): closer to photographs than noise is."""
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.rand(count, 3, 8, 8, generator=generator) * 255
+        size = (self.preprocessing.crop,) * 2
+        smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic")
+        return smooth.clamp(0, 255).to(torch.uint8)
+
+    def _fastest_precision(self) -> str:
+        """The fastest precision within the tolerance of float32 on this device, measured once."""
+        record = home() / "precision.json"
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _cpu_name()
+        identity = self.source.architecture_sha256[:8] + self.source.weights_sha256[:16]
+        key = f"{name}|{torch.__version__}|{identity}|{','.join(self.layers)}"
+        try:
+            known = json.loads(record.read_text())
+        except (OSError, ValueError):
+            known = {}
+        if known.get(key) not in _DTYPES:
+            known[key] = self._measure_precision()
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(record, json.dumps(known, indent=1).encode())
+        return str(known[key])
+
+    def _measure_precision(self) -> str:
+        images = self._probe_images(8)
+        self.precision = "fp32"
+        exact = self.encode_images(images)
+        times = {"fp32": self._time(images)}
+        for candidate in ("bf16", "fp16"):
+            self.precision = candidate
+            try:
+                found = self.encode_images(images)
+            except RuntimeError:  # not implemented on this device
+                continue
+            error = max(float((found[k] - exact[k]).norm() / exact[k].norm().clamp_min(1e-12)) for k in exact)
+            if error <= AUTO_TOLERANCE:
+                times[candidate] = self._time(images)
+        # a gain within the noise of timing is not worth another set of numbers
+        best = min(times, key=lambda k: times[k])
+        return best if times[best] < 0.8 * times["fp32"] else "fp32"
+
+    def _time(self, images: Tensor) -> float:
+        """Median seconds of five runs."""
+        runs = []
+        for _ in range(5):
+            start = time.perf_counter()
+            self.encode_images(images)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            runs.append(time.perf_counter() - start)
+        return sorted(runs)[2]
+
+
+def parse_layers(text: str) -> tuple[str, ...]:
+    """``"3,7,11,final"`` -> layer names, numbers ascending, ``final`` always included and last."""
+    numbers = set()
+    for part in text.split(","):
+        name = part.strip()
+        if name == FINAL:
+            continue
+        if not (name.isascii() and name.isdigit()):
+            raise UsageError(f"--layers {text!r}: {name!r} is neither a layer number nor 'final'")
+        numbers.add(int(name))
+    return (*(str(n) for n in sorted(numbers)), FINAL)
+
+
+def _tower_kind(visual: Any) -> str:
+    name = type(visual).__name__
+    if name == "ModifiedResNet":
+        return "resnet"
+    if name == "VisionTransformer":
+        return "vit"
+    if name == "TimmModel":
+        trunk = visual.trunk
+        return "vit" if hasattr(trunk, "blocks") and hasattr(trunk, "patch_embed") else "timm"
+    raise ClipspmError(f"the image tower {name} is not supported: ViT, ModifiedResNet and timm towers are")
+
+
+def _depth(visual: Any, kind: str) -> int:
+    if kind == "resnet":
+        return 5
+    if kind == "timm":
+        return len(visual.trunk.feature_info)
+    blocks = visual.trunk.blocks if hasattr(visual, "trunk") else visual.transformer.resblocks
+    return len(blocks)
+
+
+def _check_layers(layers: Sequence[str], depth: int, name: str) -> tuple[str, ...]:
+    for layer in layers:
+        if layer != FINAL and not 0 <= int(layer) < depth:
+            raise UsageError(f"--layers: {name} has no layer {layer}; it has 0 to {depth - 1}, and final")
+    return tuple(layers)
+
+
+def _preprocessing(config: dict[str, Any], resize: int | None, pixel_norm: str) -> Preprocessing:
+    size = config["size"]
+    crop = int(size[0] if isinstance(size, list | tuple) else size)
+    resize = round(crop * 8 / 7) if resize is None else resize
+    if resize < crop:
+        raise UsageError(f"--resize {resize} is smaller than the crop of {crop} pixels")
+    unit = pixel_norm == "model"
+    interpolation = str(config["interpolation"])
+    return Preprocessing(
+        resize=resize,
+        crop=crop,
+        interpolation=interpolation if interpolation in ("bilinear", "bicubic") else "bicubic",
+        mean=tuple(float(m) for m in config["mean"]) if unit else (0.0, 0.0, 0.0),
+        std=tuple(float(s) for s in config["std"]) if unit else (1.0, 1.0, 1.0),
+    )
+
+
+def _cpu_name() -> str:
+    import platform
+
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

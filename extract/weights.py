@@ -1,0 +1,250 @@
+"""Find an encoder's architecture and weights: a tag, a local file, a ``local-dir:``, or OpenAI's archive.
+
+Every way in ends in an open_clip model with real weights, or in one clear line. Never in random weights,
+never in an architecture whose activation is not the one the weights were trained with.
+"""
+
+import difflib
+import hashlib
+import json
+import logging
+import threading
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import load_checkpoint
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+
+from clipspm.cache.errors import ClipspmError, UsageError
+
+LOCAL_DIR = "local-dir:"
+#: how long the hub may take to answer before it counts as out of reach
+HUB_SECONDS = 4.0
+_CONFIG = "open_clip_config.json"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An open_clip model with its weights, its tokenizer, and what identifies both."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    pretrained: str
+    architecture_sha256: str
+    weights_sha256: str
+    activation: str
+
+
+def load_model(name: str, pretrained: str | None) -> LoadedModel:
+    """Load an encoder in float32 on the CPU.
+
+    ``name`` is an open_clip architecture or ``local-dir:FOLDER``; ``pretrained`` a tag or a file.
+    Raises :class:`ClipspmError` for unknown names, unreachable hubs, files that do not fit, and an
+    architecture whose activation differs from its weights'.
+    """
+    if pretrained and pretrained.startswith(LOCAL_DIR):
+        name, pretrained = pretrained, None
+    if name.startswith(LOCAL_DIR):
+        if pretrained:
+            raise UsageError(f"--model {name} brings its own weights: leave --pretrained {pretrained} out")
+        config = _local_config(Path(name.removeprefix(LOCAL_DIR)))
+        model = _build(name)
+        shown = LOCAL_DIR + Path(name.removeprefix(LOCAL_DIR)).name
+        return _loaded(model, name, shown, "", config)
+    config = _known_architecture(name)
+    if not pretrained:
+        raise UsageError(f"--model {name} needs --pretrained: a tag ({_tags(name)}) or a weights file")
+    path = Path(pretrained)
+    if path.is_file():
+        model = _build(name, load_weights=False)
+        _load_file(model, name, path, bool(config.get("quick_gelu")))
+        return _loaded(model, name, name, path.name, config)
+    cfg = get_pretrained_cfg(name, pretrained)
+    if not cfg:
+        raise UsageError(
+            f"--pretrained {pretrained!r} is neither a file nor a tag of {name}; its tags: {_tags(name)}"
+        )
+    if bool(cfg.get("quick_gelu")) != bool(config.get("quick_gelu")):
+        raise UsageError(_mismatch(name, f"the tag {pretrained!r}", bool(cfg.get("quick_gelu"))))
+    checkpoint = _fetch(name, pretrained, cfg)
+    model = _build(name, pretrained=pretrained, load_weights=False)
+    _load_file(model, name, checkpoint, bool(config.get("quick_gelu")))
+    return _loaded(model, name, name, pretrained, config)
+
+
+def _loaded(model: Any, source: str, shown: str, pretrained: str, config: dict[str, Any]) -> LoadedModel:
+    try:
+        tokenizer = open_clip.get_tokenizer(source)
+    except Exception as error:
+        raise ClipspmError(f"the tokenizer of {shown} cannot be loaded: {_one_line(error)}") from error
+    activations = {type(m).__name__ for m in model.modules()}
+    return LoadedModel(
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        name=shown,
+        pretrained=pretrained,
+        architecture_sha256=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        weights_sha256=weights_digest(model),
+        activation="quick_gelu" if "QuickGELU" in activations else "gelu",
+    )
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# -------------------------------------------------------------------------------------- architectures
+
+
+def _local_config(folder: Path) -> dict[str, Any]:
+    if not (folder / _CONFIG).is_file():
+        raise ClipspmError(f"{LOCAL_DIR}{folder}: no {_CONFIG} there; it needs one beside the weights")
+    try:
+        return dict(json.loads((folder / _CONFIG).read_text())["model_cfg"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClipspmError(f"{folder / _CONFIG} is not an open_clip configuration: {error}") from error
+
+
+def _known_architecture(name: str) -> dict[str, Any]:
+    config = open_clip.get_model_config(name)
+    if config is None:
+        close = difflib.get_close_matches(name, open_clip.list_models(), n=3) or ["ViT-B-16-quickgelu"]
+        raise UsageError(
+            f"open_clip has no architecture {name!r}; close ones: {', '.join(close)} (or local-dir:FOLDER)"
+        )
+    return dict(config)
+
+
+def _build(name: str, pretrained: str | None = None, *, load_weights: bool = True) -> Any:
+    """The architecture; with ``load_weights=False`` a tag only contributes its preprocessing."""
+    logging.getLogger().addFilter(_silence)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cfg = get_pretrained_cfg(name, pretrained) if pretrained else None
+            if load_weights:
+                return open_clip.create_model(name, require_pretrained=True)
+            keys = ("mean", "std", "interpolation", "resize_mode")
+            preprocess = {k: cfg[k] for k in keys if cfg and k in cfg}
+            return open_clip.create_model(
+                name, load_weights=False, pretrained_image=False, force_preprocess_cfg=preprocess
+            )
+    except Exception as error:
+        raise ClipspmError(f"the encoder {name} cannot be built: {_one_line(error)}") from error
+    finally:
+        logging.getLogger().removeFilter(_silence)
+
+
+def _silence(record: logging.LogRecord) -> bool:
+    return "nitialized randomly" not in record.getMessage()
+
+
+def _tags(name: str) -> str:
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    return ", ".join(tags) if tags else "none are published"
+
+
+def _mismatch(name: str, weights: str, weights_quick: bool) -> str:
+    base = name.removesuffix("-quickgelu")
+    right = f"{base}-quickgelu" if weights_quick else base
+    trained, built = ("QuickGELU", "GELU") if weights_quick else ("GELU", "QuickGELU")
+    return f"{weights} was trained with {trained}, but --model {name} computes {built}: use --model {right}"
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def _load_file(model: Any, name: str, path: Path, quick_gelu: bool) -> None:
+    if _is_torchscript(path):
+        if not quick_gelu:
+            raise UsageError(_mismatch(name, f"OpenAI's archive {path.name}", weights_quick=True))
+        try:
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        except RuntimeError as error:
+            raise ClipspmError(f"{path} is a damaged TorchScript archive: {_one_line(error)}") from error
+        for key in ("input_resolution", "context_length", "vocab_size"):
+            state.pop(key, None)
+        try:
+            model.load_state_dict({k: v.float() for k, v in state.items()}, strict=True)
+        except RuntimeError as error:
+            raise ClipspmError(f"{path} does not fit --model {name}: {_one_line(error)}") from error
+        return
+    try:
+        load_checkpoint(model, str(path), strict=True, weights_only=True)
+    except Exception as error:
+        raise ClipspmError(f"{path} does not fit --model {name}: {_one_line(error)}") from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in entry for entry in archive.namelist())
+
+
+# ------------------------------------------------------------------------------------------------ hub
+
+
+def _fetch(name: str, tag: str, cfg: dict[str, Any]) -> Path:
+    """The tag's checkpoint, from the local store if it is there, else downloaded."""
+    if not _already_downloaded(cfg) and not _hub_answers(cfg):
+        raise ClipspmError(
+            f"the weights {tag!r} of {name} are not on this machine and the model hub cannot be reached: "
+            "give a local file (--pretrained ViT-B-16.pt), a local-dir: (--model local-dir:FOLDER), "
+            "or try --dataset demo, which needs no download"
+        )
+    try:
+        return Path(download_pretrained(cfg))
+    except Exception as error:
+        raise ClipspmError(f"downloading {tag!r} of {name} failed: {_one_line(error)}") from error
+
+
+def _already_downloaded(cfg: dict[str, Any]) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, _, filename = str(cfg.get("hf_hub", "")).rpartition("/")
+    names = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    return bool(repo) and any(isinstance(try_to_load_from_cache(repo, n), str) for n in names)
+
+
+def _hub_answers(cfg: dict[str, Any]) -> bool:
+    """Whether the weights' host answers at all within a few seconds (any HTTP answer counts)."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    url = constants.ENDPOINT if cfg.get("hf_hub") else str(cfg.get("url"))
+    answered = threading.Event()
+
+    def ask() -> None:
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=HUB_SECONDS):
+                answered.set()
+        except urllib.error.HTTPError:
+            answered.set()
+        except (OSError, ValueError):
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)  # name look-ups ignore time limits
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return answered.is_set()
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else text[:400] + " ..."
