@@ -4,24 +4,18 @@ Shapes: E episodes, S support videos, Q query videos, C ways, T frames, D featur
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-Protocol = Literal["inductive", "transductive"]
+from clipspm.train_heads.heads.checks import check_episode
+from clipspm.train_heads.heads.episode import BaseClasses, Episode, Protocol
+from clipspm.train_heads.heads.otam import full
 
+__all__ = ["EPISODES_PER_STEP", "BaseClasses", "Episode", "Head", "HeadOutput", "Protocol", "cross_entropy"]
 
-@dataclass(frozen=True)
-class BaseClasses:
-    """The training classes, for auxiliary losses that classify against all of them. Training only.
-
-    ``text`` [B, D]; ``support`` [E, S] and ``query`` [E, Q]: each video's row of ``text``.
-    """
-
-    text: Tensor
-    support: Tensor
-    query: Tensor
+#: the reference sums the cross-entropy over queries and over the 16 episodes of an optimiser step, and
+#: divides by 16; so one episode contributes its sum / 16, however many queries it has
+EPISODES_PER_STEP = 16
 
 
 @dataclass
@@ -33,13 +27,23 @@ class HeadOutput:
 
 
 class Head(nn.Module):
-    """Scores query videos against the classes of an episode.
+    """Scores query videos of width ``dim`` against the classes of an episode.
 
-    Subclasses implement ``forward``. ``query_labels`` and ``base`` reach training losses only.
+    Subclasses implement :meth:`score`. ``query_labels`` and ``base`` reach losses only, never the logits.
     """
 
     #: cached layer (besides ``final``) that the head also wants, or None
     shallow_layer: str | None = None
+    #: width of that layer
+    shallow_dim: int | None = None
+    #: fewest frames per video
+    min_frames: int = 1
+    #: whether to look at the arguments before scoring (one synchronisation with the device per call)
+    check: bool = True
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
 
     def forward(
         self,
@@ -54,15 +58,37 @@ class Head(nn.Module):
         support_shallow: Tensor | None = None,
         query_shallow: Tensor | None = None,
     ) -> HeadOutput:
-        """``support`` [E,S,T,D], ``support_labels`` [E,S], ``query`` [E,Q,T,D], ``text`` [E,C,D]."""
+        """``support`` [E,S,T,D], ``support_labels`` [E,S], ``query`` [E,Q,T,D], ``text`` [E,C,D].
+
+        The leading E may be absent, from all of them at once. Labels count the rows of ``text``; supports and
+        queries come in any order. ``protocol`` "inductive" scores each query as if it were alone,
+        "transductive" may look at all queries of the episode. Losses are computed in training mode and
+        whenever ``query_labels`` [E,Q] is given; ``query_labels`` and ``base`` enable those that need them.
+        ``*_shallow`` [E,.,T,D'] are features of :attr:`shallow_layer`.
+
+        Raises ValueError naming the argument, the value found and the value needed.
+        """
+        episode = Episode(
+            support, support_labels, query, text, protocol, query_labels, base, support_shallow, query_shallow
+        )
+        output = self.score(self.prepared(episode))
+        if episode.has_batch:
+            return output
+        return HeadOutput(output.logits[0], {name: loss[0] for name, loss in output.losses.items()})
+
+    def score(self, episode: Episode) -> HeadOutput:
+        """Logits [E, Q, C] and losses [E] of checked episodes that have their E."""
         raise NotImplementedError
 
+    def prepared(self, episode: Episode) -> Episode:
+        """The episode checked (unless :attr:`check` is off), with its E, in float32 or wider."""
+        if self.check:
+            check_episode(episode, self)
+        return episode.batched()
+
     def episode_loss(self, output: HeadOutput, query_labels: Tensor) -> Tensor:
-        """The training loss of each episode, [E]: cross-entropy summed over queries / 16 by default."""
-        nll = torch.nn.functional.cross_entropy(
-            output.logits.flatten(0, -2), query_labels.flatten(), reduction="none"
-        )
-        return nll.view(query_labels.shape).sum(-1) / 16
+        """The training loss of each episode, [E] ([] without E): cross-entropy summed over queries / 16."""
+        return cross_entropy(output.logits, query_labels).sum(-1) / EPISODES_PER_STEP
 
     @property
     def trainable(self) -> bool:
@@ -72,3 +98,10 @@ class Head(nn.Module):
     def tunable(self) -> dict[str, tuple[float, ...]]:
         """Scalar buffers to choose on validation classes after training, each with its candidates."""
         return {}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of ``logits`` [..., N, C] against ``labels`` [..., N], shape [..., N]."""
+    flat = full(logits).flatten(0, -2)
+    nll = nn.functional.cross_entropy(flat, labels.flatten().long(), reduction="none")
+    return nll.view(labels.shape)

@@ -1,0 +1,90 @@
+"""Layers that several heads share: the attention block, its feed-forward network, positions."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FeedForward(nn.Module):
+    """Linear, exact GELU, dropout, Linear, dropout; width D -> ``width`` -> D."""
+
+    def __init__(self, dim: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, width)
+        self.contract = nn.Linear(width, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        hidden = self.dropout(F.gelu(self.expand(x)))
+        return self.dropout(self.contract(hidden))
+
+
+class Block(nn.Module):
+    """Self-attention of the form ``x = q + Attn(LN(q)); y = x + FFN(x)``, without a norm before the FFN.
+
+    ``heads`` of ``head_width`` each (the inner width need not be D); queries, keys and values have no bias,
+    the
+    output projection has one; ``dropout`` after it, ``ffn_dropout`` twice inside the FFN.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        head_width: int = 256,
+        ffn_width: int = 2048,
+        dropout: float = 0.2,
+        ffn_dropout: float = 0.05,
+    ) -> None:
+        super().__init__()
+        inner = heads * head_width
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.ffn = FeedForward(dim, ffn_width, ffn_dropout)
+
+    def forward(self, *sequences: Tensor) -> tuple[Tensor, ...]:
+        """Each sequence [..., n_i, D] attends to itself; everything per token is one call for all of them."""
+        rows = torch.cat([x.flatten(0, -2) for x in sequences]) if len(sequences) > 1 else sequences[0]
+        parts = self.project(rows).view(-1, self.qkv.out_features).split([_rows(x) for x in sequences])
+        attended = [
+            self.attend(p.view(-1, x.shape[-2], p.shape[-1])).flatten(0, 1)
+            for p, x in zip(parts, sequences, strict=True)
+        ]
+        done = self.finish(rows.view(-1, rows.shape[-1]), torch.cat(attended))
+        split = done.split([_rows(x) for x in sequences])
+        return tuple(y.view_as(x) for y, x in zip(split, sequences, strict=True))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of tokens: [..., D] -> [..., 3 * inner]."""
+        projected: Tensor = self.qkv(self.norm(x))
+        return projected
+
+    def attend(self, projected: Tensor) -> Tensor:
+        """Attention within each sequence: [B, n, 3 * inner] -> [B, n, inner]."""
+        q, k, v = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Tokens ``x`` [..., D] with what they attended to [..., inner] -> the block's output [..., D]."""
+        x = x + self.dropout(self.out(attended))
+        y: Tensor = x + self.ffn(x)
+        return y
+
+
+def _rows(x: Tensor) -> int:
+    return math.prod(x.shape[:-1])
+
+
+def sinusoidal_positions(frames: int, dim: int, like: Tensor) -> Tensor:
+    """Sine on even channels, cosine on odd ones, base 10000 (arXiv 1706.03762, section 3.5): [T, D]."""
+    steps = torch.arange(frames, device=like.device, dtype=like.dtype).unsqueeze(1)
+    even = torch.arange(0, dim, 2, device=like.device, dtype=like.dtype)
+    angles = steps * torch.exp(even * (-math.log(10000.0) / dim))
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :dim]

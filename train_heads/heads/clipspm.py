@@ -1,0 +1,313 @@
+"""CLIP-SPM (arXiv 2512.19036) on cached frame features.
+
+Shapes: E episodes, S support videos, Q query videos, N = S+Q (supports first), C ways, T frames, D width.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipspm.train_heads.heads.base import (
+    EPISODES_PER_STEP,
+    Episode,
+    Head,
+    HeadOutput,
+    Protocol,
+    cross_entropy,
+)
+from clipspm.train_heads.heads.blocks import Block, sinusoidal_positions
+from clipspm.train_heads.heads.config import CLIPSPMConfig, TextInput, load_preset
+from clipspm.train_heads.heads.fusion import SemanticFusion
+from clipspm.train_heads.heads.hsmr import MotionFeatures, motion_consistency
+from clipspm.train_heads.heads.matching import matcher
+from clipspm.train_heads.heads.padm import PADM, Refined, distances
+from clipspm.train_heads.heads.spm import Branches, PromptGenerator, fusion_consistency, text_consistency
+from clipspm.train_heads.heads.text_scores import FUSION_CANDIDATES, fuse, text_cosine
+
+
+@dataclass
+class Trace:
+    """What one call computed on its way; None where a switch left it out. In N, supports come first."""
+
+    raw: Tensor  #: supports and queries, [E, N, T, D]
+    frames: Tensor  #: what SPM, PADM and the matching see, [E, N, T, D]
+    shallow: Tensor | None = None  #: shallow motion m0, [E, N, D]
+    deep: Tensor | None = None  #: deep motion m1, [E, N, D]
+    refined: Tensor | None = None  #: HSMR's frames v', [E, N, T, D]
+    motion_token: Tensor | None = None  #: HSMR's p', [E, N, D]
+    prompt: Tensor | None = None  #: generated prompts, [E, N, D]
+    support: Tensor | None = None  #: SPM's su, [E, S, T, D]
+    support_token: Tensor | None = None  #: [E, S, D]
+    query: Tensor | None = None  #: SPM's qu, [E, Q, T, D]
+    query_token: Tensor | None = None  #: [E, Q, D]
+    padm: Refined | None = None
+    d1: Tensor | None = None  #: [E, Q, C]
+    d2: Tensor | None = None  #: [E, Q, C]
+    d3: Tensor | None = None  #: [E, Q, C]
+    output: HeadOutput = field(default_factory=lambda: HeadOutput(torch.empty(0)))
+
+
+class CLIPSPM(Head):
+    """HSMR, SPM and PADM over frame features of width ``dim``; every switch is in ``config``.
+
+    Called as every :class:`Head`. Losses, in training mode or given ``query_labels``: ``motion``, ``text``
+    and
+    ``consistency`` (zero where their module or ``config.consistency`` is off, or ``query_labels`` are
+    missing),
+    and ``class_text`` when its weight is not zero and ``base`` is given. ``scale`` is the authors' unused
+    scalar;
+    here it multiplies ``config.text_scale`` where a text score is on.
+    """
+
+    def __init__(self, dim: int, config: CLIPSPMConfig | None = None) -> None:
+        super().__init__(dim=dim)
+        self.config = c = config or CLIPSPMConfig()
+        self.scale = nn.Parameter(torch.ones(1))
+        if c.learn_logit_scale:
+            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(c.logit_scale)))
+        if c.text_fusion:
+            self.register_buffer("fusion_b", torch.tensor(float(c.fusion_b)))
+        if c.hsmr:
+            self.min_frames = 2
+            self.motion = MotionFeatures(dim)
+            self.w_motion = nn.Parameter(torch.tensor(float(c.w_motion)))
+            if c.shallow_layer is not None and c.shallow_dim is not None:
+                self.shallow_layer, self.shallow_dim = c.shallow_layer, c.shallow_dim
+                self.lift = nn.Linear(c.shallow_dim, dim)
+        if c.hsmr or c.spm:
+            self.fusion = SemanticFusion(
+                dim, self._block(), rho_v=c.rho_v, rho_t=c.rho_t, slope=c.slope, alpha=c.alpha
+            )
+        if c.spm:
+            self.prompts = PromptGenerator(dim, width=c.ffn_width, dropout=c.ffn_dropout, prompt=c.prompt)
+        if c.padm:
+            self.padm = PADM(self._block())
+        self.match = matcher(c.matcher, smoothing=c.smoothing)
+
+    def _block(self) -> Block:
+        c = self.config
+        return Block(
+            self.dim,
+            heads=c.heads,
+            head_width=c.head_width,
+            ffn_width=c.ffn_width,
+            dropout=c.dropout,
+            ffn_dropout=c.ffn_dropout,
+        )
+
+    @classmethod
+    def from_reference(
+        cls, state_dict: Mapping[str, Any], preset: str = "hmdb51", **overrides: Any
+    ) -> "CLIPSPM":
+        """The head with the parameters of an authors' checkpoint; see :mod:`.reference` for the names.
+
+        ``state_dict`` may be the whole checkpoint (``{"model_state_dict": ...}``) and may hold ``backbone.*``
+        entries, which are ignored. D is inferred; ``overrides`` are fields of :class:`CLIPSPMConfig`. Raises
+        ValueError naming each parameter that is missing, unknown or of another shape than the preset's.
+        """
+        from clipspm.train_heads.heads.reference import head_from_reference
+
+        return head_from_reference(cls, state_dict, load_preset(preset, **overrides))
+
+    def to_reference_state(self) -> dict[str, Tensor]:
+        """The parameters under the names of the authors' checkpoints; inverse of :meth:`from_reference`."""
+        from clipspm.train_heads.heads.reference import to_reference
+
+        return to_reference(self, {name: p.detach() for name, p in self.named_parameters()})
+
+    @property
+    def trainable(self) -> bool:
+        c = self.config
+        learns = (
+            c.hsmr
+            or c.spm
+            or c.padm
+            or c.learn_logit_scale
+            or c.fusion_in_training
+            or c.class_text_weight > 0
+        )
+        return learns and super().trainable
+
+    def tunable(self) -> dict[str, tuple[float, ...]]:
+        return {"fusion_b": FUSION_CANDIDATES} if self.config.text_fusion else {}
+
+    def score(self, episode: Episode) -> HeadOutput:
+        return self._run(episode).output
+
+    def trace(
+        self,
+        support: Tensor,
+        support_labels: Tensor,
+        query: Tensor,
+        text: Tensor,
+        protocol: Protocol = "inductive",
+        query_labels: Tensor | None = None,
+        **more: Any,
+    ) -> Trace:
+        """The same call, returning every intermediate with the leading E (1 where the call has none)."""
+        return self._run(
+            self.prepared(Episode(support, support_labels, query, text, protocol, query_labels, **more))
+        )
+
+    def episode_loss(self, output: HeadOutput, query_labels: Tensor) -> Tensor:
+        """[E]: cross-entropy summed over queries / 16, plus ``loss_weight`` times the three named terms.
+
+        ``class_text``, a mean over videos, counts on the scale of the cross-entropy (times Q / 16).
+        """
+        loss = super().episode_loss(output, query_labels)
+        terms = output.losses
+        if terms:
+            motion = self.w_motion * terms["motion"] if self.config.hsmr else terms["motion"]
+            loss = loss + self.config.loss_weight * (motion + terms["text"] + terms["consistency"])
+        if "class_text" in terms:
+            share = query_labels.shape[-1] / EPISODES_PER_STEP
+            loss = loss + self.config.class_text_weight * share * terms["class_text"]
+        return loss
+
+    # How a call goes: which terms are wanted decides which passes through SF there are; passes that do not
+    # wait for one another are one batched call; the matching and the losses read what came out.
+
+    def _run(self, ep: Episode) -> Trace:
+        c, s = self.config, ep.support.shape[1]
+        raw = ep.videos
+        t = Trace(raw, raw)
+        losses = self.training or ep.query_labels is not None
+        classify = losses and c.class_text_weight > 0 and ep.base is not None
+        consistent = losses and c.spm and c.consistency and ep.query_labels is not None
+        text_inputs = {self._available(c.text_input)} if c.text_fusion else set()
+        text_inputs |= {self._available(c.class_text_input)} if classify else set()
+        feeds = c.hsmr and c.matching_input == "refined"
+
+        passes: dict[str, tuple[Tensor, Tensor]] = {}
+        gated = self.fusion.gate_frames(raw) if c.hsmr or c.spm else raw
+        if c.hsmr and (losses or feeds or "refined" in text_inputs):
+            t.shallow = self._shallow_motion(ep, raw)
+            passes["motion"] = gated, t.shallow
+            if feeds:  # the rest waits for it
+                ((t.refined, t.motion_token),) = self.fusion(passes.pop("motion"))
+        t.frames = self._matching_frames(raw, t.refined)
+
+        if c.spm:
+            if t.frames is not raw:
+                gated = self.fusion.gate_frames(t.frames)
+            t.prompt = self.prompts(raw, ep.text)
+            passes["support as known"] = gated[:, :s], ep.text_of(ep.support_labels)
+            passes["query as unknown"] = gated[:, s:], t.prompt[:, s:]
+            if consistent or ("modulated" in text_inputs and classify):
+                passes["support as unknown"] = gated[:, :s], t.prompt[:, :s]
+            if consistent and ep.query_labels is not None:
+                passes["query as known"] = gated[:, s:], ep.text_of(ep.query_labels)
+        fused = dict(zip(passes, self.fusion(*passes.values()), strict=True)) if passes else {}
+
+        if "motion" in fused:
+            t.refined, t.motion_token = fused["motion"]
+        t.support, t.query = t.frames[:, :s], t.frames[:, s:]
+        if c.spm:
+            t.support, t.support_token = fused["support as known"]
+            t.query, t.query_token = fused["query as unknown"]
+        logits = self._match(ep, t)
+        if c.text_fusion and (c.fusion_in_training or not self.training):
+            seen = self._text_frames(c.text_input, t)[:, -ep.query.shape[1] :]
+            logits = fuse(logits, self._text_logits(seen, ep.text), self.fusion_b)
+        terms = self._terms(ep, t, fused, consistent=consistent) if losses else {}
+        if classify:
+            terms["class_text"] = self._class_text(ep, t, fused)
+        t.output = HeadOutput(logits, terms)
+        return t
+
+    def _shallow_motion(self, ep: Episode, raw: Tensor) -> Tensor:
+        if self.shallow_layer is None:
+            shallow: Tensor = self.motion(raw)
+            return shallow
+        if ep.support_shallow is None or ep.query_shallow is None:
+            raise ValueError(
+                f"support_shallow, query_shallow: found None; needed layer {self.shallow_layer!r}"
+            )
+        lifted: Tensor = self.lift(torch.cat([ep.support_shallow, ep.query_shallow], dim=1))
+        return self.motion(lifted)
+
+    def _matching_frames(self, raw: Tensor, refined: Tensor | None) -> Tensor:
+        """What SPM, PADM and the matching see, [E, N, T, D] (T-1 for differences)."""
+        c = self.config
+        frames = raw
+        if refined is not None and c.matching_input == "refined":
+            frames = refined
+        elif c.hsmr and c.matching_input == "centered":
+            frames = raw - raw.mean(dim=2, keepdim=True)
+        elif c.hsmr and c.matching_input == "difference":
+            frames = raw[:, :, 1:] - raw[:, :, :-1]
+        if c.position and (c.spm or c.padm):
+            frames = frames + 0.1 * sinusoidal_positions(frames.shape[2], self.dim, frames)
+        return frames
+
+    def _match(self, ep: Episode, t: Trace) -> Tensor:
+        """``-(0.5*D1 + D2 + D3)`` with the logit scale, [E, Q, C]."""
+        assert t.support is not None
+        assert t.query is not None
+        t.d1 = self.match(ep.class_mean(t.support), t.query)
+        distance = 0.5 * t.d1
+        if self.config.padm:
+            t.padm = self.padm(ep, t.support, t.query)
+            t.d2, t.d3 = distances(ep, t.padm, self.match)
+            distance = distance + t.d2 + t.d3
+        if self.config.learn_logit_scale:
+            return -distance * self.log_logit_scale.exp()
+        return -distance * self.config.logit_scale
+
+    def _terms(
+        self, ep: Episode, t: Trace, fused: Mapping[str, tuple[Tensor, Tensor]], *, consistent: bool
+    ) -> dict[str, Tensor]:
+        c, s = self.config, ep.support.shape[1]
+        zero = t.frames.new_zeros(t.frames.shape[0])
+        terms = {"motion": zero, "text": zero, "consistency": zero}
+        if t.refined is not None and t.motion_token is not None:
+            t.deep = self.motion(t.refined)
+            terms["motion"] = motion_consistency(t.deep, t.motion_token, s)
+        if consistent:
+            assert t.prompt is not None
+            assert ep.query_labels is not None
+            prompt = t.prompt
+            supports, queries = (
+                Branches(ep.text_of(labels), p, fused[f"{who} as known"], fused[f"{who} as unknown"])
+                for who, labels, p in (
+                    ("support", ep.support_labels, prompt[:, :s]),
+                    ("query", ep.query_labels, prompt[:, s:]),
+                )
+            )
+            terms["text"] = text_consistency(queries, supports, c.w_text)
+            terms["consistency"] = fusion_consistency(queries, supports, c.w_c)
+        return terms
+
+    # Text scores.
+
+    def _available(self, wanted: TextInput) -> TextInput:
+        """``wanted``, or what stands in for it when its module is off."""
+        if wanted == "modulated" and not self.config.spm:
+            wanted = "refined"
+        return "raw" if wanted == "refined" and not self.config.hsmr else wanted
+
+    def _text_frames(self, wanted: TextInput, t: Trace) -> Tensor:
+        """Frames that meet the texts, [E, N, T, D]; only the queries' where those are modulated."""
+        source = self._available(wanted)
+        frames = {"raw": t.raw, "refined": t.refined, "modulated": t.query}[source]
+        assert frames is not None
+        return frames
+
+    def _text_logits(self, frames: Tensor, text: Tensor) -> Tensor:
+        """Scaled cosine of mean frames [E, N, T, D] with ``text`` [E, C, D] or [B, D], [E, N, C]."""
+        return text_cosine(frames, text) * (self.config.text_scale * self.scale)
+
+    def _class_text(self, ep: Episode, t: Trace, fused: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Mean over videos of the cross-entropy against all base classes, [E]."""
+        assert ep.base is not None
+        frames = self._text_frames(self.config.class_text_input, t)
+        if (
+            self._available(self.config.class_text_input) == "modulated"
+        ):  # supports without their class's text
+            frames = torch.cat([fused["support as unknown"][0], frames], dim=1)
+        labels = torch.cat([ep.base.support, ep.base.query], dim=1)
+        return cross_entropy(self._text_logits(frames, ep.base.text), labels).mean(1)

@@ -1,0 +1,136 @@
+"""The numbers and switches of CLIP-SPM, and the presets that the authors' settings come as."""
+
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, get_args
+
+import yaml
+
+from clipspm.train_heads.heads.matching import MATCHERS
+from clipspm.train_heads.heads.spm import Prompt
+
+MatchingInput = Literal["raw", "centered", "refined", "difference"]
+TextInput = Literal["raw", "refined", "modulated"]
+
+PRESETS = ("hmdb51", "ucf101", "kinetics100", "ssv2-full", "ssv2-small")
+_ALIASES = {"kinetics": "kinetics100"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPSPMConfig:
+    """Defaults are the released code's behaviour with its HMDB51 numbers (the ``official`` recipe)."""
+
+    # The three modules. What a dropped one leaves: without PADM the logits are -0.5*D1; without SPM, D1 and
+    # PADM see the frames themselves; without HSMR there is no motion term and ``matching_input`` is raw.
+    hsmr: bool = True
+    spm: bool = True
+    padm: bool = True
+
+    # Table of presets.
+    rho_v: float = 0.5  #: hidden width of the frames' gate over D
+    rho_t: float = 1.5  #: hidden width of the prompt's gate over D
+    slope: float = 0.0025  #: LeakyReLU's
+    alpha: float = 0.2  #: weight of the gated prompt in the fused frames
+    w_c: float = 0.54  #: queries' share of L_consist
+    w_text: float = 0.07  #: queries' share of L_text, of 0.5
+    w_motion: float = 1.0  #: start of the learnable weight of L_motion
+
+    heads: int = 8
+    head_width: int = 256
+    ffn_width: int = 2048
+    dropout: float = 0.2  #: after the attention's output projection
+    ffn_dropout: float = 0.05  #: twice in each feed-forward network
+    smoothing: float = 0.5  #: lambda of OTAM's soft minimum
+    loss_weight: float = 0.001  #: of w_motion * L_motion + L_text + L_consist
+
+    consistency: bool = False  #: L_text and L_consist, as in the paper; the released code has them off
+
+    # Variants.
+    prompt: Prompt = "scalar"  #: a query's prompt from the mean of all its values, or from its mean frame
+    shallow_layer: str | None = None  #: cached layer that the shallow motion comes from, instead of the last
+    shallow_dim: int | None = None  #: its width
+    matching_input: MatchingInput = "raw"  #: with HSMR, what SPM, PADM and the matching see of a video
+    matcher: str = "otam"  #: "otam", "bimhm" or "mean-cosine"
+    position: bool = False  #: sinusoidal positions (times 0.1) on the frames before SPM and PADM
+    logit_scale: float = 1.0  #: factor of the matching logits
+    learn_logit_scale: bool = False  #: learn its logarithm
+
+    # Text scores. Where a module that ``*_input`` names is off: "modulated" -> "refined" -> "raw".
+    text_scale: float = 100.0  #: factor of a cosine with a class text (times the learnable ``scale``)
+    class_text_weight: float = 0.0  #: of the cross-entropy against all base-class texts
+    class_text_input: TextInput = "modulated"  #: whose mean frame it classifies; "raw" trains ``scale`` only
+    text_fusion: bool = False  #: logits = b*log p_text + (1-b)*log p_match, b the buffer ``fusion_b``
+    fusion_b: float = 0.5  #: start of b; chosen on validation classes
+    fusion_in_training: bool = False  #: fuse in training too, not only when scoring
+    text_input: TextInput = "raw"  #: whose mean frame gives p_text
+
+    def __post_init__(self) -> None:
+        choices = {
+            "prompt": get_args(Prompt),
+            "matching_input": get_args(MatchingInput),
+            "matcher": tuple(MATCHERS),
+            "class_text_input": get_args(TextInput),
+            "text_input": get_args(TextInput),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: found {getattr(self, name)!r}; needed one of {', '.join(allowed)}")
+        ranges: dict[str, tuple[float, float]] = {
+            "w_c": (0, 1),
+            "w_text": (0, 0.5),
+            "dropout": (0, 1),
+            "ffn_dropout": (0, 1),
+            "fusion_b": (0, 1),
+            "class_text_weight": (0, float("inf")),
+            "loss_weight": (0, float("inf")),
+        }
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: found {getattr(self, name)}; needed {low} to {high}")
+        for name in (
+            "rho_v", "rho_t", "heads", "head_width", "ffn_width", "smoothing", "text_scale", "logit_scale"
+        ):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}; needed a positive number")
+        if (self.shallow_layer is None) != (self.shallow_dim is None):
+            raise ValueError(
+                f"shallow_layer={self.shallow_layer!r} contradicts shallow_dim={self.shallow_dim!r}: "
+                "needed both or neither"
+            )
+        if self.fusion_in_training and not self.text_fusion:
+            raise ValueError("fusion_in_training=True contradicts text_fusion=False: needed text_fusion=True")
+        if self.class_text_input == "raw" and self.class_text_weight and (self.hsmr or self.spm):
+            raise ValueError(
+                f"class_text_input='raw' contradicts class_text_weight={self.class_text_weight}: raw frames "
+                "are frozen, nothing but the scale would learn; needed 'modulated' or 'refined'"
+            )
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The fields, in order."""
+        return tuple(f.name for f in fields(cls))
+
+
+@cache
+def _preset_values(name: str) -> dict[str, Any]:
+    name = _ALIASES.get(name, name)
+    if name not in PRESETS:
+        raise ValueError(f"preset: found {name!r}; needed one of {', '.join(PRESETS)}")
+    path = files("clipspm.train_heads") / "presets" / f"{name}.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(values, dict)
+    return values
+
+
+def load_preset(name: str, **overrides: Any) -> CLIPSPMConfig:
+    """The configuration of the authors' preset ``name`` with ``overrides``.
+
+    ValueError lists the presets, or the fields where an override is none.
+    """
+    unknown = [key for key in overrides if key not in CLIPSPMConfig.names()]
+    if unknown:
+        raise ValueError(
+            f"config of clip-spm: found {unknown[0]!r}; needed one of {', '.join(CLIPSPMConfig.names())}"
+        )
+    return CLIPSPMConfig(**(_preset_values(name) | overrides))

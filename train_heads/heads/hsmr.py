@@ -1,0 +1,54 @@
+"""Hierarchical Synergistic Motion Refinement (arXiv 2512.19036): motion features and their consistency."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MotionFeatures(nn.Module):
+    """Motion of a video from how filtered frames differ from their neighbours, [..., T, D] -> [..., D].
+
+    ``Phi`` is two convolutions over time (kernel 3, zero padding 1) with nothing between them, and
+    ``m = mean over the T-1 steps of 0.5*((Phi(v)[1:] - v[:-1]) + (Phi(v)[:-1] - v[1:]))``. All of it is
+    linear
+    in ``v``, so the mean over time comes first: nine weighted sums of frames instead of T filtered frames.
+    ``conv1`` and ``conv2`` hold each filter as one matrix [D, 3*D], taps before channels.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Linear(3 * dim, dim)
+        self.conv2 = nn.Linear(3 * dim, dim)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """[..., T, D] with T >= 2 -> [..., D]."""
+        ends, middle, inner = _mean_weights(v.shape[-2], v)
+        sums = torch.cat([inner, ends.unsqueeze(0)]) @ v
+        # [..., 9, D] -> for each tap of conv2, its three taps of conv1
+        hidden = nn.functional.linear(sums[..., :9, :].unflatten(-2, (3, 3)).flatten(-2), self.conv1.weight)
+        hidden = hidden + middle.sum(-1, keepdim=True) * self.conv1.bias
+        filtered: Tensor = self.conv2(hidden.flatten(-2))
+        return filtered - sums[..., 9, :]
+
+
+def _mean_weights(frames: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights of the mean [T]; of it behind conv2's taps [3, T]; behind both convolutions' taps [9, T]."""
+    ends = like.new_full((frames,), 1 / (frames - 1))
+    ends[0] = ends[-1] = 0.5 / (frames - 1)
+    middle = _shifted(ends)
+    return ends, middle, torch.cat([_shifted(row) for row in middle])
+
+
+def _shifted(weights: Tensor) -> Tensor:
+    """[3, T]: the weights of h_u in ``sum_t weights_t * h_{t+k-1}``, k = 0, 1, 2, with h zero outside."""
+    padded = nn.functional.pad(weights, (1, 1))
+    frames = weights.shape[0]
+    return torch.stack([padded[2 - k : 2 - k + frames] for k in range(3)])
+
+
+def motion_consistency(deep: Tensor, token: Tensor, supports: int) -> Tensor:
+    """``L_motion`` [E] of deep motion and fused tokens [E, S+Q, D], supports first.
+
+    Mean over queries of the squared distance, plus the same over supports.
+    """
+    gap = (deep - token).square().sum(-1)
+    return gap[:, :supports].mean(1) + gap[:, supports:].mean(1)
