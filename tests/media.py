@@ -1,0 +1,121 @@
+"""Real video files and tiny encoders, made on the spot."""
+
+import json
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+
+def numbered_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Frames that can be told apart: a bright bar moves, and brightness follows the index."""
+    frames = np.zeros((count, height, width, 3), np.uint8)
+    for i in range(count):
+        frames[i] = (i * 5) % 200
+        left = (i * 3) % (width - 8)
+        frames[i, :, left : left + 8] = (250, 40, 10)
+    frames[:, : height // 3, : width // 3] = (10, 240, 30)  # a mark at the top left
+    return frames
+
+
+def write_video(
+    path: Path,
+    frames: np.ndarray,
+    *,
+    codec: str = "libx264",
+    fps: int = 25,
+    options: dict[str, str] | None = None,
+    pts: list[int] | None = None,
+) -> Path:
+    """Encode uint8 [T, H, W, 3]; ``pts`` (in 1/1000 s) makes the frame rate vary."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        stream.codec_context.thread_count = 1
+        if pts is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for i, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if pts is not None:
+                frame.pts, frame.time_base = pts[i], Fraction(1, 1000)
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+def sequential(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Every frame in decoding order and its time in seconds: the plain reference."""
+    with av.open(str(path), metadata_errors="replace") as container:
+        frames = list(container.decode(video=0))
+        images = np.stack([f.to_ndarray(format="rgb24") for f in frames])
+        return images, np.array([np.nan if f.time is None else f.time for f in frames])
+
+
+def rotate_mp4(path: Path, degrees_clockwise: int) -> None:
+    """Write a display rotation into an MP4's track header, as phones do."""
+    matrices = {
+        90: (0, 1, 0, -1, 0, 0, 0, 0, 1),
+        180: (-1, 0, 0, 0, -1, 0, 0, 0, 1),
+        270: (0, -1, 0, 1, 0, 0, 0, 0, 1),
+    }
+    data = bytearray(path.read_bytes())
+    header = data.index(b"tkhd")
+    long_form = data[header + 4] == 1
+    start = header + 4 + (52 if long_form else 40)
+    scale = (1 << 16, 1 << 16, 1 << 30) * 3
+    values = [v * s for v, s in zip(matrices[degrees_clockwise], scale, strict=True)]
+    data[start : start + 36] = struct.pack(">9i", *values)
+    path.write_bytes(bytes(data))
+
+
+def cut_without_decoding(source: Path, target: Path, first: int) -> Path:
+    """Copy the packets behind a starting frame that is no keyframe: the MP4 gets an edit list."""
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        stream = reader.streams.video[0]
+        out = writer.add_stream_from_template(stream)
+        packets = [p for p in reader.demux(stream) if p.size]
+        start = sorted(p.pts for p in packets)[first]
+        for packet in packets:
+            packet.pts -= start
+            packet.dts -= start
+            packet.stream = out
+            writer.mux(packet)
+    return target
+
+
+TINY_CONFIG = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def register_architecture(folder: Path, name: str, config: dict) -> str:
+    """Make an architecture known to open_clip under ``name``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    return name
+
+
+def tiny_local_dir(folder: Path, config: dict = TINY_CONFIG, seed: int = 0) -> str:
+    """A tiny random encoder as an open_clip ``local-dir:``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = register_architecture(folder / "arch", f"tiny-{folder.name}", config)
+    torch.manual_seed(seed)
+    model = open_clip.create_model(name)
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(state, str(folder / "open_clip_model.safetensors"))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}})
+    )
+    return f"local-dir:{folder}"

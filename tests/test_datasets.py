@@ -1,0 +1,174 @@
+"""What is indexed: the published classes, folders as people have them, splits without leaks."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipspm.cache.errors import ClipspmError
+from clipspm.extract.datasets import BENCHMARKS, benchmark, index_dataset, read_splits
+
+PUBLISHED = {
+    "hmdb51": ((31, 10, 10), (4280, 1194, 1292)),
+    "ucf101": ((70, 10, 21), (9154, 1421, 2745)),
+    "kinetics100": ((64, 12, 24), (6400, 1200, 2400)),
+    "ssv2-full": ((64, 12, 24), (77500, 1926, 2857)),
+    "ssv2-small": ((64, 12, 24), (6400, 1200, 2400)),
+}
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_published_counts(name: str) -> None:
+    classes = benchmark(name).classes
+    sizes = tuple(len(classes[s]) for s in ("train", "val", "test"))
+    videos = tuple(sum(n for _, _, n in classes[s]) for s in ("train", "val", "test"))
+    assert (sizes, videos) == PUBLISHED[name]
+    names = [c for rows in classes.values() for _, c, _ in rows]
+    assert len(set(names)) == len(names)
+    assert not any(ch in name for name in names for ch in "[]_")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_classes_equal_the_shared_splits(shared_dir: Path, name: str) -> None:
+    raw = json.loads((shared_dir / "splits" / f"{name}.json").read_text())["classes"]
+    for split, rows in benchmark(name).classes.items():
+        expected = [(r.get("folder") or r["list_id"], r["name"], r["videos"]) for r in raw[split]]
+        assert rows == expected
+
+
+def test_hmdb51_file_names_with_everything_in_them(tmp_path: Path) -> None:
+    hostile = "#20_Rhythm_(clap)_u_nm_np1_fr_goo_0 & more! [x]; +1.avi"
+    touch(tmp_path, f"brush_hair/{hostile}", "Draw_Sword/a.avi", "draw_sword/.hidden.avi", "wave/readme.txt")
+    index = index_dataset("hmdb51", tmp_path)
+    assert {(v.path, v.class_name, v.split) for v in index.plan.videos} >= {
+        (f"brush_hair/{hostile}", "brush hair", "train")
+    }
+    assert any("classes have no videos" in note for note in index.notes)
+
+
+@pytest.mark.parametrize("folder", ["HandstandPushups", "HandStandPushups", "handstand_pushups"])
+def test_ucf101_folders_in_any_case(tmp_path: Path, folder: str) -> None:
+    touch(tmp_path, f"{folder}/v_1.avi")
+    (video,) = index_dataset("ucf101", tmp_path).plan.videos
+    assert video.class_name == "Handstand Pushups"
+
+
+@pytest.mark.parametrize("folder", ["train24", "Pouring something into something"])
+def test_ssv2_folders_by_id_or_label(tmp_path: Path, folder: str) -> None:
+    touch(tmp_path, f"{folder}/1.webm")
+    (video,) = index_dataset("ssv2-small", tmp_path).plan.videos
+    assert (video.class_name, video.split) == ("Pouring something into something", "train")
+
+
+def test_folder_with_splits_above_and_frame_directories(tmp_path: Path) -> None:
+    touch(tmp_path, "train/wave_hand/a.mp4", "val/run/b.webm", "test/jump/clip1/0001.jpg", "test/jump/notes.txt")
+    index = index_dataset("folder", tmp_path)
+    assert [(v.id, v.class_name, v.split) for v in index.plan.videos] == [
+        ("train/wave_hand/a", "wave hand", "train"),
+        ("val/run/b", "run", "val"),
+        ("test/jump/clip1", "jump", "test"),
+    ]
+
+
+@pytest.mark.parametrize("form", ["json", "toml"])
+def test_splits_file(tmp_path: Path, form: str) -> None:
+    touch(tmp_path / "v", "a/1.mp4", "b/1.mp4", "c/1.mp4", "d/1.mp4")
+    splits = {"train": ["a", "B"], "val": ["c"]}
+    text = json.dumps(splits) if form == "json" else 'train = ["a", "B"]\nval = ["c"]\n'
+    path = tmp_path / f"s.{form}"
+    path.write_text(text)
+    index = index_dataset("folder", tmp_path / "v", path)
+    assert index.plan.class_splits == {"a": "train", "b": "train", "c": "val", "d": "none"}
+    assert index.plan.class_names == ("a", "b", "c", "d")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"train": ["nope"]}', "'nope' has no videos"),
+        ('{"train": ["a"], "test": ["a"]}', "'a' is in both 'train' and 'test'"),
+        ('{"training": ["a"]}', "unknown split 'training'"),
+        ('{"train": "a"}', "must be a list"),
+        ("{", "neither valid JSON nor TOML"),
+        ("[]", "must hold"),
+    ],
+)
+def test_wrong_splits_files(tmp_path: Path, content: str, message: str) -> None:
+    touch(tmp_path / "v", "a/1.mp4", "b/1.mp4")
+    path = tmp_path / "s.json"
+    path.write_text(content)
+    with pytest.raises(ClipspmError, match=message) as caught:
+        index_dataset("folder", tmp_path / "v", path)
+    assert "\n" not in str(caught.value)
+
+
+def test_manifest(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text('path,class,split\n"x/a,1.mp4",wave,train\ny.mp4,run,test\n')
+    index = index_dataset("manifest", tmp_path / "m.csv")
+    assert [(v.path, v.class_name, v.split) for v in index.plan.videos] == [
+        ("x/a,1.mp4", "wave", "train"),
+        ("y.mp4", "run", "test"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,class\na,b\n", "lacks the column 'split'"),
+        ("path,class,split\na,b,dev\n", "line 2: split 'dev'"),
+        ("path,class,split\na,b,train\nc,b,test\n", "'b' is in both 'train' and 'test'"),
+        ("path,class,split\na.mp4,b,train\na.mp4,b,train\n", "listed twice"),
+        ("path,class,split\n", "lists no videos"),
+    ],
+)
+def test_wrong_manifests(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(ClipspmError, match=message):
+        index_dataset("manifest", tmp_path / "m.csv")
+
+
+def test_where_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPSPM_DATA", "elsewhere")
+    with pytest.raises(ClipspmError) as caught:
+        index_dataset("hmdb51")
+    for part in ("elsewhere/hmdb51", "data/hmdb51", "one folder per class", "https://", "--videos"):
+        assert part in str(caught.value)
+    touch(tmp_path, "data/hmdb51/wave/a.avi")
+    assert len(index_dataset("hmdb51").plan.videos) == 1
+    touch(tmp_path, "elsewhere/hmdb51/wave/a.avi", "elsewhere/hmdb51/wave/b.avi")
+    assert len(index_dataset("hmdb51").plan.videos) == 2
+
+
+names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(stems=st.lists(names, min_size=1, max_size=8, unique_by=str.casefold), data=st.data())
+def test_any_file_name_is_indexed_once_whatever_the_order(tmp_path_factory, stems, data) -> None:  # type: ignore[no-untyped-def]
+    plans = []
+    for order in (stems, data.draw(st.permutations(stems))):
+        root = tmp_path_factory.mktemp("any")
+        touch(root, *(f"wave/v{stem}.mp4" for stem in order))
+        plans.append(index_dataset("folder", root).plan)
+    assert plans[0] == plans[1]
+    assert sorted(v.path for v in plans[0].videos) == sorted(f"wave/v{stem}.mp4" for stem in stems)
+    assert len({v.id for v in plans[0].videos}) == len(stems)
+
+
+def test_equal_stems_keep_apart(tmp_path: Path) -> None:
+    touch(tmp_path, "wave/a.mp4", "wave/a.avi")
+    assert sorted(v.id for v in index_dataset("folder", tmp_path).plan.videos) == ["wave/a.avi", "wave/a.mp4"]
+
+
+def test_read_splits_of_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ClipspmError, match="cannot read the splits file"):
+        read_splits(tmp_path / "none.json")
