@@ -1,0 +1,257 @@
+"""What happens in a demo clip: families of actions, each in two directions of time.
+
+A clip of a family's second class is the frames of a draw of its first class in reverse order. The set
+of a clip's frames therefore has the same distribution in both, easing and pauses included, and only
+their order tells the two apart. Everything else (shapes, colours, background, bystanders, size, speed,
+start, easing, pauses) is drawn the same way in every family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .shapes import KINDS, SIDE, Backdrop, Bar, Floats, Thing, hsv, paint, paint_bar, to_uint8
+
+FRAMES = 24
+"""Frames of a clip: a multiple of 8 and of 3, so the middles of 8 equal segments mirror onto themselves."""
+
+FPS = 12
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything of a clip that its action does not decide, and the action's clock."""
+
+    rng: np.random.Generator
+    clock: Floats
+    """Progress of the action from 0 to 1, with its easing and pauses.  [FRAMES]"""
+    thing: Thing
+    """The shape that acts, at its place before the action moves it."""
+    other: Thing | None
+    """A bystander."""
+    bar: Bar | None
+    """A bar behind the shapes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """What the camera sees: things back to front, a bar in front of them or behind, the light."""
+
+    things: tuple[Thing, ...]
+    bar: Bar | None = None
+    bar_in_front: bool = False
+    light: Floats | float = 1.0
+
+
+def _clock(rng: np.random.Generator) -> Floats:
+    """Progress 0..1 per frame: late start, early end, random easing, sometimes a pause in the middle."""
+    time = np.linspace(0, 1, FRAMES)
+    begin, end = rng.uniform(0, 0.15), 1 - rng.uniform(0, 0.15)
+    phase = np.clip((time - begin) / (end - begin), 0, 1)
+    if rng.random() < 0.3:
+        hold, width = rng.uniform(0.3, 0.7), rng.uniform(0.08, 0.2)
+        moving = phase * (1 + width)
+        phase = np.where(moving < hold, moving, np.where(moving < hold + width, hold, moving - width))
+    power = float(np.exp(rng.uniform(-0.45, 0.45)))
+    smooth = rng.uniform(0, 1)
+    eased = (1 - smooth) * phase + smooth * phase * phase * (3 - 2 * phase)
+    return np.clip(eased, 0, 1).astype(np.float32) ** np.float32(power)
+
+
+def _colour(rng: np.random.Generator) -> Floats:
+    return hsv(rng.random(), rng.uniform(0.65, 1.0), rng.uniform(0.7, 1.0))
+
+
+def _thing(rng: np.random.Generator) -> Thing:
+    return Thing(
+        kind=str(rng.choice(KINDS)),
+        x=rng.uniform(0.34, 0.66),
+        y=rng.uniform(0.34, 0.66),
+        size=rng.uniform(0.10, 0.17),
+        angle=rng.uniform(0, 2 * np.pi),
+        colour=_colour(rng),
+    )
+
+
+def _bystander(rng: np.random.Generator) -> Thing:
+    turn, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.4)
+    return replace(
+        _thing(rng), x=0.5 + far * np.cos(turn), y=0.5 + far * np.sin(turn), size=rng.uniform(0.05, 0.1)
+    )
+
+
+def _bar(rng: np.random.Generator) -> Bar:
+    return Bar(
+        centre=rng.uniform(0.3, 0.7),
+        half_width=rng.uniform(0.1, 0.18),
+        upright=bool(rng.random() < 0.5),
+        colour=hsv(rng.random(), rng.uniform(0, 0.25), rng.uniform(0.3, 0.7)),
+    )
+
+
+def _between(clock: Floats, start: float, stop: float) -> Floats:
+    return np.float32(start) + np.float32(stop - start) * clock
+
+
+def _travel(scene: Scene, direction: float) -> Shot:
+    """Cross the frame along ``direction`` (radians, 0 to the right, clockwise), give or take some degrees."""
+    rng = scene.rng
+    heading = direction + rng.uniform(-0.15, 0.15)
+    length = rng.uniform(0.3, 0.5)
+    step = _between(scene.clock, -length / 2, length / 2)
+    middle_x, middle_y = rng.uniform(0.42, 0.58, 2)
+    along_x, along_y = abs(np.cos(heading)), abs(np.sin(heading))
+    # the middle is free across the path and held near the centre along it
+    x = middle_x * along_x + scene.thing.x * (1 - along_x)
+    y = middle_y * along_y + scene.thing.y * (1 - along_y)
+    return Shot(things=(replace(scene.thing, x=x + step * np.cos(heading), y=y + step * np.sin(heading)),))
+
+
+def _glide(scene: Scene) -> Shot:
+    return _travel(scene, 0.0)
+
+
+def _sink(scene: Scene) -> Shot:
+    return _travel(scene, np.pi / 2)
+
+
+def _drift(scene: Scene) -> Shot:
+    return _travel(scene, -np.pi / 4)
+
+
+def _swell(scene: Scene) -> Shot:
+    small, large = np.log(scene.rng.uniform(0.06, 0.09)), np.log(scene.rng.uniform(0.2, 0.27))
+    return Shot(things=(replace(scene.thing, size=np.exp(_between(scene.clock, small, large))),))
+
+
+def _spin(scene: Scene) -> Shot:
+    sweep = np.deg2rad(scene.rng.uniform(60, 120))
+    size = scene.thing.size + 0.03
+    return Shot(things=(replace(scene.thing, size=size, angle=scene.thing.angle + sweep * scene.clock),))
+
+
+def _orbit(scene: Scene) -> Shot:
+    rng = scene.rng
+    radius, begin = rng.uniform(0.18, 0.26), rng.uniform(0, 2 * np.pi)
+    turn = begin + np.deg2rad(rng.uniform(150, 290)) * scene.clock
+    middle_x, middle_y = rng.uniform(0.46, 0.54, 2)
+    x, y = middle_x + radius * np.cos(turn), middle_y + radius * np.sin(turn)
+    return Shot(things=(replace(scene.thing, x=x, y=y),))
+
+
+def _meet(scene: Scene) -> Shot:
+    rng = scene.rng
+    axis = rng.uniform(0, 2 * np.pi)
+    partner = _thing(rng)
+    near = (scene.thing.size + partner.size) * 0.42
+    gap = _between(scene.clock, rng.uniform(0.31, 0.38), near)
+    x, y = 0.5 + 0.5 * (scene.thing.x - 0.5), 0.5 + 0.5 * (scene.thing.y - 0.5)
+    one = replace(scene.thing, x=x + gap * np.cos(axis), y=y + gap * np.sin(axis))
+    two = replace(partner, x=x - gap * np.cos(axis), y=y - gap * np.sin(axis))
+    return Shot(things=(one, two))
+
+
+def _fade(scene: Scene) -> Shot:
+    return Shot(things=(replace(scene.thing, alpha=_between(scene.clock, 0.04, 1.0)),))
+
+
+def _hide(scene: Scene) -> Shot:
+    rng = scene.rng
+    size = min(scene.thing.size, 0.14)
+    side = 1.0 if rng.random() < 0.5 else -1.0
+    centre = rng.uniform(0.42, 0.58) + side * 0.1
+    bar = replace(_bar(rng), centre=centre, half_width=size * 1.05)
+    along = centre - side * _between(scene.clock, rng.uniform(0.3, 0.4), 0.0)
+    place = {"x": along} if bar.upright else {"y": along}
+    thing = replace(scene.thing, size=size, **place)
+    return Shot(things=(thing,), bar=bar, bar_in_front=True)
+
+
+def _open(scene: Scene) -> Shot:
+    notch = np.deg2rad(_between(scene.clock, scene.rng.uniform(2, 8), scene.rng.uniform(60, 85)))
+    return Shot(things=(replace(scene.thing, size=scene.thing.size + 0.04, notch=notch),))
+
+
+def _bounce(scene: Scene) -> Shot:
+    """Drop under gravity, jump back to part of the height, and come to rest."""
+    rng = scene.rng
+    floor, height, back = rng.uniform(0.72, 0.8), rng.uniform(0.42, 0.55), rng.uniform(0.25, 0.45)
+    time = scene.clock * np.float32(1 + 2 * np.sqrt(back))  # in units of the first drop
+    again = (time - 1) / np.float32(2 * np.sqrt(back))  # 0..1 over the jump
+    lift = np.where(time < 1, 1 - time * time, 4 * back * again * (1 - again))
+    x = scene.thing.x + _between(scene.clock, -0.5, 0.5) * rng.uniform(-0.15, 0.15)
+    return Shot(things=(replace(scene.thing, x=x, y=floor - height * np.maximum(lift, 0)),))
+
+
+def _cool(scene: Scene) -> Shot:
+    rng = scene.rng
+    hue = _between(scene.clock, rng.uniform(0.0, 0.1), rng.uniform(0.55, 0.68))
+    return Shot(
+        things=(replace(scene.thing, colour=hsv(hue, rng.uniform(0.75, 1.0), rng.uniform(0.8, 1.0))),)
+    )
+
+
+def _stretch(scene: Scene) -> Shot:
+    aspect = _between(scene.clock, -scene.rng.uniform(0.7, 1.1), scene.rng.uniform(0.7, 1.1))
+    return Shot(things=(replace(scene.thing, aspect=aspect),))
+
+
+def _dawn(scene: Scene) -> Shot:
+    return Shot(things=(scene.thing,), light=_between(scene.clock, scene.rng.uniform(0.2, 0.35), 1.0))
+
+
+_FAMILIES: dict[tuple[str, str], Callable[[Scene], Shot]] = {
+    ("eastbound_glide", "westbound_glide"): _glide,
+    ("sinking", "climbing"): _sink,
+    ("northeast_drift", "southwest_drift"): _drift,
+    ("swelling", "dwindling"): _swell,
+    ("clockwise_spin", "anticlockwise_spin"): _spin,
+    ("clockwise_orbit", "anticlockwise_orbit"): _orbit,
+    ("meeting", "parting"): _meet,
+    ("appearing", "vanishing"): _fade,
+    ("hiding", "emerging"): _hide,
+    ("opening", "closing"): _open,
+    ("bouncing_to_rest", "springing_aloft"): _bounce,
+    ("cooling", "heating"): _cool,
+    ("elongating", "squashing"): _stretch,
+    ("dawn", "nightfall"): _dawn,
+}
+
+PAIRS: tuple[tuple[str, str], ...] = tuple(_FAMILIES)
+"""The pairs of class folders; the second of each is the first with time reversed."""
+
+CLASSES: dict[str, str] = {folder: folder.replace("_", " ") for pair in PAIRS for folder in pair}
+"""Every class folder and its human-readable name, pair by pair."""
+
+_ACTIONS = {folder: (act, place == 1) for pair, act in _FAMILIES.items() for place, folder in enumerate(pair)}
+
+
+def draw_action(folder: str, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Frames of one clip of class ``folder``.  [FRAMES, SIDE, SIDE, 3]
+
+    The same ``rng`` state gives the two classes of a pair the same frames, in opposite orders.
+    """
+    act, backwards = _ACTIONS[folder]
+    backdrop = Backdrop.draw(rng)
+    scene = Scene(
+        rng=rng,
+        clock=_clock(rng),
+        thing=_thing(rng),
+        other=_bystander(rng) if rng.random() < 0.35 else None,
+        bar=_bar(rng) if rng.random() < 0.25 else None,
+    )
+    shot = act(scene)
+    canvas = np.repeat(backdrop.image(SIDE), FRAMES, axis=0)
+    bar = shot.bar if shot.bar is not None else scene.bar
+    if bar is not None and not shot.bar_in_front:
+        paint_bar(canvas, bar)
+    for thing in ((scene.other,) if scene.other is not None else ()) + shot.things:
+        paint(canvas, thing)
+    if bar is not None and shot.bar_in_front:
+        paint_bar(canvas, bar)
+    frames = to_uint8(canvas, shot.light)
+    return frames[::-1] if backwards else frames

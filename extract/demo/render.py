@@ -1,0 +1,77 @@
+"""Demo clips as H.264 files, one folder for each class."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from zlib import crc32
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from .actions import CLASSES, FPS, draw_action
+
+
+def draw_clip(folder: str, *, seed: int, index: int) -> NDArray[np.uint8]:
+    """The frames of clip ``index`` of class ``folder`` before encoding.  [FRAMES, SIDE, SIDE, 3]"""
+    return draw_action(folder, np.random.default_rng([seed, crc32(folder.encode()), index]))
+
+
+def write_mp4(path: Path, frames: NDArray[np.uint8], *, fps: int = FPS) -> None:
+    """Write ``frames`` ``[T, H, W, 3]`` (H and W even) as H.264 in an MP4 file.
+
+    The file appears under its name only once it is whole.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        with av.open(str(part), "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "12"})
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.thread_count = 1
+            for frame in frames:
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def render_demo(
+    root: Path,
+    *,
+    clips_per_class: int = 40,
+    seed: int = 0,
+    workers: int = 2,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Render the demo's videos as ``root/<class folder>/<clip>.mp4``.
+
+    What a clip shows depends on ``seed``, its class and its number alone. Files that exist are kept, so a
+    folder belongs to one seed and a second call only adds what is missing. ``classes`` are folders of
+    :data:`CLASSES` (default: all). Raises ``ValueError`` for a folder that is not one of them.
+    """
+    wanted = list(CLASSES) if classes is None else list(classes)
+    unknown = [folder for folder in wanted if folder not in CLASSES]
+    if unknown:
+        raise ValueError(f"no demo class named {unknown[0]!r}; there are {', '.join(CLASSES)}")
+    jobs = []
+    for folder in wanted:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for index in range(clips_per_class):
+            path = root / folder / f"{folder}_{index:03d}.mp4"
+            if not path.exists():
+                jobs.append((path, folder, index))
+
+    def render(job: tuple[Path, str, int]) -> None:
+        path, folder, index = job
+        write_mp4(path, draw_clip(folder, seed=seed, index=index))
+
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        for _ in pool.map(render, jobs):  # raises what a job raised
+            pass

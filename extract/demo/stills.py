@@ -1,0 +1,302 @@
+"""Captioned stills for the tiny CLIP: where things are and what they look like, never what they do.
+
+A still is drawn with the primitives of :mod:`clipspm.extract.demo.shapes` and every attribute at random,
+on its own: no still comes from a clip. Stills come in groups that share everything but a few attributes,
+so telling the captions of a group apart takes position, size, turn or opacity, not the background.
+Shape letters: N stills, S pixels of a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .shapes import (
+    KINDS,
+    SIDE,
+    SYMMETRY,
+    Backdrop,
+    Thing,
+    bar_cover,
+    blend,
+    coverage,
+    hsv,
+    stack_backdrops,
+    to_uint8,
+)
+
+SIZES = ("minute", "tiny", "small", "medium", "big", "large", "huge")
+COLUMNS = ("far left", "left", "inner left", "middle", "inner right", "right", "far right")
+ROWS = ("highest", "high", "upper", "central", "lower", "low", "lowest")
+COLOURS = (
+    *(
+        "red",
+        "orange",
+        "yellow",
+        "lime",
+        "green",
+        "mint",
+        "cyan",
+        "azure",
+        "blue",
+        "violet",
+        "magenta",
+        "pink",
+    ),
+)
+OPACITIES = ("ghostly", "faint", "pale", "dense", "solid")
+ASPECTS = ("flat", "wide", "even", "tall", "slender")
+NOTCHES = ("slit", "narrow notch", "broad notch", "giant notch")
+LIGHTS = ("gloomy", "dim", "soft", "clear", "full")
+COVERED = ("beside", "slightly under", "half under", "mostly under")
+_PLAIN = (
+    "upright",
+    "level",
+    "grey",
+    "bar",
+    "tilted",
+    "and",
+    "with",
+    "dark",
+    "bright",
+    "backdrop",
+    "light",
+    "under",
+)
+
+
+def _words() -> tuple[str, ...]:
+    phrases = (
+        *SIZES,
+        *COLUMNS,
+        *ROWS,
+        *COLOURS,
+        *OPACITIES,
+        *ASPECTS,
+        *NOTCHES,
+        *LIGHTS,
+        *COVERED,
+        *KINDS,
+        *_PLAIN,
+    )
+    words = {word for phrase in phrases for word in phrase.split()}
+    return tuple(sorted(words, key=lambda word: (-len(word), word)))  # longest first: a regex takes the first
+
+
+WORDS: tuple[str, ...] = _words()
+"""The words that captions are made of (besides "a", "on", "at" and digits), one token each."""
+
+Draw = Callable[[np.random.Generator, int], NDArray[Any]]
+
+
+def _uniform(low: float, high: float) -> Draw:
+    return lambda rng, n: rng.uniform(low, high, n)
+
+
+def _sometimes(share: float, low: float, high: float, otherwise: float) -> Draw:
+    def draw(rng: np.random.Generator, n: int) -> NDArray[Any]:
+        return np.where(rng.random(n) < share, rng.uniform(low, high, n), otherwise)
+
+    return draw
+
+
+def _size(rng: np.random.Generator, n: int) -> NDArray[Any]:
+    return np.exp(rng.uniform(np.log(0.055), np.log(0.28), n))
+
+
+def _kind(rng: np.random.Generator, n: int) -> NDArray[Any]:
+    return rng.integers(len(KINDS), size=n)
+
+
+def _coin(share: float) -> Draw:
+    return lambda rng, n: (rng.random(n) < share).astype(np.float64)
+
+
+ATTRIBUTES: dict[str, Draw] = {
+    "kind": _kind,
+    "x": _uniform(0.1, 0.9),
+    "y": _uniform(0.1, 0.9),
+    "size": _size,
+    "angle": _uniform(0, 360),
+    "hue": _uniform(0, 1),
+    "alpha": _sometimes(0.35, 0.05, 1.0, 1.0),
+    "aspect": _sometimes(0.35, -1.1, 1.1, 0.0),
+    "notch": _sometimes(0.3, 2, 85, 0.0),
+    "light": _sometimes(0.35, 0.2, 1.0, 1.0),
+    "other": _coin(0.5),
+    "other_kind": _kind,
+    "other_x": _uniform(0.1, 0.9),
+    "other_y": _uniform(0.1, 0.9),
+    "other_size": _uniform(0.05, 0.17),
+    "other_angle": _uniform(0, 360),
+    "other_hue": _uniform(0, 1),
+    "bar": _coin(0.35),
+    "bar_front": _coin(0.6),
+    "bar_centre": _uniform(0.2, 0.8),
+    "bar_half": _uniform(0.09, 0.19),
+    "bar_upright": _coin(0.5),
+}
+"""How each attribute of a still is drawn; angles in degrees, lengths in sides."""
+
+_REDRAWN = {  # what may differ inside a group, and how often it does
+    "x": 0.5,
+    "y": 0.5,
+    "size": 0.35,
+    "angle": 0.4,
+    "hue": 0.2,
+    "alpha": 0.2,
+    "aspect": 0.2,
+    "notch": 0.25,
+    "light": 0.2,
+    "kind": 0.15,
+    "other_x": 0.3,
+    "other_y": 0.3,
+    "bar_centre": 0.2,
+}
+
+
+@dataclass(frozen=True)
+class Stills:
+    """A batch of stills and their captions."""
+
+    images: NDArray[np.uint8]
+    """[N, S, S, 3]"""
+    captions: list[str]
+    """One for each still."""
+
+
+def _bin(names: Sequence[str], value: float, low: float, high: float, rng: np.random.Generator) -> str:
+    """The name of the bin ``value`` falls in, blurred by half a bin so that names shade into each other."""
+    place = (value - low) / (high - low) * len(names) + rng.normal(0, 0.35)
+    return names[int(np.clip(np.floor(place), 0, len(names) - 1))]
+
+
+def _where(x: float, y: float, rng: np.random.Generator) -> str:
+    return f"{_bin(ROWS, y, 0.1, 0.9, rng)} {_bin(COLUMNS, x, 0.1, 0.9, rng)}"
+
+
+def _hue(hue: float, rng: np.random.Generator) -> str:
+    return COLOURS[round(hue * len(COLOURS) + rng.normal(0, 0.3)) % len(COLOURS)]
+
+
+def _caption(row: dict[str, Any], tone: float, covered: float, rng: np.random.Generator) -> str:
+    def keep(share: float = 0.9) -> bool:
+        return bool(rng.random() < share)
+
+    kind = KINDS[int(row["kind"])]
+    said: list[str] = []
+    if covered < 0.85:
+        said.append("a")
+        if keep():
+            said.append(
+                _bin(SIZES, float(np.log(row["size"])), float(np.log(0.055)), float(np.log(0.28)), rng)
+            )
+        if row["alpha"] < 1 or keep(0.15):
+            said.append(_bin(OPACITIES, row["alpha"], 0, 1, rng))
+        if row["aspect"] != 0 or keep(0.15):
+            said.append(_bin(ASPECTS, row["aspect"], -1.1, 1.1, rng))
+        if keep():
+            said.append(_hue(row["hue"], rng))
+        said.append(kind)
+        if keep():
+            turn = SYMMETRY[kind]
+            steps = turn // 18 if turn < 120 else turn // 20
+            step = round((row["angle"] % turn) / turn * steps + rng.normal(0, 0.25)) % steps
+            said.append(f"tilted {step * turn // steps}")
+        if keep(0.95):
+            said.append("at " + _where(row["x"], row["y"], rng))
+        if row["notch"] > 0:
+            said.append("with a " + _bin(NOTCHES, row["notch"], 0, 85, rng))
+    if row["bar"] > 0.5 and (keep(0.8) or covered >= 0.85):
+        if covered < 0.85:
+            said.append(_bin(COVERED, covered, 0, 0.85, rng) if row["bar_front"] > 0.5 else "on")
+        names = COLUMNS if row["bar_upright"] > 0.5 else ROWS
+        said.append(f"a {'upright' if row['bar_upright'] > 0.5 else 'level'} grey bar at")
+        said.append(_bin(names, row["bar_centre"], 0.1, 0.9, rng))
+    if row["other"] > 0.5 and keep(0.8):
+        colour, other = _hue(row["other_hue"], rng), KINDS[int(row["other_kind"])]
+        said.append(f"and a {colour} {other} at {_where(row['other_x'], row['other_y'], rng)}")
+    if keep(0.6):
+        said.append("dark backdrop" if tone < 0.45 else "bright backdrop")
+    if row["light"] < 1 or keep(0.2):
+        said.append(_bin(LIGHTS, row["light"], 0.15, 1.0, rng) + " light")
+    return " ".join(said)
+
+
+def _paint_all(canvas: NDArray[Any], drawn: NDArray[Any], columns: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    """Paint one shape on each still of ``drawn`` (indices), and return how it covers every still."""
+    covers = np.zeros(canvas.shape[:3], dtype=np.float32)
+    for index, kind in enumerate(KINDS):
+        rows = drawn[columns["kind"][drawn] == index]
+        if not len(rows):
+            continue
+        part = {name: values[rows] for name, values in columns.items() if name != "kind"}
+        thing = Thing(
+            kind=kind,
+            x=part["x"],
+            y=part["y"],
+            size=part["size"],
+            angle=np.deg2rad(part["angle"]),
+            aspect=part.get("aspect", 0.0),
+            notch=np.deg2rad(part.get("notch", np.zeros(1))),
+        )
+        cover = coverage(thing, len(rows), canvas.shape[1])
+        layer = canvas[rows]
+        colour = hsv(part["hue"], part["saturation"], part["value"])
+        blend(layer, cover, colour, part.get("alpha", 1.0))
+        canvas[rows], covers[rows] = layer, cover
+    return covers
+
+
+def draw_stills(rng: np.random.Generator, *, groups: int, variants: int) -> Stills:
+    """Draw ``groups * variants`` captioned stills; the variants of a group differ in a few attributes."""
+    count = groups * variants
+    columns = {name: np.repeat(draw(rng, groups), variants) for name, draw in ATTRIBUTES.items()}
+    first = np.arange(count) % variants == 0
+    for name, share in _REDRAWN.items():
+        fresh = (rng.random(count) < share) & ~first
+        columns[name] = np.where(fresh, ATTRIBUTES[name](rng, count), columns[name])
+    for name, low in (("saturation", 0.65), ("value", 0.7), ("other_saturation", 0.65), ("other_value", 0.7)):
+        columns[name] = np.repeat(rng.uniform(low, 1, groups), variants)
+
+    backdrops = [Backdrop.draw(rng) for _ in range(groups)]
+    canvas = np.repeat(stack_backdrops(backdrops, SIDE), variants, axis=0)
+    everyone, has_bar = np.arange(count), columns["bar"] > 0.5
+    greys = np.repeat(
+        hsv(rng.random(groups), rng.uniform(0, 0.25, groups), rng.uniform(0.3, 0.7, groups)), variants, 0
+    )
+
+    def paint_bars(rows: NDArray[Any]) -> NDArray[Any]:
+        cover = bar_cover(
+            len(rows),
+            SIDE,
+            centre=columns["bar_centre"][rows],
+            half_width=columns["bar_half"][rows],
+            upright=columns["bar_upright"][rows],
+        )
+        layer = canvas[rows]
+        blend(layer, cover, greys[rows], 1.0)
+        canvas[rows] = layer
+        return cover
+
+    in_front = has_bar & (columns["bar_front"] > 0.5)
+    if np.any(has_bar & ~in_front):
+        paint_bars(everyone[has_bar & ~in_front])
+    others = {name[len("other_") :]: values for name, values in columns.items() if name.startswith("other_")}
+    _paint_all(canvas, everyone[columns["other"] > 0.5], others)
+    cover = _paint_all(canvas, everyone, columns)
+    covered = np.zeros(count)
+    if np.any(in_front):
+        rows = everyone[in_front]
+        bars = paint_bars(rows)
+        covered[rows] = (cover[rows] * bars).sum((1, 2)) / np.maximum(cover[rows].sum((1, 2)), 1e-3)
+
+    captions = []
+    for i in range(count):
+        row = {name: values[i] for name, values in columns.items()}
+        captions.append(_caption(row, backdrops[i // variants].tone, float(covered[i]), rng))
+    return Stills(to_uint8(canvas, columns["light"]), captions)
