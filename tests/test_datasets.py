@@ -69,7 +69,9 @@ def test_ssv2_folders_by_id_or_label(tmp_path: Path, folder: str) -> None:
 
 
 def test_folder_with_splits_above_and_frame_directories(tmp_path: Path) -> None:
-    touch(tmp_path, "train/wave_hand/a.mp4", "val/run/b.webm", "test/jump/clip1/0001.jpg", "test/jump/notes.txt")
+    touch(
+        tmp_path, "train/wave_hand/a.mp4", "val/run/b.webm", "test/jump/clip1/0001.jpg", "test/jump/notes.txt"
+    )
     index = index_dataset("folder", tmp_path)
     assert [(v.id, v.class_name, v.split) for v in index.plan.videos] == [
         ("train/wave_hand/a", "wave hand", "train"),
@@ -148,7 +150,9 @@ def test_where_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(index_dataset("hmdb51").plan.videos) == 2
 
 
-names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+names = st.text(
+    st.characters(exclude_characters="/\0", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12
+)
 
 
 @settings(max_examples=40, deadline=None)
