@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
 from clipspm.cache.errors import ClipspmError
 from clipspm.cache.home import caches_dir
@@ -137,6 +138,38 @@ def list_caches(folder: Path | None = None) -> list[Path]:
 def _changed(path: Path) -> tuple[float, str]:
     files = [path / "ledger.jsonl", path / CLASSES, path / SPEC] if path.is_dir() else [path]
     return max(f.stat().st_mtime for f in files if f.exists()), path.name
+
+
+def describe_caches() -> list[dict[str, Any]]:
+    """One line of facts per cache under the home; what cannot be read says so."""
+    rows = []
+    for path in list_caches():
+        try:
+            facts = open_cache(path).summary()
+        except ClipspmError as error:
+            rows.append({"path": str(path), "error": str(error)})
+            continue
+        keep = ("path", "dataset", "fingerprint", "layers", "frames", "views", "videos", "bytes")
+        rows.append({key: facts[key] for key in keep})
+    return rows
+
+
+def home_table(rows: list[dict[str, Any]]) -> Table:
+    """:func:`describe_caches` for a terminal."""
+    table = Table(title=f"caches under {caches_dir()}", title_justify="left")
+    for column in ("cache", "data set", "videos", "layers", "frames", "MB"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        name = Path(row["path"]).name
+        if "error" in row:
+            table.add_row(name, "cannot be read", "", "", "", "")
+            continue
+        videos = ", ".join(f"{count} {status}" for status, count in row["videos"].items())
+        frames = f"{row['frames']}" + (f" x {row['views']} views" if row["views"] > 1 else "")
+        table.add_row(
+            name, row["dataset"], videos, ", ".join(row["layers"]), frames, f"{row['bytes'] / 1e6:.1f}"
+        )
+    return table
 
 
 def find_cache(path: str | Path | None = None, dataset: str | None = None) -> Path:
