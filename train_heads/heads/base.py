@@ -41,7 +41,7 @@ class Head(nn.Module):
     #: whether to look at the arguments before scoring (one synchronisation with the device per call)
     check: bool = True
 
-    def __init__(self, *, dim: int) -> None:
+    def __init__(self, *, dim: int, frames: int | None = None) -> None:
         super().__init__()
         self.dim = dim
 

@@ -26,8 +26,7 @@ class Block(nn.Module):
     """Self-attention of the form ``x = q + Attn(LN(q)); y = x + FFN(x)``, without a norm before the FFN.
 
     ``heads`` of ``head_width`` each (the inner width need not be D); queries, keys and values have no bias,
-    the
-    output projection has one; ``dropout`` after it, ``ffn_dropout`` twice inside the FFN.
+    the output projection has one; ``dropout`` after it, ``ffn_dropout`` twice inside the FFN.
     """
 
     def __init__(

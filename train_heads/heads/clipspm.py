@@ -20,7 +20,7 @@ from clipspm.train_heads.heads.base import (
     cross_entropy,
 )
 from clipspm.train_heads.heads.blocks import Block, sinusoidal_positions
-from clipspm.train_heads.heads.config import CLIPSPMConfig, TextInput, load_preset
+from clipspm.train_heads.heads.config import CLIPSPMConfig, TextInput, make_config
 from clipspm.train_heads.heads.fusion import SemanticFusion
 from clipspm.train_heads.heads.hsmr import MotionFeatures, motion_consistency
 from clipspm.train_heads.heads.matching import matcher
@@ -55,12 +55,9 @@ class CLIPSPM(Head):
     """HSMR, SPM and PADM over frame features of width ``dim``; every switch is in ``config``.
 
     Called as every :class:`Head`. Losses, in training mode or given ``query_labels``: ``motion``, ``text``
-    and
-    ``consistency`` (zero where their module or ``config.consistency`` is off, or ``query_labels`` are
-    missing),
-    and ``class_text`` when its weight is not zero and ``base`` is given. ``scale`` is the authors' unused
-    scalar;
-    here it multiplies ``config.text_scale`` where a text score is on.
+    and ``consistency`` (zero where their module or ``config.consistency`` is off, or ``query_labels`` are
+    missing), and ``class_text`` when its weight is not zero and ``base`` is given. ``scale`` is the authors'
+    unused scalar; here it multiplies ``config.text_scale`` where a text score is on.
     """
 
     def __init__(self, dim: int, config: CLIPSPMConfig | None = None) -> None:
@@ -111,7 +108,7 @@ class CLIPSPM(Head):
         """
         from clipspm.train_heads.heads.reference import head_from_reference
 
-        return head_from_reference(cls, state_dict, load_preset(preset, **overrides))
+        return head_from_reference(cls, state_dict, make_config(preset, **overrides))
 
     def to_reference_state(self) -> dict[str, Tensor]:
         """The parameters under the names of the authors' checkpoints; inverse of :meth:`from_reference`."""

@@ -123,14 +123,18 @@ def _preset_values(name: str) -> dict[str, Any]:
     return values
 
 
-def load_preset(name: str, **overrides: Any) -> CLIPSPMConfig:
-    """The configuration of the authors' preset ``name`` with ``overrides``.
+def load_preset(name: str) -> dict[str, Any]:
+    """The authors' numbers for a data set: fields of :class:`CLIPSPMConfig`. ValueError lists the presets."""
+    return dict(_preset_values(name))
+
+
+def make_config(preset: str = "hmdb51", **overrides: Any) -> CLIPSPMConfig:
+    """The configuration of ``preset`` with ``overrides``.
 
     ValueError lists the presets, or the fields where an override is none.
     """
     unknown = [key for key in overrides if key not in CLIPSPMConfig.names()]
     if unknown:
-        raise ValueError(
-            f"config of clip-spm: found {unknown[0]!r}; needed one of {', '.join(CLIPSPMConfig.names())}"
-        )
-    return CLIPSPMConfig(**(_preset_values(name) | overrides))
+        known = ", ".join(CLIPSPMConfig.names())
+        raise ValueError(f"config of clip-spm: found {unknown[0]!r}; needed one of preset, {known}")
+    return CLIPSPMConfig(**(load_preset(preset) | overrides))

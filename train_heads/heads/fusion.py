@@ -44,10 +44,10 @@ class SemanticFusion(nn.Module):
 
     def forward(self, *pairs: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """For each (gated frames [E, N, T, D], prompts [E, N, D]): fused frames and tokens, shaped alike."""
-        gated = torch.cat([g for g, _ in pairs], dim=1) if len(pairs) > 1 else pairs[0][0]
-        prompts = torch.cat([p for _, p in pairs], dim=1) if len(pairs) > 1 else pairs[0][1]
+        fused = self.block(*(self._tokens(gated, prompts) for gated, prompts in pairs))
+        return [(x[:, :, 1:], x[:, :, 0]) for x in fused]
+
+    def _tokens(self, gated: Tensor, prompts: Tensor) -> Tensor:
+        """``[p ; alpha * (p * g_p) + v * g_v]``, [E, N, 1+T, D]."""
         pushed = self.alpha * (prompts * self.gate_prompt(prompts))
-        tokens = torch.cat([prompts.unsqueeze(2), gated + pushed.unsqueeze(2)], dim=2)
-        (fused,) = self.block(tokens)
-        parts = fused.split([p.shape[1] for _, p in pairs], dim=1)
-        return [(part[:, :, 1:], part[:, :, 0]) for part in parts]
+        return torch.cat([prompts.unsqueeze(2), gated + pushed.unsqueeze(2)], dim=2)

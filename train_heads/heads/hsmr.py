@@ -9,8 +9,7 @@ class MotionFeatures(nn.Module):
 
     ``Phi`` is two convolutions over time (kernel 3, zero padding 1) with nothing between them, and
     ``m = mean over the T-1 steps of 0.5*((Phi(v)[1:] - v[:-1]) + (Phi(v)[:-1] - v[1:]))``. All of it is
-    linear
-    in ``v``, so the mean over time comes first: nine weighted sums of frames instead of T filtered frames.
+    linear in ``v``, so the mean over time comes first: nine weighted sums of frames, not T filtered frames.
     ``conv1`` and ``conv2`` hold each filter as one matrix [D, 3*D], taps before channels.
     """
 

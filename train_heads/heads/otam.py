@@ -49,10 +49,9 @@ def otam_distance(
 
     Rows are the query's frames, columns the prototype's; ``bidirectional`` adds the distance of the
     transposed problem (not halved). ``smoothing`` is lambda of the soft minimum. ``bound``, when the caller
-    knows that
-    ``0 <= dist <= bound``, lets short sequences use plain sums; otherwise everything stays in the log domain.
-    Half precision is computed in float32. Raises ValueError for an empty sequence or a lambda that is not
-    positive.
+    knows that ``0 <= dist <= bound``, lets short sequences use plain sums; otherwise everything stays in the
+    log domain. Half precision is computed in float32. Raises ValueError for an empty sequence or a lambda
+    that is not positive.
     """
     if dist.dim() < 2 or 0 in dist.shape[-2:]:
         raise ValueError(f"dist: found shape {tuple(dist.shape)}; needed [..., T1, T2] with T1, T2 >= 1")

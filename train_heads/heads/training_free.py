@@ -1,0 +1,104 @@
+"""Peers without parameters: nothing to train, some with a scalar to choose on validation classes.
+
+Shapes: E episodes, S support videos, Q query videos, C ways, T frames, D feature width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipspm.train_heads.heads.base import Head, HeadOutput
+from clipspm.train_heads.heads.episode import Episode
+from clipspm.train_heads.heads.matching import otam
+from clipspm.train_heads.heads.text_scores import cosine, text_cosine
+
+
+class ZeroShot(Head):
+    """``100 * cos(mean frame of the query, class text)``; the supports are ignored.
+
+    Source: CLIP (arXiv 2103.00020, section 3.1.2), frames averaged as in its video results. Frozen features
+    change nothing.
+    """
+
+    def score(self, episode: Episode) -> HeadOutput:
+        return HeadOutput(100 * text_cosine(episode.query, episode.text))
+
+
+class Prototype(Head):
+    """Cosine of the query's mean frame and the mean frame of the class's supports; blind to order.
+
+    Source: prototypical networks (arXiv 1703.05175, section 2) with a cosine; there the embedding is trained
+    episode by episode, here it is frozen.
+    """
+
+    def score(self, episode: Episode) -> HeadOutput:
+        prototypes = episode.class_mean(episode.support).mean(2)
+        return HeadOutput(cosine(episode.query.mean(2), prototypes))
+
+
+class FrameCosine(Head):
+    """Mean over t of the cosine between the query's frame t and the class's mean frame t.
+
+    A control: order counts, alignment does not. With ``centered``, each clip's mean frame is subtracted
+    first, so that only what changes within the clip is compared.
+    """
+
+    def __init__(self, *, dim: int, frames: int, centered: bool = False) -> None:
+        super().__init__(dim=dim)
+        self.centered = centered
+
+    def score(self, episode: Episode) -> HeadOutput:
+        support, query = episode.support, episode.query
+        if self.centered:
+            support, query = (x - x.mean(2, keepdim=True) for x in (support, query))
+        prototypes = F.normalize(episode.class_mean(support), dim=-1)
+        # a mean of cosines is one product of the frames laid end to end
+        queries = F.normalize(query, dim=-1)
+        with torch.autocast(query.device.type, enabled=False):
+            return HeadOutput(queries.flatten(2) @ prototypes.flatten(2).mT / query.shape[2])
+
+
+class OTAM(Head):
+    """``-OTAM(class mean of the supports per frame, query)``, bidirectional.
+
+    Source: arXiv 1906.11415; there the frame encoder is trained through the alignment, here it is frozen
+    and nothing is left to train. ``smoothing`` is lambda of the soft minimum.
+    """
+
+    def __init__(self, *, dim: int, frames: int, smoothing: float = 0.5) -> None:
+        super().__init__(dim=dim)
+        self.smoothing = smoothing
+
+    def score(self, episode: Episode) -> HeadOutput:
+        prototypes = episode.class_mean(episode.support)
+        return HeadOutput(-otam(prototypes, episode.query, smoothing=self.smoothing))
+
+
+class TipAdapter(Head):
+    """``alpha * sum over supports of exp(-beta * (1 - cos)) * one-hot + 100 * cos(query, class text)``.
+
+    Source: Tip-Adapter, training-free (arXiv 2111.03930, section 3.2): a cache model over images; here a key
+    is the mean frame of a support video. It is made for frozen CLIP; alpha and beta are buffers, chosen on
+    validation classes instead of the paper's search on the target data set.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+
+    def __init__(self, *, dim: int, frames: int, alpha: float = 1.0, beta: float = 5.5) -> None:
+        super().__init__(dim=dim)
+        self.register_buffer("alpha", torch.tensor(float(alpha)))
+        self.register_buffer("beta", torch.tensor(float(beta)))
+
+    def tunable(self) -> dict[str, tuple[float, ...]]:
+        return {
+            "alpha": (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0),
+            "beta": (1.0, 2.0, 3.5, 5.5, 8.0, 12.0, 20.0),
+        }
+
+    def score(self, episode: Episode) -> HeadOutput:
+        affinity = cosine(episode.query.mean(2), episode.support.mean(2))
+        near = (self.beta * (affinity - 1)).exp()
+        with torch.autocast(near.device.type, enabled=False):
+            cached = near @ episode.one_hot.to(near.dtype)
+        return HeadOutput(self.alpha * cached + 100 * text_cosine(episode.query, episode.text))

@@ -1,0 +1,91 @@
+"""TRX (arXiv 2101.06184): cross-attention from each tuple of query frames to all tuples of a class."""
+
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from clipspm.train_heads.heads.base import Head, HeadOutput
+from clipspm.train_heads.heads.blocks import sinusoidal_positions
+from clipspm.train_heads.heads.episode import Episode
+from clipspm.train_heads.heads.otam import full
+
+
+class TupleAttention(nn.Module):
+    """One set size: ordered frame tuples, their keys and values, distances to query-specific prototypes."""
+
+    tuples: Tensor
+
+    def __init__(self, dim: int, frames: int, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("tuples", torch.tensor([*combinations(range(frames), size)]), persistent=False)
+        self.key = nn.Linear(size * dim, width)
+        self.value = nn.Linear(size * dim, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, support: Tensor, query: Tensor, one_hot: Tensor) -> Tensor:
+        """``support`` [E, S, T, D], ``query`` [E, Q, T, D], ``one_hot`` [E, S, C] -> logits [E, Q, C]."""
+        (e, s), q, n = support.shape[:2], query.shape[1], len(self.tuples)
+        rows = torch.cat([support, query], dim=1)[:, :, self.tuples].flatten(-2)  # [E, S+Q, n, size*D]
+        keys, values = self.norm(self.key(rows)), self.value(rows)
+        with torch.autocast(rows.device.type, enabled=False):
+            keys, values = full(keys), full(values)
+            sk, qk = keys[:, :s].flatten(1, 2), keys[:, s:].flatten(1, 2)  # [E, S*n, width], [E, Q*n, width]
+            sv, qv = values[:, :s].flatten(1, 2), values[:, s:].flatten(1, 2)
+            share = self._class_softmax(qk @ sk.mT * sk.shape[-1] ** -0.5, one_hot.to(keys.dtype), n)
+            # |v - sum_j a_j w_j|^2 = |v|^2 - 2 sum_j a_j v.w_j + sum_jk a_j a_k w_j.w_k, so that no prototype
+            # of every (query tuple, class) has to be written down; a_j a_k only counts within a class
+            member = one_hot.to(keys.dtype).repeat_interleave(n, dim=1)  # [E, S*n, C]
+            gram = sv @ sv.mT * (member @ member.mT)
+            cross = share * (share @ gram - 2 * (qv @ sv.mT))
+            distance = qv.square().sum(-1, keepdim=True) + cross @ member  # [E, Q*n, C]
+            return -distance.view(e, q, n, -1).mean(2)
+
+    @staticmethod
+    def _class_softmax(scores: Tensor, one_hot: Tensor, n: int) -> Tensor:
+        """Softmax of ``scores`` [E, Q*n, S*n] over all tuples of the same class's supports."""
+        per_support = scores.unflatten(-1, (-1, n))
+        level = per_support.logsumexp(-1)  # [E, Q*n, S]
+        outside = one_hot.mT.unsqueeze(1) == 0  # [E, 1, C, S]
+        of_class = level.unsqueeze(2).masked_fill(outside, float("-inf")).logsumexp(-1)  # [E, Q*n, C]
+        total = of_class @ one_hot.mT  # of each support's class, [E, Q*n, S]
+        return (per_support - total.unsqueeze(-1)).exp().flatten(-2)
+
+
+class TRX(Head):
+    """Mean over set sizes of -(squared distance of query tuples to attended prototypes) / number of tuples.
+
+    Source: arXiv 2101.06184, section 3: frame pairs and triples, sinusoidal positions (times 0.1),
+    ``out_dim`` 1152. There the ResNet below is trained too and dropout 0.1 follows the positions; here
+    frames are frozen, so keys and values are all that learns.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        frames: int,
+        sizes: tuple[int, ...] = (2, 3),
+        out_dim: int = 1152,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(dim=dim)
+        sizes = tuple(sizes)
+        if not sizes or not 1 <= min(sizes) <= max(sizes) <= frames:
+            raise ValueError(f"sizes: found {sizes}; needed one or more of 1..{frames}, the number of frames")
+        self.frames = frames
+        self.dropout = nn.Dropout(dropout)
+        self.attentions = nn.ModuleList(TupleAttention(dim, frames, size, out_dim) for size in sizes)
+
+    def scores_by_size(self, episode: Episode) -> list[Tensor]:
+        """Logits [E, Q, C] of each set size."""
+        frames = episode.support.shape[2]
+        if frames != self.frames:
+            raise ValueError(f"support: found {frames} frames per video; needed {self.frames}")
+        positions = 0.1 * sinusoidal_positions(frames, self.dim, episode.support)
+        support = self.dropout(episode.support + positions)
+        query = self.dropout(episode.query + positions)
+        return [attention(support, query, episode.one_hot) for attention in self.attentions]
+
+    def score(self, episode: Episode) -> HeadOutput:
+        return HeadOutput(torch.stack(self.scores_by_size(episode)).mean(0))
