@@ -1,0 +1,228 @@
+"""The features of one split, on the device, ready to be gathered into episodes.
+
+A bank holds the rows of its split and no others, so code that is handed the training bank cannot reach
+a test video. Shapes: E episodes, S or Q videos of an episode, V cached views, T' cached frames, T frames
+sampled from them, D feature width, C classes of the split.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.train_heads.pool import FeatureSource, Pool, Split
+from clipspm.train_heads.streams import derive_seed
+
+_BLOCK = 256  # rows read from the cache at a time
+
+
+def middles(cached: int, wanted: int) -> npt.NDArray[np.int64]:
+    """The middle of each of ``wanted`` equal segments of ``cached`` frames, [T]."""
+    return (2 * np.arange(wanted, dtype=np.int64) + 1) * cached // (2 * wanted)
+
+
+def check_frames(cached: int, wanted: int) -> None:
+    """Refuse to sample more frames than are cached."""
+    if not 1 <= wanted <= cached:
+        raise UsageError(f"{wanted} frames asked for, the cache holds {cached} per video")
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Which view and frames of which videos: ``videos`` [E, S], ``views`` [E, S], ``frames`` [E, S, T]."""
+
+    videos: Tensor
+    views: Tensor
+    frames: Tensor
+
+
+class FeatureBank:
+    """Features, text and labels of one split.
+
+    ``pool``: the order of videos (axis N below) and classes; ``text`` [C, D]; ``labels`` [N] rows of text.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        features: dict[str, Tensor],
+        text: Tensor,
+        *,
+        dtype: torch.dtype = torch.float32,
+        shuffle_time: bool = False,
+    ) -> None:
+        """``features``: [N, V, T', D] per layer, rows in the order of ``pool``; ``text`` [C, D].
+
+        ``shuffle_time`` puts each clip's frames in random order (a control: what is left without order).
+        """
+        self.pool = pool
+        self.dtype = dtype
+        self.shuffle_time = shuffle_time
+        self._features = features
+        self.text = text
+        self.labels = torch.as_tensor(pool.labels, device=text.device)
+        self._shuffle_keys: Tensor | None = None
+
+    @classmethod
+    def from_cache(
+        cls,
+        cache: FeatureSource,
+        split: Split,
+        layers: Sequence[str] = ("final",),
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        shuffle_time: bool = False,
+    ) -> "FeatureBank":
+        """Read one split. Features stay in the cache's precision; ``gather`` returns ``dtype``."""
+        pool = Pool.from_cache(cache, split)
+        features = {}
+        for layer in layers:
+            if layer not in cache.spec.layers:
+                known = ", ".join(cache.spec.layers)
+                raise UsageError(f"{cache.path} has no layer {layer!r}: it holds {known}")
+            stored = torch.from_numpy(read_rows(cache.features(layer), pool.rows))
+            finite = stored.flatten(1).sum(1, dtype=torch.float64).isfinite()
+            if not bool(finite.all()):
+                video = pool.ids[int((~finite).nonzero()[0])]
+                raise ClipspmError(
+                    f"{cache.path}: layer {layer} of video {video} is not finite; extract it again"
+                )
+            features[layer] = stored.to(device)
+        text = np.asarray(cache.text())[pool.text_rows]
+        return cls(
+            pool,
+            features,
+            torch.from_numpy(text).to(device, dtype),
+            dtype=dtype,
+            shuffle_time=shuffle_time,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are."""
+        return self.text.device
+
+    @property
+    def cached_views(self) -> int:
+        """V."""
+        return next(iter(self._features.values())).shape[1]
+
+    @property
+    def cached_frames(self) -> int:
+        """T'."""
+        return next(iter(self._features.values())).shape[2]
+
+    def sample(
+        self, videos: npt.NDArray[np.int64], frames: int, generator: torch.Generator | None = None
+    ) -> Clips:
+        """Choose view and frames of ``videos`` [E, S].
+
+        Without ``generator`` (evaluation): view 0 and the middle of ``frames`` equal segments. With one
+        (training; a CPU generator): a random view, and a random frame inside each segment.
+        """
+        if videos.size and not 0 <= int(videos.min()) <= int(videos.max()) < len(self.pool.ids):
+            raise ClipspmError(
+                f"video {int(videos.min())}..{int(videos.max())} asked of the {self.pool.split} bank, "
+                f"which holds 0..{len(self.pool.ids) - 1}"
+            )
+        cached = self.cached_frames
+        check_frames(cached, frames)
+        shape = (*videos.shape, frames)
+        index = torch.from_numpy(np.ascontiguousarray(videos))
+        if generator is None:
+            views = torch.zeros_like(index)
+            times = torch.from_numpy(middles(cached, frames)).expand(shape)
+        else:
+            views = torch.randint(self.cached_views, index.shape, generator=generator)
+            edges = torch.arange(frames + 1) * cached // frames
+            low, width = edges[:-1], edges.diff()
+            times = low + (torch.rand(shape, generator=generator) * width).long().clamp(max=width - 1)
+        if self.shuffle_time:
+            keys = (
+                self._eval_keys()[index, :frames]
+                if generator is None
+                else torch.rand(shape, generator=generator)
+            )
+            times = times.gather(-1, keys.argsort(dim=-1, stable=True))
+        return Clips(index.to(self.device), views.to(self.device), times.to(self.device))
+
+    def take(self, clips: Clips, layer: str = "final") -> Tensor:
+        """The features of ``clips``, [E, S, T, D]."""
+        store = self._features[layer]
+        return store[clips.videos[..., None], clips.views[..., None], clips.frames].to(self.dtype)
+
+    def gather(
+        self,
+        videos: npt.NDArray[np.int64],
+        frames: int,
+        generator: torch.Generator | None = None,
+        layer: str = "final",
+    ) -> Tensor:
+        """:meth:`sample` and :meth:`take` in one: ``videos`` [E, S] -> [E, S, T, D]."""
+        return self.take(self.sample(videos, frames, generator), layer)
+
+    def nbytes(self) -> int:
+        """Bytes of the features held."""
+        return sum(store.nbytes for store in self._features.values())
+
+    def _eval_keys(self) -> Tensor:
+        """[N, T']: a fixed random order of each video's frames, the same for every batch and episode."""
+        if self._shuffle_keys is None:
+            seeded = torch.Generator().manual_seed(
+                derive_seed("shuffle-time", self.pool.dataset, self.pool.split)
+            )
+            self._shuffle_keys = torch.rand(len(self.pool.ids), self.cached_frames, generator=seeded)
+        return self._shuffle_keys
+
+
+def read_rows(source: Any, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """``source[rows]`` for anything that takes slices (numpy, Zarr, HDF5), read block by block."""
+    out = np.empty((len(rows), *source.shape[1:]), dtype=source.dtype)
+    order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
+    cuts = np.flatnonzero(np.diff(ascending // _BLOCK)) + 1
+    for part in np.split(order, cuts) if len(rows) else []:
+        low, high = int(rows[part[0]]), int(rows[part[-1]])
+        out[part] = np.asarray(source[low : high + 1])[rows[part] - low]
+    return out
+
+
+class Banks:
+    """The banks of a cache, each split read once, when first asked for.
+
+    Several trainings on one cache share these. ``layers`` [L names]; "final" is always among them.
+    """
+
+    def __init__(
+        self,
+        cache: FeatureSource,
+        layers: Collection[str] = ("final",),
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.cache = cache
+        self.layers = tuple(dict.fromkeys(("final", *layers)))
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._banks: dict[Split, FeatureBank] = {}
+
+    def get(self, split: Split, *, shuffle_time: bool = False) -> FeatureBank:
+        """The bank of ``split``."""
+        if split not in self._banks:
+            self._banks[split] = FeatureBank.from_cache(
+                self.cache, split, self.layers, self.device, self.dtype
+            )
+        bank = self._banks[split]
+        if not shuffle_time:
+            return bank
+        return FeatureBank(bank.pool, bank._features, bank.text, dtype=bank.dtype, shuffle_time=True)
+
+    def serve(self, cache: FeatureSource, layers: Collection[str], device: torch.device) -> bool:
+        """Whether these banks hold what a training on ``cache`` with ``layers`` on ``device`` needs."""
+        return cache is self.cache and device == self.device and set(layers) <= set(self.layers)

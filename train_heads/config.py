@@ -1,0 +1,267 @@
+"""The configuration of a training run, and how it is put together from data files and flags.
+
+A value comes from the last of these that names it: recipe (``recipes/*.yaml``), preset (a data set's
+values of the method), ``--config`` file, explicit flags. All numbers live in the data files.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from clipspm.cache.errors import UsageError
+from clipspm.train_heads.heads.base import Protocol
+from clipspm.train_heads.heads.registry import HEADS
+from clipspm.train_heads.streams import digest
+
+Precision = Literal["float32", "fp16", "bf16"]
+
+DEFAULT_HEAD = "clip-spm"
+DEFAULT_PRESET = "hmdb51"
+#: fields that name where values came from or where to compute; the numbers do not depend on them
+_INFORMATIVE = ("recipe", "preset", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that a training run depends on besides the cache; make one with :func:`resolve_config`."""
+
+    recipe: str = "default"  #: named recipe that the other values started from
+    preset: str | None = None  #: data set whose values of the method were used (clip-spm)
+    head: str = DEFAULT_HEAD  #: which head
+    head_config: Mapping[str, Any] = field(default_factory=dict)  #: settings of the head
+    way: int = 5  #: classes per episode
+    shots: int = 1  #: support videos per class
+    queries: int | None = None  #: training queries per class; none: 4, or what the smallest class allows
+    frames: int | None = None  #: frames sampled from the cached ones; none: 8, or all
+    seed: int = 0  #: of initialisation, training episodes, frame jitter and dropout
+    device: str = "auto"  #: auto, cpu, cuda, cuda:1, mps
+    shuffle_time: bool = False  #: put each clip's frames in random order (a control)
+    # from here on, values come from the recipe
+    precision: Precision  #: of the arithmetic; weights stay float32
+    protocol: Protocol  #: used in training
+    select_protocol: Protocol  #: scored on validation classes
+    episodes: int  #: training episodes
+    batch: int  #: episodes per optimiser step
+    optimizer: Literal["adam", "adamw"]
+    lr: float
+    weight_decay: float
+    betas: tuple[float, float]
+    schedule: Literal["constant", "cosine"]  #: after warm-up
+    warmup: float  #: fraction of the steps over which the learning rate rises
+    clip: float | None  #: largest gradient norm; none: no clipping
+    val_every: int  #: training episodes between validations
+    val_episodes: int
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("way", 2),
+            ("shots", 1),
+            ("queries", 1),
+            ("frames", 1),
+            ("episodes", 0),
+            ("batch", 1),
+            ("val_every", 1),
+            ("val_episodes", 1),
+            ("lr", 0.0),
+            ("weight_decay", 0.0),
+            ("clip", 0.0),
+            ("warmup", 0.0),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (value >= least and math.isfinite(value)):
+                raise UsageError(f"{name} is {value}; it must be at least {least}")
+        if self.warmup > 1:
+            raise UsageError(f"warmup is {self.warmup}; it is a fraction of the steps, at most 1")
+        if self.head not in HEADS:
+            raise UsageError(f"unknown head {self.head!r}{near(self.head, HEADS)}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and YAML."""
+        return {**asdict(self), "betas": list(self.betas)}
+
+    @property
+    def identity(self) -> str:
+        """64 hex digits over every value that the numbers depend on."""
+        return digest({k: v for k, v in self.as_dict().items() if k not in _INFORMATIVE}).hex()
+
+    def differences(self, other: "TrainConfig") -> list[str]:
+        """The values in which two configurations of different :attr:`identity` differ, readable."""
+        mine, theirs = self.as_dict(), other.as_dict()
+        return [
+            f"{k} {mine[k]} / {theirs[k]}" for k in mine if k not in _INFORMATIVE and mine[k] != theirs[k]
+        ]
+
+    def with_head(self, **settings: Any) -> "TrainConfig":
+        """A copy with some settings of the head changed."""
+        return replace(self, head_config={**self.head_config, **settings})
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean ...?)`` or the list of what is known."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(sorted(names))}"
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return _data_names("recipes")
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """A recipe: ``train`` (values of :class:`TrainConfig`), ``presets`` (the same, by preset), and ``heads``:
+    by head, ``train`` and ``config`` (settings of the head). ``extends`` names a recipe to start from."""
+    recipe = _data("recipes", name)
+    parent = recipe.pop("extends", None)
+    return _merged(load_recipe(parent), recipe) if parent else recipe
+
+
+def _data_names(folder: str) -> list[str]:
+    root = resources.files("clipspm.train_heads").joinpath(folder)
+    return sorted(item.name.removesuffix(".yaml") for item in root.iterdir() if item.name.endswith(".yaml"))
+
+
+def _data(folder: str, name: str) -> dict[str, Any]:
+    """A data file of the package."""
+    names = _data_names(folder)
+    if name not in names:
+        raise UsageError(f"unknown {folder.removesuffix('s')} {name!r}{near(name, names)}")
+    text = resources.files("clipspm.train_heads").joinpath(f"{folder}/{name}.yaml").read_text("utf-8")
+    content: dict[str, Any] = yaml.safe_load(text)
+    return content
+
+
+def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """``high`` over ``low``, mapping by mapping."""
+    out = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _merged(out[key], value) if both else value
+    return out
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """Values of a ``--config`` YAML file; a run's ``config.json`` is one too."""
+    try:
+        content = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the configuration {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(content, dict) and isinstance(content.get("config"), dict):
+        content = content["config"]
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds no settings: expected lines of the form `name: value`")
+    return content
+
+
+def resolve_config(
+    *,
+    recipe: str | None = None,
+    preset: str | None = None,
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    dataset: str | None = None,
+) -> TrainConfig:
+    """Put a configuration together: recipe < preset < ``file`` < ``overrides``.
+
+    ``overrides`` holds explicit flags only; ``overrides["head_config"]`` is merged key by key. Without a
+    preset, the one of ``dataset`` (the cache's) is used if there is one, else hmdb51's. Raises
+    :class:`UsageError` for unknown keys (with near matches) and values of the wrong kind.
+    """
+    flags = dict(overrides or {})
+    given = checked(read_config_file(file), str(file)) if file is not None else {}
+    flags = checked(flags, "the options")
+    chosen_recipe = recipe or flags.pop("recipe", None) or given.pop("recipe", None) or "default"
+    chosen_preset = preset or flags.pop("preset", None) or given.pop("preset", None)
+    if chosen_preset is None:
+        chosen_preset = dataset if dataset in _data_names("presets") else DEFAULT_PRESET
+    head = flags.get("head") or given.get("head") or DEFAULT_HEAD
+    data = load_recipe(chosen_recipe)
+    for_head = data.get("heads", {}).get(head, {})
+    by_preset = data.get("presets", {}).get(chosen_preset, {})
+    layers = [
+        checked(part, f"recipe {chosen_recipe}")
+        for part in (data["train"], for_head.get("train", {}), by_preset)
+    ] + [given, flags]
+    settings = dict(for_head.get("config", {}))
+    if head == DEFAULT_HEAD:
+        settings |= _data("presets", chosen_preset)
+    for layer in layers:
+        settings |= layer.pop("head_config", {})
+    values = {k: v for layer in layers for k, v in layer.items()}
+    values |= {
+        "recipe": chosen_recipe,
+        "preset": chosen_preset if head == DEFAULT_HEAD else None,
+        "head_config": settings,
+    }
+    missing = [f.name for f in fields(TrainConfig) if _required(f) and f.name not in values]
+    if missing:
+        raise UsageError(f"recipe {chosen_recipe} gives no value for {', '.join(missing)}")
+    return TrainConfig(**values)
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration that :meth:`TrainConfig.as_dict` wrote."""
+    return TrainConfig(**checked(values, "the saved configuration"))
+
+
+def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``values`` with each turned into its field's type; unknown keys and wrong kinds are errors."""
+    hints = get_type_hints(TrainConfig)
+    out = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UsageError(f"unknown setting {name!r} in {where}{near(str(name), hints)}")
+        try:
+            out[name] = _coerce(value, hints[name])
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{name} in {where} is {value!r}; {error}") from error
+    return out
+
+
+def _required(item: Any) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    """YAML reads ``1e-5`` as a string and flags may be strings: accept what says the same thing."""
+    if isinstance(hint, UnionType):
+        options = get_args(hint)
+        if value is None or (isinstance(value, str) and value.lower() == "none" and NoneType in options):
+            return None
+        return _coerce(value, next(option for option in options if option is not NoneType))
+    origin = get_origin(hint)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"one of {', '.join(get_args(hint))} is needed")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or len(value) != len(get_args(hint)):
+            raise ValueError(f"a list of {len(get_args(hint))} numbers is needed")
+        return tuple(_coerce(v, h) for v, h in zip(value, get_args(hint), strict=True))
+    if origin is not None:  # Mapping
+        if not isinstance(value, Mapping):
+            raise ValueError("a mapping is needed")
+        return dict(value)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise ValueError("true or false is needed")
+        return value
+    if hint in (int, float):
+        if isinstance(value, bool):
+            raise ValueError("a number is needed")
+        number = float(value)
+        if hint is int and number != int(number):
+            raise ValueError("a whole number is needed")
+        return int(value if isinstance(value, int) else number) if hint is int else number
+    if not isinstance(value, str):
+        raise ValueError("a name is needed")
+    return value

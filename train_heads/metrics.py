@@ -1,0 +1,86 @@
+"""Where training curves go: a logger is anything with these three methods."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from clipspm.cache.errors import UsageError
+from clipspm.train_heads.atomic import replacing
+
+
+class MetricLogger(Protocol):
+    """Takes numbers by step; ``rewind`` forgets what lies beyond a step that training resumes from."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def rewind(self, step: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """One JSON object per line: ``{"step": ..., name: value, ...}``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def rewind(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text("utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except ValueError:  # a line cut short by the interruption
+                break
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoard:
+    """Event files in a ``tensorboard`` folder of the run."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UsageError("--tensorboard needs the extra: pip install 'clipspm[tensorboard]'") from error
+        self._open = lambda step: SummaryWriter(str(folder), purge_step=step)
+        self._writer = self._open(None)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def rewind(self, step: int) -> None:
+        self._writer.close()
+        self._writer = self._open(step + 1)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Several:
+    """Passes everything on to each of ``loggers``."""
+
+    def __init__(self, loggers: Sequence[MetricLogger]) -> None:
+        self.loggers = loggers
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for logger in self.loggers:
+            logger.log(step, values)
+
+    def rewind(self, step: int) -> None:
+        for logger in self.loggers:
+            logger.rewind(step)
+
+    def close(self) -> None:
+        for logger in self.loggers:
+            logger.close()

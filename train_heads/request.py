@@ -1,0 +1,68 @@
+"""Whether a cache can give what is asked, said before any work starts."""
+
+from dataclasses import replace
+
+import torch
+
+from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.train_heads.bank import FeatureBank, check_frames
+from clipspm.train_heads.config import TrainConfig
+from clipspm.train_heads.episodes import check_request
+from clipspm.train_heads.pool import FeatureSource, Pool
+from clipspm.train_heads.progress import Say
+
+DEFAULT_QUERIES = 4
+DEFAULT_FRAMES = 8
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``: a GPU when there is one. A device that is not there is an error."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}: cpu, cuda, cuda:1, mps or auto") from error
+    there = device.type == "cpu" or (
+        (device.index or 0) < torch.cuda.device_count()
+        if device.type == "cuda"
+        else device.type == "mps" and torch.backends.mps.is_available()
+    )
+    if not there:
+        raise UsageError(f"device {name!r} is not available on this machine: use --device auto or cpu")
+    return device
+
+
+def fit_to_cache(config: TrainConfig, cache: FeatureSource, say: Say) -> TrainConfig:
+    """Fill in ``queries`` and ``frames`` where they are left open; refuse what the cache cannot give.
+
+    Checks the training split, and the validation split if it has any classes. Says what it shrank.
+    """
+    pool = Pool.from_cache(cache, "train")
+    queries = config.queries
+    if queries is None:
+        least = pool.smallest()[1] - config.shots if pool.names else 0
+        queries = max(1, min(DEFAULT_QUERIES, least))
+        if queries < DEFAULT_QUERIES and least >= 1:
+            name, size = pool.smallest()
+            say(
+                f"{queries} queries per class instead of {DEFAULT_QUERIES}: class {name!r} (train) has "
+                f"{size} videos for {config.shots} shots"
+            )
+    frames = config.frames if config.frames is not None else min(DEFAULT_FRAMES, cache.spec.frames)
+    check_frames(cache.spec.frames, frames)
+    check_request(pool, way=config.way, shot=config.shots, queries=queries)
+    val = Pool.from_cache(cache, "val")
+    if len(val.names) >= 2:
+        check_request(val, way=min(config.way, len(val.names)), shot=config.shots, queries=1)
+    return replace(config, queries=queries, frames=frames)
+
+
+def guard_classes(cache: FeatureSource, bank: FeatureBank) -> None:
+    """Refuse to go on if ``bank`` (of ``train`` or ``val``) holds a class that is not of its split."""
+    strangers = [n for n in bank.pool.names if cache.class_splits.get(n) != bank.pool.split]
+    if strangers or bank.pool.split == "test":
+        raise ClipspmError(
+            f"leak: {bank.pool.split} bank holds class {(strangers or bank.pool.names)[0]!r} of split "
+            f"{cache.class_splits.get((strangers or bank.pool.names)[0])!r}; training must not see it"
+        )

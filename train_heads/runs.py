@@ -1,0 +1,240 @@
+"""A run directory: what was asked, what was learnt, what was measured.
+
+``config.json``: the resolved configuration, the cache it was made for, and what the head was built for.
+``metrics.jsonl``: one line per logged step. ``best.safetensors``, ``last.safetensors``: weights.
+``trainer.safetensors``: weights, optimiser and position, for an exact resume. ``results.json``: how
+training ended and every evaluation. ``episodes-HASH.npz``: the episodes of an evaluation;
+``eval-HASH.npz``: what was predicted in them, [n, Q] per protocol.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import clipspm
+from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.cache.home import runs_dir
+from clipspm.train_heads.atomic import replacing, write_json
+from clipspm.train_heads.config import TrainConfig, from_dict
+from clipspm.train_heads.heads.base import Head
+from clipspm.train_heads.heads.registry import build_head
+from clipspm.train_heads.pool import FeatureSource, content_digest
+
+Weights = Literal["best", "last"]
+_WEIGHTS = ("best.safetensors", "last.safetensors")
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """What a head is built for: feature width, frames per clip, widths of the other cached layers."""
+
+    dim: int
+    frames: int
+    layer_dims: dict[str, int]
+
+    @classmethod
+    def of(cls, cache: FeatureSource, frames: int) -> "HeadShape":
+        """The widths of ``cache``."""
+        dims = {layer: int(width) for layer, width in cache.spec.dims.items()}
+        return cls(dims.pop("final"), frames, dims)
+
+    def build(self, config: TrainConfig) -> Head:
+        """A new head; settings it refuses are a :class:`UsageError`."""
+        try:
+            return build_head(
+                config.head,
+                dim=self.dim,
+                frames=self.frames,
+                config=config.head_config,
+                layer_dims=self.layer_dims,
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"head {config.head}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that holds a ``config.json``."""
+
+    path: Path
+    config: TrainConfig
+    shape: HeadShape
+    cache: dict[str, Any]
+
+    @classmethod
+    def create(cls, path: str | Path, config: TrainConfig, shape: HeadShape, cache: FeatureSource) -> "Run":
+        """Start a run in a new directory; one that holds results of training already is refused."""
+        path = Path(path)
+        if any((path / name).exists() for name in ("trainer.safetensors", "results.json", *_WEIGHTS)):
+            raise UsageError(
+                f"{path} already holds a run: resume it with --resume, or name another --run-dir"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot make the run directory {path}: {error.strerror}") from error
+        made_for = {
+            "path": str(Path(cache.path).resolve()),
+            "fingerprint": cache.spec.fingerprint,
+            "content": content_digest(cache),
+            "dataset": cache.spec.dataset,
+            "class_splits": dict(cache.class_splits),
+        }
+        write_json(
+            path / "config.json",
+            {
+                "version": clipspm.__version__,
+                "config": config.as_dict(),
+                "built_for": asdict(shape),
+                "cache": made_for,
+            },
+        )
+        return cls(path, config, shape, made_for)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Read a run directory; ``path`` may also be a name under the home's ``runs/``."""
+        path = Path(path)
+        if not path.exists() and not path.is_absolute() and (runs_dir() / path).is_dir():
+            path = runs_dir() / path
+        file = path / "config.json"
+        if not file.is_file():
+            raise UsageError(f"{path} is not a run directory: it holds no config.json")
+        try:
+            content = json.loads(file.read_text("utf-8"))
+            shape = HeadShape(**content["built_for"])
+            return cls(path, from_dict(content["config"]), shape, dict(content["cache"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ClipspmError(f"{file} is not a run's configuration: {error}") from error
+
+    # weights
+
+    def save_weights(self, which: Weights, head: Head, **facts: Any) -> None:
+        """Write the weights of ``head`` as ``best`` or ``last``, with ``facts`` in the file's metadata."""
+        tensors = {name: value.detach().cpu().clone() for name, value in head.state_dict().items()}
+        _save(self.path / f"{which}.safetensors", tensors, {"head": self.config.head, **facts})
+
+    def which_weights(self) -> Weights:
+        """``best`` where there is one, else ``last``; neither is an error that says what to do."""
+        options: tuple[Weights, ...] = ("best", "last")
+        for which in options:
+            if (self.path / f"{which}.safetensors").is_file():
+                return which
+        raise ClipspmError(f"{self.path} holds no weights yet: finish it with train-heads --resume")
+
+    def load_head(self, which: Weights | None = None, device: torch.device | str = "cpu") -> Head:
+        """The trained head in evaluation mode."""
+        head = self.shape.build(self.config)
+        self.load_weights(head, which)
+        return head.to(device).eval()
+
+    def load_weights(self, head: Head, which: Weights | None = None) -> dict[str, Any]:
+        """Load weights into ``head``; returns the facts saved with them."""
+        file = self.path / f"{which or self.which_weights()}.safetensors"
+        tensors, facts = _load(file)
+        try:
+            head.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ClipspmError(f"{file} does not fit the head: {' '.join(str(error).split())}") from error
+        return facts
+
+    # trainer state
+
+    def save_state(
+        self, head: Head, optimizer: torch.optim.Optimizer | None, facts: Mapping[str, Any]
+    ) -> None:
+        """Write everything an exact resume needs into one file."""
+        tensors = {f"head.{name}": value.detach().cpu().clone() for name, value in head.state_dict().items()}
+        slots = optimizer.state_dict()["state"] if optimizer is not None else {}
+        for index, slot in slots.items():
+            for name, value in slot.items():
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
+        _save(self.path / "trainer.safetensors", tensors, dict(facts))
+
+    def load_state(self, head: Head, optimizer: torch.optim.Optimizer | None) -> dict[str, Any] | None:
+        """Restore what :meth:`save_state` wrote; None if nothing was written yet."""
+        file = self.path / "trainer.safetensors"
+        if not file.is_file():
+            return None
+        tensors, facts = _load(file)
+        slots: dict[int, dict[str, Tensor]] = {}
+        weights = {}
+        for key, value in tensors.items():
+            part, name = key.split(".", 1)
+            if part == "head":
+                weights[name] = value
+            else:
+                index, slot = name.split(".", 1)
+                slots.setdefault(int(index), {})[slot] = value
+        head.load_state_dict(weights)
+        if optimizer is not None:
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+        return facts
+
+    def drop_state(self) -> None:
+        """Delete the trainer state (a finished run that will not be resumed)."""
+        (self.path / "trainer.safetensors").unlink(missing_ok=True)
+
+    # results
+
+    def results(self) -> dict[str, Any]:
+        """The content of ``results.json``, or nothing yet."""
+        file = self.path / "results.json"
+        if not file.is_file():
+            return {}
+        try:
+            content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ClipspmError(f"{file} is damaged: {error}") from error
+        return content
+
+    def update_results(self, **parts: Any) -> None:
+        """Set top-level parts of ``results.json``."""
+        write_json(self.path / "results.json", {**self.results(), **parts})
+
+    @property
+    def finished(self) -> bool:
+        """Whether training ended."""
+        return "training" in self.results()
+
+
+def default_run_dir(config: TrainConfig, cache: FeatureSource) -> Path:
+    """A new directory under the home's ``runs/``, named after the request."""
+    name = (
+        f"{cache.spec.dataset}-{config.head}-{config.way}w{config.shots}s-{config.recipe}-seed{config.seed}"
+    )
+    for count in range(1, 10_000):
+        path = runs_dir() / (name if count == 1 else f"{name}-{count}")
+        if not path.exists():
+            return path
+    raise ClipspmError(f"too many runs named {name} under {runs_dir()}: remove some or name a --run-dir")
+
+
+def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write arrays to a compressed ``.npz`` (no pickle), atomically."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
+
+
+def _save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"facts": json.dumps(facts)})
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ClipspmError(f"cannot read {path}: {error}") from error
+    return tensors, facts

@@ -1,0 +1,72 @@
+"""Random numbers that are the same on every platform, numpy version and batch size.
+
+A stream is the raw 64-bit output of the Philox-4x64-10 counter generator under a 128-bit key; numpy
+guarantees that raw stream (and only that: ``Generator.choice`` may change between versions). Everything
+derived from it is done here, with integers. Because Philox is a counter generator, word ``i`` of a
+stream can be had without the words before it.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+UInts = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
+
+_WORDS_PER_BLOCK = 4  # Philox-4x64 makes four words from each value of its counter
+
+
+def digest(*parts: Any) -> bytes:
+    """32 bytes (SHA-256) that stand for JSON-like ``parts``; key order in mappings does not matter."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).digest()
+
+
+def derive_seed(*parts: Any) -> int:
+    """A 63-bit seed (for ``torch.Generator``) that stands for ``parts``."""
+    return int.from_bytes(digest(*parts)[:8], "little") >> 1
+
+
+def blocks(key: bytes, start: int, count: int, width: int) -> UInts:
+    """Rows ``start .. start+count-1`` of the stream ``key`` cut into rows of ``width`` words, [count, width].
+
+    A row starts on a block boundary, so that it does not depend on how many rows are asked for.
+    """
+    per_row = -(-width // _WORDS_PER_BLOCK)
+    generator = np.random.Philox(key=int.from_bytes(key[:16], "little"), counter=start * per_row)
+    words = generator.random_raw(count * per_row * _WORDS_PER_BLOCK)
+    return np.asarray(words, dtype=np.uint64).reshape(count, -1)[:, :width]
+
+
+def below(raw: UInts, size: npt.ArrayLike) -> Ints:
+    """Map 64-bit words to integers in ``[0, size)``: high 32 bits times ``size``, divided by 2**32.
+
+    ``size`` broadcasts against ``raw`` and is at most 2**31; probabilities are off by less than 2**-32.
+    """
+    scaled = (raw >> np.uint64(32)) * np.asarray(size).astype(np.uint64)
+    return (scaled >> np.uint64(32)).astype(np.int64)
+
+
+def sample_distinct(raw: UInts, size: npt.ArrayLike) -> Ints:
+    """Ordered samples without replacement: row r is ``raw.shape[1]`` different integers below ``size[r]``.
+
+    ``raw`` [R, k] and ``size`` [R] (or one number) -> [R, k]. Word i of a row picks one of the
+    ``size - i`` integers that are left, counted in ascending order; every ordered sample is as likely
+    as any other. (The plain form: ``left = list(range(size)); left.pop(below(word, len(left)))``.)
+    """
+    count, k = raw.shape
+    sizes = np.broadcast_to(np.asarray(size, dtype=np.int64), (count,))
+    if count and k > int(sizes.min()):
+        raise ValueError(f"cannot pick {k} different items out of {int(sizes.min())}")
+    taken = np.empty((count, k), dtype=np.int64)
+    ascending = np.empty((count, 0), dtype=np.int64)
+    for i in range(k):
+        pick = below(raw[:, i], sizes - i)
+        for smaller in ascending.T:  # skip what is taken, lowest first
+            pick += pick >= smaller
+        taken[:, i] = pick
+        ascending = np.sort(taken[:, : i + 1], axis=1)
+    return taken

@@ -1,0 +1,102 @@
+"""Train a head on the training classes, keep what is best on the validation classes.
+
+The test split is never opened here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from clipspm.cache.errors import UsageError
+from clipspm.train_heads.bank import Banks
+from clipspm.train_heads.config import TrainConfig
+from clipspm.train_heads.metrics import JsonLines, MetricLogger, Several, TensorBoard
+from clipspm.train_heads.pool import FeatureSource, content_digest
+from clipspm.train_heads.progress import Reporter, Say
+from clipspm.train_heads.request import fit_to_cache, resolve_device
+from clipspm.train_heads.runs import HeadShape, Run
+from clipspm.train_heads.streams import derive_seed
+from clipspm.train_heads.trainer import Trainer, TrainResult
+
+
+def train(
+    cache: FeatureSource,
+    config: TrainConfig | None,
+    run_dir: str | Path,
+    *,
+    resume: bool = False,
+    log: Say | None = None,
+    tensorboard: bool = False,
+    banks: Banks | None = None,
+) -> TrainResult:
+    """Train ``config.head`` on ``cache`` and write a run directory.
+
+    ``resume`` goes on from the last checkpoint in ``run_dir`` (starts anew if there is none); weights are
+    then bit for bit those of an uninterrupted run on the same machine; ``config`` None means the run's own.
+    ``banks``: features already on the device, shared between trainings. ``log`` takes the lines otherwise
+    shown on standard error.
+    Raises :class:`UsageError` before any work if the cache cannot give what is asked.
+    """
+    reporter = Reporter(log)
+    if config is None:
+        if not resume:
+            raise UsageError("training needs a configuration, unless it resumes a run")
+        config = Run.open(run_dir).config
+    config = fit_to_cache(config, cache, reporter.say)
+    device = resolve_device(config.device)
+    assert config.frames is not None
+    shape = HeadShape.of(cache, config.frames)
+    with _seeds_of_its_own(device):
+        torch.manual_seed(derive_seed("init", config.seed))
+        head = shape.build(config)
+    layers = ("final", head.shallow_layer) if head.shallow_layer else ("final",)
+    if banks is None or not banks.serve(cache, layers, device):
+        banks = Banks(cache, layers, device)
+    run = _open_run(cache, config, shape, Path(run_dir), resume)
+    if run.finished:
+        reporter.say(f"{run.path} is finished already")
+        return _finished(run, device)
+    metrics: list[MetricLogger] = [JsonLines(run.path / "metrics.jsonl")]
+    if tensorboard:
+        metrics.append(TensorBoard(run.path / "tensorboard"))
+    trainer = Trainer(cache, run, head.to(device), banks, Several(metrics), reporter)
+    try:
+        with _seeds_of_its_own(device):
+            return trainer.run_to_end()
+    finally:
+        trainer.metrics.close()
+
+
+def _open_run(cache: FeatureSource, config: TrainConfig, shape: HeadShape, path: Path, resume: bool) -> Run:
+    """A new run, or with ``resume`` the one in ``path`` if it was asked for the same thing."""
+    if not (resume and (path / "config.json").exists()):
+        return Run.create(path, config, shape, cache)
+    run = Run.open(path)
+    if run.cache["fingerprint"] != cache.spec.fingerprint:
+        raise UsageError(
+            f"{path} was trained on the cache {run.cache['path']} ({run.cache['fingerprint'][:16]}), "
+            f"not on {cache.path} ({cache.spec.fingerprint[:16]})"
+        )
+    if run.cache["content"] != content_digest(cache):
+        raise UsageError(f"{path} was trained when {cache.path} held other videos or splits: start a new run")
+    if run.config.identity != config.identity:
+        changed = run.config.differences(config)
+        raise UsageError(f"{path} cannot be resumed with other settings (there / here): {'; '.join(changed)}")
+    return run
+
+
+def _finished(run: Run, device: torch.device) -> TrainResult:
+    """The result of a run that ended before."""
+    facts = run.results()["training"]
+    known = {k: facts[k] for k in ("selection", "val_accuracy", "best_step", "steps", "tuned", "seconds")}
+    return TrainResult(run_dir=run.path, config=run.config, head=run.load_head(device=device), **known)
+
+
+@contextmanager
+def _seeds_of_its_own(device: torch.device) -> Iterator[None]:
+    """Leave the caller's random state as it was."""
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield

@@ -1,0 +1,267 @@
+"""The training loop: steps, validation, checkpoints.
+
+Nothing random is carried from step to step: the episodes, the frame jitter and the dropout of step ``s``
+are functions of (seed, s), so a run that goes on from a checkpoint repeats what an uninterrupted one does.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import clipspm
+from clipspm.cache.errors import ClipspmError
+from clipspm.train_heads.bank import Banks, FeatureBank
+from clipspm.train_heads.config import TrainConfig
+from clipspm.train_heads.episodes import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.heads.base import Head
+from clipspm.train_heads.metrics import MetricLogger
+from clipspm.train_heads.optim import lr_at, make_optimizer
+from clipspm.train_heads.pool import FeatureSource, Pool
+from clipspm.train_heads.progress import Reporter
+from clipspm.train_heads.request import guard_classes
+from clipspm.train_heads.runs import Run
+from clipspm.train_heads.scoring import accuracies, autocast, make_batch, predict, tune
+from clipspm.train_heads.streams import derive_seed
+
+#: the reference sums the losses of this many episodes per step; other batch sizes are scaled to it
+REFERENCE_BATCH = 16
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How training ended. ``selection``: the split that chose the weights, ``val`` or ``none``."""
+
+    run_dir: Path
+    config: TrainConfig
+    head: Head = field(repr=False)
+    selection: str
+    val_accuracy: float | None
+    best_step: int
+    steps: int
+    tuned: dict[str, float]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for ``--json``."""
+        rest = {
+            k: getattr(self, k)
+            for k in ("selection", "val_accuracy", "best_step", "steps", "tuned", "seconds")
+        }
+        return {"run_dir": str(self.run_dir), **rest, "config": self.config.as_dict()}
+
+
+@dataclass
+class _Progress:
+    """What the loop carries from step to step besides weights and optimiser."""
+
+    step: int = 0
+    best_accuracy: float | None = None
+    best_step: int = 0
+    seconds: float = 0.0
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """One training run: loop, validation, checkpoints."""
+
+    def __init__(
+        self,
+        cache: FeatureSource,
+        run: Run,
+        head: Head,
+        banks: Banks,
+        metrics: MetricLogger,
+        reporter: Reporter,
+    ) -> None:
+        self.run, self.head, self.metrics, self.reporter = run, head, metrics, reporter
+        self.config = config = run.config
+        assert config.frames is not None
+        assert config.queries is not None
+        self.frames = config.frames
+        self.bank = banks.get("train", shuffle_time=config.shuffle_time)
+        guard_classes(cache, self.bank)
+        self.spec = EpisodeSpec(
+            dataset=cache.spec.dataset,
+            split="train",
+            way=config.way,
+            shot=config.shots,
+            queries=config.queries,
+            seed=config.seed,
+        )
+        self.val_bank, self.val_episodes = self._validation(cache, banks)
+        self.steps = -(-config.episodes // config.batch) if head.trainable else 0
+        parameters = [p for p in head.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(parameters, config) if head.trainable else None
+        self.scaler = torch.amp.GradScaler(self.bank.device.type, enabled=config.precision == "fp16")
+        self.at = _Progress()
+
+    def _validation(self, cache: FeatureSource, banks: Banks) -> tuple[FeatureBank | None, Episodes | None]:
+        config = self.config
+        classes = len(Pool.from_cache(cache, "val").names)
+        if classes < 2:
+            found = "one validation class" if classes else "no validation classes"
+            self.reporter.say(f"warning: {found}, so the last weights are kept (selection: none)")
+            return None, None
+        bank = banks.get("val", shuffle_time=config.shuffle_time)
+        guard_classes(cache, bank)
+        spec = EpisodeSpec(
+            dataset=cache.spec.dataset,
+            split="val",
+            way=min(config.way, classes),
+            shot=config.shots,
+            queries=1,
+        )
+        return bank, draw(spec, bank.pool, config.val_episodes)
+
+    def run_to_end(self) -> TrainResult:
+        """Train from wherever the run stands to the end, tune, and write the results."""
+        self._restore()
+        self.head.train()
+        check, first = self.head.check, self.at.step
+        began = time.monotonic() - self.at.seconds
+        every = max(1, self.config.val_every // self.config.batch)
+        total = self.config.episodes if self.steps else 0
+        done = min(self.at.step * self.config.batch, total)
+        with self.reporter.task(f"training {self.config.head}", total, done) as advance:
+            losses: list[float] = []
+            for step in range(self.at.step, self.steps):
+                self.head.check = check and step == first  # shapes and labels are alike in every step
+                values = self.step(step)
+                losses.append(values["loss"])
+                self.at.step = step + 1
+                last = self.at.step == self.steps
+                if last or self.at.step % every == 0:
+                    self.at.seconds = time.monotonic() - began
+                    self._checkpoint({**values, "loss": sum(losses) / len(losses)}, final=last)
+                    losses.clear()
+                advance(self.spec_size(step), f"loss {values['loss']:.3f}")
+        self.head.check = check
+        self.at.seconds = time.monotonic() - began
+        return self._finish()
+
+    def spec_size(self, step: int) -> int:
+        """Episodes in step ``step``: the batch, or what is left of ``episodes``."""
+        return min(self.config.batch, self.config.episodes - step * self.config.batch)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimiser step on the episodes of ``step``; returns what is worth logging."""
+        assert self.optimizer is not None
+        config, head = self.config, self.head
+        torch.manual_seed(derive_seed("dropout", config.seed, step))
+        jitter = torch.Generator().manual_seed(derive_seed("frames", config.seed, step))
+        episodes = draw(self.spec, self.bank.pool, self.spec_size(step), start=step * config.batch)
+        batch = make_batch(self.bank, episodes, self.frames, jitter, head.shallow_layer)
+        with autocast(self.bank.device, config.precision):
+            output = batch.through(head, config.protocol, training=True)
+            loss = head.episode_loss(output, batch.query_labels).mean() * REFERENCE_BATCH
+        value = loss.item()
+        if not torch.isfinite(loss):
+            raise ClipspmError(
+                f"loss is {value} at step {step + 1} of {self.steps} (lr {config.lr}, {config.precision}): "
+                f"lower --lr, set clip, or use float32; the checkpoint in {self.run.path} is from before"
+            )
+        lr = lr_at(step, self.steps, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        values = {"loss": value, "lr": lr}
+        if config.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            parameters = [p for p in head.parameters() if p.requires_grad]
+            values["grad_norm"] = float(nn.utils.clip_grad_norm_(parameters, config.clip))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return values
+
+    def validate(self) -> float | None:
+        """Mean accuracy on the validation episodes; None without validation classes."""
+        if self.val_bank is None or self.val_episodes is None:
+            return None
+        found = predict(
+            self.head,
+            self.val_bank,
+            self.val_episodes,
+            frames=self.frames,
+            protocol=self.config.select_protocol,
+            precision=self.config.precision,
+        )
+        return float(accuracies(found, self.val_episodes).mean())
+
+    def _checkpoint(self, values: dict[str, float], *, final: bool) -> None:
+        at = self.at
+        accuracy = self.validate()
+        if accuracy is not None and (at.best_accuracy is None or accuracy > at.best_accuracy):
+            at.best_accuracy, at.best_step = accuracy, at.step
+            self.run.save_weights("best", self.head, step=at.step, val_accuracy=accuracy)
+        if final:
+            self.run.save_weights("last", self.head, step=at.step, val_accuracy=accuracy)
+        shown = {k: v for k, v in values.items() if v == v and abs(v) != float("inf")}
+        if accuracy is not None:
+            shown["val_accuracy"] = accuracy
+        self.metrics.log(
+            at.step, {"episodes": min(at.step * self.config.batch, self.config.episodes), **shown}
+        )
+        at.scaler = self.scaler.state_dict()
+        self.run.save_state(self.head, self.optimizer, asdict(at))
+        validation = "" if accuracy is None else f", validation {accuracy:.1%} (best {at.best_accuracy:.1%})"
+        self.reporter.say(f"step {at.step}/{self.steps}: loss {values['loss']:.4f}{validation}")
+
+    def _restore(self) -> None:
+        facts = self.run.load_state(self.head, self.optimizer)
+        if facts is None:
+            self.metrics.rewind(-1)
+            return
+        self.at = _Progress(**facts)
+        if self.at.scaler:
+            self.scaler.load_state_dict(self.at.scaler)
+        self.metrics.rewind(self.at.step)
+        self.reporter.say(f"resumed {self.run.path} at step {self.at.step}/{self.steps}")
+
+    def _finish(self) -> TrainResult:
+        """Tune on validation classes what the head wants tuned, and write ``results.json``."""
+        at, run, config = self.at, self.run, self.config
+        tuned: dict[str, float] = {}
+        selected = self.val_bank is not None and self.val_episodes is not None
+        if selected:
+            if self.steps:
+                run.load_weights(self.head, "best")
+            if self.head.tunable():
+                assert self.val_bank is not None
+                assert self.val_episodes is not None
+                tuned = tune(
+                    self.head,
+                    self.val_bank,
+                    self.val_episodes,
+                    frames=self.frames,
+                    protocol=config.select_protocol,
+                    precision=config.precision,
+                )
+            if tuned or at.best_accuracy is None:
+                at.best_accuracy = self.validate()
+            run.save_weights("best", self.head, step=at.best_step, val_accuracy=at.best_accuracy, tuned=tuned)
+        else:
+            at.best_step = self.steps
+        if not self.steps:
+            run.save_weights("last", self.head, step=0)
+        result = TrainResult(
+            run_dir=run.path,
+            config=config,
+            head=self.head.eval(),
+            selection="val" if selected else "none",
+            val_accuracy=at.best_accuracy,
+            best_step=at.best_step,
+            steps=self.steps,
+            tuned=tuned,
+            seconds=round(at.seconds, 3),
+        )
+        facts = {k: v for k, v in result.as_dict().items() if k not in ("run_dir", "config")}
+        if self.val_episodes is not None:
+            facts["val_episodes"] = {"n": len(self.val_episodes), "hash": self.val_episodes.hash}
+        facts["parameters"] = sum(p.numel() for p in self.head.parameters())
+        run.update_results(version=clipspm.__version__, selection=result.selection, training=facts)
+        return result
