@@ -125,10 +125,11 @@ def extract(
     Raises :class:`ClipspmError` where nothing can be done (no videos, no encoder, other settings in the
     same cache, a layer that does not fit in fp16, no room on the disk).
     """
+    to_render = config.dataset == "demo" and (config.videos is None or not config.videos.is_dir())
     config = _with_defaults(config)
     templates = load_templates(config.prompts)
     layers = parse_layers(config.layers)
-    if config.dataset == "demo":
+    if to_render:
         _render_demo(config, on_start)
     index = index_dataset(config.dataset, config.videos, config.splits, demo_split=config.demo_split)
     _check_writable(config.out or caches_dir())
@@ -295,9 +296,8 @@ def _render_demo(config: ExtractConfig, on_start: Callable[[str], None]) -> None
     from clipspm.extract.demo import render_demo
 
     assert config.videos is not None
-    if not config.videos.is_dir():
-        on_start(f"rendering the demo videos to {config.videos}")
-        render_demo(config.videos, workers=_workers(config))
+    on_start(f"rendering the demo videos to {config.videos}")
+    render_demo(config.videos, workers=_workers(config))
 
 
 def _settled_precision(config: ExtractConfig) -> Precision:

@@ -175,7 +175,7 @@ def _load_file(model: Any, name: str, path: Path, quick_gelu: bool) -> None:
             state = torch.jit.load(str(path), map_location="cpu").state_dict()
         except RuntimeError as error:
             raise ClipspmError(f"{path} is a damaged TorchScript archive: {_one_line(error)}") from error
-        for key in ("input_resolution", "context_length", "vocab_size"):
+        for key in ("input_resolution", "context_length", "vocab_size", "attn_mask"):  # not weights
             state.pop(key, None)
         try:
             model.load_state_dict({k: v.float() for k, v in state.items()}, strict=True)

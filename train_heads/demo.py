@@ -1,0 +1,142 @@
+"""Stage two of ``clipspm demo``: the default model, one ablation, and the controls it has to beat.
+
+In the demo's videos one action of every pair is the time reversal of the other, so whatever ignores the
+order of frames cannot tell them apart. The controls show what is left without order, without training,
+or without the right order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipspm.cache.reader import Cache
+from clipspm.cache.spec import Split
+from clipspm.train_heads.ablate import FULL, ablate
+from clipspm.train_heads.comparison import AblationResult, Row
+from clipspm.train_heads.config import resolve_config
+from clipspm.train_heads.heads.base import Protocol
+from clipspm.train_heads.progress import Say
+from clipspm.train_heads.stats import Difference
+from clipspm.train_heads.tables import Table
+
+SHUFFLED = "full, frames shuffled"
+OFFICIAL = "official model"
+PROTOTYPE = "prototype"
+#: heads without parameters: order-blind, frame by frame, frame by frame less the clip's mean
+CONTROLS = (PROTOTYPE, "frame-cosine", "frame-cosine-centered")
+HEADLINE: Protocol = "inductive"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """All rows on all class splits together: episodes of the splits are put one after the other."""
+
+    together: AblationResult
+    splits: tuple[AblationResult, ...]
+
+    @property
+    def margins(self) -> dict[str, Difference]:
+        """The full model's lead over each control, paired by episode, inductive."""
+        return {name: self.together.effect(name, HEADLINE) for name in (*CONTROLS, SHUFFLED)}
+
+    @property
+    def convincing(self) -> bool:
+        """Whether the lead over the order-blind prototype excludes zero."""
+        return self.margins[PROTOTYPE].low > 0
+
+    def table(self) -> Table:
+        """What ``clipspm demo`` prints."""
+        return self.together.table()
+
+    def sentence(self) -> str:
+        """The finding in one line."""
+        lead = self.margins[PROTOTYPE]
+        full = self.together[FULL].estimate(HEADLINE)
+        return (
+            f"on unseen actions the default model is right in {full.mean:.1%} of queries (inductive), "
+            f"{100 * lead.mean:+.1f} points [{100 * lead.low:+.1f}, {100 * lead.high:+.1f}] against the "
+            "mean-frame prototype; a tiny encoder on drawn shapes: no accuracy of CLIP"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; ``summary`` comes last. Fractions, not per cent."""
+        lead = self.margins[PROTOTYPE]
+        return {
+            **self.together.as_dict(),
+            "per_split": [split.as_dict() for split in self.splits],
+            "margins": {name: margin.as_dict() for name, margin in self.margins.items()},
+            "summary": {
+                "full": self.together[FULL].estimate(HEADLINE).mean,
+                "prototype": self.together[PROTOTYPE].estimate(HEADLINE).mean,
+                "margin": lead.mean,
+                "interval": [lead.low, lead.high],
+            },
+        }
+
+
+def run_demo(
+    cache: Cache,
+    splits: Sequence[Mapping[str, Split]],
+    out_dir: Path,
+    *,
+    quick: bool = False,
+    seeds: Sequence[int] = (0,),
+    log: Say | None = None,
+) -> DemoResult:
+    """Train and score every row on every class split, 5-way 1-shot; results lie below ``out_dir``.
+
+    ``splits``: class name -> split, one mapping per class split. ``quick``: fewer training and test
+    episodes, and neither the ablation nor the official model.
+    """
+    results = []
+    for k, split in enumerate(splits):
+        if log is not None:
+            log(f"class split {k + 1} of {len(splits)}")
+        own = cache.with_splits(split)
+        results.append(_one_split(own, out_dir / f"split{k}", quick=quick, seeds=seeds, log=log))
+    return DemoResult(_together(results), tuple(results))
+
+
+def _one_split(
+    cache: Cache, out_dir: Path, *, quick: bool, seeds: Sequence[int], log: Say | None
+) -> AblationResult:
+    shorter = {"episodes": 800, "val_episodes": 200} if quick else {}
+    base = resolve_config(dataset=cache.spec.dataset, overrides={"way": 5, "shots": 1, **shorter})
+    extra = {SHUFFLED: replace(base, shuffle_time=True)}
+    if not quick:
+        official = resolve_config(recipe="official", dataset=cache.spec.dataset)
+        # the published model, trained as the default is: its own learning rate suits a fine-tuned encoder
+        extra[OFFICIAL] = replace(base, head_config=official.head_config)
+    return ablate(
+        cache,
+        base,
+        out_dir=out_dir,
+        drops=() if quick else ("padm",),
+        heads=CONTROLS,
+        extra=extra,
+        seeds=seeds,
+        episodes=600 if quick else 2000,
+        log=log,
+    )
+
+
+def _together(results: Sequence[AblationResult]) -> AblationResult:
+    """One table over several class splits."""
+    first = results[0]
+    if len(results) == 1:
+        return first
+    rows = []
+    for row in first.rows:
+        same = [result[row.name] for result in results]
+        accuracies = {p: np.concatenate([r.accuracies[p] for r in same], axis=1) for p in first.protocols}
+        rows.append(Row(row.name, row.config, tuple(c for r in same for c in r.cells), accuracies))
+    facts = {
+        **first.facts,
+        "episodes": sum(r.facts["episodes"] for r in results),
+        "episode_hash": " ".join(r.facts["episode_hash"] for r in results),
+        "class_splits": len(results),
+    }
+    return AblationResult(tuple(rows), first.seeds, first.episodes, facts, sum(r.trained for r in results))
