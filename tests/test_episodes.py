@@ -18,7 +18,9 @@ from clipspm.train_heads.pool import Pool
 from clipspm.train_heads.streams import below, blocks, digest, sample_distinct
 from tests.synthetic import fake_cache
 
-CACHE = fake_cache({"train": 7, "val": 3, "test": 6}, per_class=[5, 9, 6, 7, 8, 5, 12, 6, 6, 6, 8, 9, 10, 11, 7, 6])
+CACHE = fake_cache(
+    {"train": 7, "val": 3, "test": 6}, per_class=[5, 9, 6, 7, 8, 5, 12, 6, 6, 6, 8, 9, 10, 11, 7, 6]
+)
 POOL = Pool.from_cache(CACHE, "test")
 
 
@@ -208,4 +210,7 @@ def test_another_process_draws_the_same_episodes() -> None:
 
 
 RECORDED_HASH = "425aa7c967533bb9"
-RECORDED_WORDS = [[13071406020303609567, 16971138477266833389, 5566238796603375239], [8964630008409866308, 14382097612257318045, 8117212796040789064]]
+RECORDED_WORDS = [
+    [13071406020303609567, 16971138477266833389, 5566238796603375239],
+    [8964630008409866308, 14382097612257318045, 8117212796040789064],
+]

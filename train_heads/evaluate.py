@@ -22,6 +22,7 @@ from clipspm.train_heads.request import resolve_device
 from clipspm.train_heads.runs import Run, Weights, save_arrays
 from clipspm.train_heads.scoring import accuracies, predict
 from clipspm.train_heads.stats import Estimate, estimate
+from clipspm.train_heads.tables import Table
 
 PROTOCOLS: tuple[Protocol, ...] = ("inductive", "transductive")
 
@@ -56,6 +57,18 @@ class EvalResult:
         scores = {p: _plain(self.estimate(p)) for p in self.protocols}
         return {**self.facts, "protocols": scores}
 
+    def table(self) -> Table:
+        """Accuracy in per cent with its 95 % interval, a row per protocol."""
+        facts, scores = self.facts, {p: self.estimate(p) for p in self.protocols}
+        rows = [(p, f"{100 * s.mean:.2f} ± {100 * s.half:.2f}") for p, s in scores.items()]
+        request = f"{facts['way']}-way {facts['shots']}-shot"
+        title = f"{facts['dataset']}: {request}, {facts['episodes']} {facts['split']} episodes"
+        notes = (
+            "accuracy ± 95 % interval over episodes, in %",
+            f"episodes {self.name}, cache {facts['cache_fingerprint'][:16]}, selection: {facts['selection']}",
+        )
+        return Table((facts["head"], "accuracy"), rows, title, notes)
+
     @property
     def name(self) -> str:
         """What the files of this evaluation are named after: the hash of its episodes."""
@@ -68,7 +81,7 @@ def _plain(score: Estimate) -> dict[str, float]:
 
 def evaluate(
     target: str | Path | Run | Head,
-    cache: FeatureSource | None = None,
+    cache: FeatureSource | str | Path | None = None,
     *,
     episodes: int | Episodes = 10_000,
     way: int | None = None,
@@ -89,16 +102,18 @@ def evaluate(
     """Score a run directory or a head on ``episodes`` drawn from ``split``.
 
     What is left open is taken from the run (``way``, ``shots``, ``frames``, ``precision``, and the cache it
-    was trained on); a bare head needs ``cache`` and defaults to 5-way 1-shot. For a run, the episodes,
-    the predictions and a part of ``results.json`` are written into its directory. ``batch``: episodes at
-    a time (chosen by size otherwise; the episodes do not depend on it).
+    was trained on, under its class splits); a bare head needs ``cache`` and defaults to 5-way 1-shot. For a
+    run, the episodes, the predictions and a part of ``results.json`` are written into its directory.
+    ``batch``: episodes at a time (chosen by size otherwise; the episodes do not depend on it).
     """
     reporter = Reporter(log)
     run = target if isinstance(target, Run) else None if isinstance(target, Head) else Run.open(target)
-    if cache is None:
-        if run is None:
-            raise UsageError("evaluating a head needs a cache")
-        cache = as_trained(run)
+    if run is not None and (cache is None or isinstance(cache, str | Path)):
+        cache = as_trained(run, cache)
+    elif cache is None:
+        raise UsageError("evaluating a head needs a cache")
+    elif isinstance(cache, str | Path):
+        cache = open_cache(cache)
     if isinstance(target, Head):
         head, chosen, config = target, None, None
     else:
@@ -177,14 +192,20 @@ def evaluate(
     return result
 
 
-def as_trained(run: Run) -> FeatureSource:
-    """The cache that ``run`` was trained on, under the class splits it was trained with."""
+def as_trained(run: Run, path: str | Path | None = None) -> FeatureSource:
+    """The cache of ``run`` (or the one at ``path``), under the class splits that it was trained with.
+
+    A cache of other classes keeps its own splits.
+    """
     try:
-        cache = open_cache(run.cache["path"])
+        cache = open_cache(path or run.cache["path"])
     except ClipspmError as error:
+        if path is not None:
+            raise
         raise ClipspmError(f"{run.path} needs its cache (or another with --cache): {error}") from error
     splits = run.cache["class_splits"]
-    return cache if cache.class_splits == splits else cache.with_splits(splits)
+    other = cache.class_splits == splits or set(cache.class_names) != set(splits)
+    return cache if other else cache.with_splits(splits)
 
 
 def guard_test_classes(run: Run, bank: FeatureBank) -> None:
