@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from clipspm.train_heads.heads import CLIPSPM, BaseClasses, CLIPSPMConfig, HeadOutput, build_head, load_preset
 from clipspm.train_heads.heads.blocks import sinusoidal_positions
 from clipspm.train_heads.heads.config import PRESETS, make_config
+from clipspm.train_heads.heads.dropout import Dropout
 from clipspm.train_heads.heads.hsmr import MotionFeatures
 from clipspm.train_heads.heads.matching import matcher, otam
 
@@ -136,6 +137,44 @@ def test_dropout_acts_in_training_only() -> None:
     head, call = build(), episode()
     assert torch.equal(head.eval()(**call).logits, head(**call).logits)
     assert not torch.equal(head.train()(**call).logits, head(**call).logits)
+
+
+def test_dropout_from_random_bytes() -> None:
+    drop, x = Dropout(0.2), torch.randn(301, 777, requires_grad=True)
+    torch.manual_seed(4)
+    y = drop(x)
+    y.sum().backward()
+    assert x.grad is not None
+    kept = x.grad != 0
+    assert (~kept).float().mean().item() == pytest.approx(51 / 256, abs=0.005)
+    close(y, torch.where(kept, x * 256 / 205, 0.0))
+    close(x.grad, kept.float() * 256 / 205)
+    torch.manual_seed(4)
+    assert torch.equal(drop(x), y)
+    assert not torch.equal(drop(x), y)
+    assert drop.eval()(x) is x
+    assert Dropout(0.0)(x) is not None
+    assert not Dropout(1.0)(x).any()
+
+
+@pytest.mark.parametrize("share", [0, 1, 2, 3, 4, 5, 6, 7])
+def test_every_byte_of_a_random_word_is_uniform(share: int) -> None:
+    torch.manual_seed(0)
+    kept = Dropout(0.5)(torch.ones(40_000)).view(-1, 8)[:, share] != 0
+    assert kept.float().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+def test_bfloat16_training_stays_close_to_float32() -> None:
+    head = build(dropout=0.0, ffn_dropout=0.0).train()
+    loss_of(head).sum().backward()
+    exact = torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None])
+    head.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = head(**episode(), query_labels=QUERY_LABELS)
+    assert output.logits.dtype == torch.float32
+    head.episode_loss(output, QUERY_LABELS).sum().backward()
+    rounded = torch.cat([p.grad.flatten() for p in head.parameters() if p.grad is not None])
+    assert F.cosine_similarity(exact, rounded, dim=0) > 0.999
 
 
 # What is computed when.

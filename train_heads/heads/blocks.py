@@ -1,10 +1,13 @@
 """Layers that several heads share: the attention block, its feed-forward network, positions."""
 
 import math
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from clipspm.train_heads.heads.dropout import Dropout
 
 
 class FeedForward(nn.Module):
@@ -14,7 +17,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.expand = nn.Linear(dim, width)
         self.contract = nn.Linear(width, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
@@ -45,18 +48,21 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
         self.out = nn.Linear(inner, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.ffn = FeedForward(dim, ffn_width, ffn_dropout)
 
     def forward(self, *sequences: Tensor) -> tuple[Tensor, ...]:
         """Each sequence [..., n_i, D] attends to itself; everything per token is one call for all of them."""
-        rows = torch.cat([x.flatten(0, -2) for x in sequences]) if len(sequences) > 1 else sequences[0]
-        parts = self.project(rows).view(-1, self.qkv.out_features).split([_rows(x) for x in sequences])
+        rows = torch.cat([x.flatten(0, -2) for x in sequences])
+        # neighbours of the same length are one call of the attention
+        runs = [(n, sum(map(_rows, xs))) for n, xs in groupby(sequences, key=lambda x: x.shape[-2])]
+        parts = (
+            self.project(rows).split([count for _, count in runs]) if len(runs) > 1 else [self.project(rows)]
+        )
         attended = [
-            self.attend(p.view(-1, x.shape[-2], p.shape[-1])).flatten(0, 1)
-            for p, x in zip(parts, sequences, strict=True)
+            self.attend(p.unflatten(0, (-1, n))).flatten(0, 1) for p, (n, _) in zip(parts, runs, strict=True)
         ]
-        done = self.finish(rows.view(-1, rows.shape[-1]), torch.cat(attended))
+        done = self.finish(rows, torch.cat(attended) if len(runs) > 1 else attended[0])
         split = done.split([_rows(x) for x in sequences])
         return tuple(y.view_as(x) for y, x in zip(split, sequences, strict=True))
 
@@ -68,7 +74,12 @@ class Block(nn.Module):
     def attend(self, projected: Tensor) -> Tensor:
         """Attention within each sequence: [B, n, 3 * inner] -> [B, n, inner]."""
         q, k, v = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+        if projected.device.type == "cpu" and projected.dtype == torch.bfloat16 and projected.requires_grad:
+            # torch's fused kernel goes backward about four times slower than this for sequences of ten
+            attended = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v)
+        return attended.transpose(1, 2).flatten(-2)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Tokens ``x`` [..., D] with what they attended to [..., inner] -> the block's output [..., D]."""
