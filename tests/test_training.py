@@ -430,6 +430,13 @@ def test_impossible_request_is_refused_before_any_work(
     assert not (tmp_path / "r").exists()
 
 
+def test_test_split_too_small_for_the_request_is_said_at_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    request(fake_cache({"train": 4, "test": 2}), tmp_path, said)
+    expected = "cannot be tested as it is trained: fake: 3-way episodes need 3 classes, the test split has 2"
+    assert any(expected in line for line in said)
+
+
 def test_run_directory_is_not_overwritten(tmp_path: Path) -> None:
     train(CACHE, tiny_config(episodes=16), tmp_path / "r", log=silent)
     with pytest.raises(UsageError, match="already holds a run: resume it with --resume"):

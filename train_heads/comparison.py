@@ -94,37 +94,55 @@ class AblationResult:
         return {**self.facts, "seeds": list(self.seeds), "rows": rows}
 
     def table(self) -> Table:
-        """Accuracy in per cent with its 95 % interval; effect = the first row minus this one, paired."""
-        first = self.rows[0].name
-        columns = [""]
-        for protocol in self.protocols:
-            columns += [protocol, *(["seeds"] if len(self.seeds) > 1 else []), f"{first} − row"]
+        """For people: accuracy in per cent with its 95 % interval; effect = the first row minus this one."""
+        first, several = self.rows[0].name, len(self.seeds) > 1
+        columns = ["", "protocol", "accuracy", *(["seeds"] if several else []), f"{first} − row"]
         rows = []
-        for row in self.rows:
-            cells = [row.name]
-            for protocol in self.protocols:
+        for protocol in self.protocols:
+            for row in self.rows:
                 score = row.estimate(protocol)
-                cells.append(f"{100 * score.mean:.1f} ± {100 * score.half:.1f}")
-                if len(self.seeds) > 1:
-                    cells.append(f"± {100 * row.seeds(protocol).std:.1f}")
-                cells.append("" if row is self.rows[0] else _signed(self.effect(row.name, protocol)))
-            rows.append(cells)
+                rows.append(
+                    [
+                        row.name,
+                        protocol,
+                        f"{100 * score.mean:.1f} ± {100 * score.half:.1f}",
+                        *([f"± {100 * row.seeds(protocol).std:.1f}"] if several else []),
+                        "" if row is self.rows[0] else _signed(self.effect(row.name, protocol)),
+                    ]
+                )
         facts = self.facts
         request = f"{facts['way']}-way {facts['shots']}-shot"
         title = f"{facts['dataset']}: {request}, {facts['episodes']} {facts['split']} episodes"
         notes = [
-            "accuracy ± 95 % interval over episodes, in %",
+            "accuracy ± 95 % interval over episodes, in %"
+            + ("; seeds: standard deviation" if several else ""),
             f"{first} − row: paired difference [95 % bootstrap interval], in points",
             f"episodes {facts['episode_hash']}, cache {facts['cache_fingerprint'][:16]}, "
             f"seeds {','.join(map(str, self.seeds))}, selection: {facts['selection']}",
         ]
-        return Table(columns, rows, title, notes)
+        return Table(columns, rows, title, notes, block=len(self.rows))
+
+    def csv(self) -> str:
+        """For programs: a line per row and protocol, fractions with all their digits."""
+        columns = ("row", "protocol", "accuracy", "interval95", "seeds", "seed_std")
+        effects = ("effect", "effect_low", "effect_high")
+        lines = []
+        for protocol in self.protocols:
+            for row in self.rows:
+                score, seeds = row.estimate(protocol), row.seeds(protocol)
+                values: list[float | int | str] = [score.mean, score.half, seeds.n, seeds.std]
+                if row is self.rows[0]:
+                    values += [""] * 3
+                else:
+                    effect = self.effect(row.name, protocol)
+                    values += [effect.mean, effect.low, effect.high]
+                lines.append([row.name, protocol, *map(str, values)])
+        return Table((*columns, *effects), lines).csv()
 
     def save(self, folder: Path) -> None:
         """Write ``ablation.json``, ``ablation.csv`` and ``ablation.tex`` into ``folder``."""
         write_json(folder / "ablation.json", self.as_dict())
-        table = self.table()
-        for name, text in (("ablation.csv", table.csv()), ("ablation.tex", table.latex())):
+        for name, text in (("ablation.csv", self.csv()), ("ablation.tex", self.table().latex())):
             with replacing(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 

@@ -36,7 +36,8 @@ def resolve_device(name: str) -> torch.device:
 def fit_to_cache(config: TrainConfig, cache: FeatureSource, say: Say) -> TrainConfig:
     """Fill in ``queries`` and ``frames`` where they are left open; refuse what the cache cannot give.
 
-    Checks the training split, and the validation split if it has any classes. Says what it shrank.
+    Checks the training split, and the validation split if it has two classes or more. Says what it shrank,
+    and warns if the test split is too small for the same request.
     """
     pool = Pool.from_cache(cache, "train")
     queries = config.queries
@@ -55,6 +56,12 @@ def fit_to_cache(config: TrainConfig, cache: FeatureSource, say: Say) -> TrainCo
     val = Pool.from_cache(cache, "val")
     if len(val.names) >= 2:
         check_request(val, way=min(config.way, len(val.names)), shot=config.shots, queries=1)
+    test = Pool.from_cache(cache, "test")  # names and counts only
+    if test.names:
+        try:
+            check_request(test, way=config.way, shot=config.shots, queries=1)
+        except UsageError as error:
+            say(f"warning: this run cannot be tested as it is trained: {error}")
     return replace(config, queries=queries, frames=frames)
 
 
