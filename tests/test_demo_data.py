@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_files_hold_the_drawn_frames_as_h264(tmp_path: Path) -> None:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
     difference = _decode(path).astype(int) - draw_clip("climbing", seed=5, index=0)
-    assert np.abs(difference).mean() < 6
+    assert np.abs(difference).mean() < 5
 
 
 def test_finished_files_are_kept(tmp_path: Path) -> None:
@@ -131,8 +132,6 @@ def test_stills_are_reproducible_and_varied() -> None:
 
 
 def test_tiny_clip_is_small_and_is_what_the_script_builds() -> None:
-    import json
-
     assert sum(p.stat().st_size for p in FOLDER.iterdir()) < 4e6
     assert json.loads((FOLDER / "open_clip_config.json").read_text()) == clip_config()
 
@@ -178,28 +177,35 @@ def test_tiny_clip_reads_stills(encoder) -> None:
         image = functional.normalize(model.encode_image(to_input(torch.from_numpy(stills.images))), dim=-1)
         text = functional.normalize(model.encode_text(tokenizer(stills.captions)), dim=-1)
     found = ((image @ text.T).argmax(1) == torch.arange(64)).float().mean().item()
-    assert found > 0.4
+    assert found > 0.3
 
 
 def test_zero_shot_is_at_chance_on_test_classes(encoder) -> None:
-    """Over the 5-way choices among test classes that hold a clip's own, a name is right 1 in 5 times."""
+    """Each draw in both directions: a name is right 1 in 2 times within its pair, 1 in 5 among five."""
     model, tokenizer = encoder
-    clips = 8
+    draws = 8
     for split in range(3):
         folders = demo_splits(split)["test"]
-        frames = np.stack([draw_clip(f, seed=1, index=i)[1::3] for f in folders for i in range(clips)])
+        frames = np.stack(
+            [
+                draw_action(folder, np.random.default_rng([5, place // 2, i]))[1::3]
+                for place, folder in enumerate(folders)
+                for i in range(draws)
+            ]
+        )
         with torch.inference_mode():
             image = model.encode_image(to_input(torch.from_numpy(frames).flatten(0, 1)))
             video = functional.normalize(image.reshape(len(frames), 8, -1).mean(1), dim=-1)
             text = functional.normalize(model.encode_text(tokenizer([CLASSES[f] for f in folders])), dim=-1)
-        scores = video @ text.T
-        truth = torch.arange(len(folders)).repeat_interleave(clips)
+        scores = (video @ text.T).unflatten(0, (len(folders), draws))
+        for first in range(0, len(folders), 2):
+            chosen = scores[first : first + 2, :, first : first + 2].argmax(-1)
+            assert (chosen == torch.tensor([[0], [1]])).float().mean().item() == 0.5
         hits = []
-        for chosen in itertools.combinations(range(len(folders)), 5):
-            inside = torch.isin(truth, torch.tensor(chosen))
-            picked = torch.tensor(chosen)[scores[inside][:, chosen].argmax(1)]
-            hits.append((picked == truth[inside]).float().mean().item())
-        assert abs(np.mean(hits) - 0.2) < 0.06
+        for among in itertools.combinations(range(len(folders)), 5):
+            chosen = scores[list(among)][..., list(among)].argmax(-1)
+            hits.append((chosen == torch.arange(5)[:, None]).float().mean().item())
+        assert abs(np.mean(hits) - 0.2) < 0.08
 
 
 def test_training_writes_a_loadable_folder(tmp_path: Path) -> None:

@@ -166,8 +166,8 @@ def _hide(scene: Scene) -> Shot:
     centre = rng.uniform(0.42, 0.58) + side * 0.1
     bar = replace(_bar(rng), centre=centre, half_width=size * 1.05)
     along = centre - side * _between(scene.clock, rng.uniform(0.3, 0.4), 0.0)
-    place = {"x": along} if bar.upright else {"y": along}
-    thing = replace(scene.thing, size=size, **place)
+    x, y = (along, scene.thing.y) if bar.upright else (scene.thing.x, along)
+    thing = replace(scene.thing, size=size, x=x, y=y)
     return Shot(things=(thing,), bar=bar, bar_in_front=True)
 
 

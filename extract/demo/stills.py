@@ -127,14 +127,14 @@ ATTRIBUTES: dict[str, Draw] = {
     "aspect": _sometimes(0.35, -1.1, 1.1, 0.0),
     "notch": _sometimes(0.3, 2, 85, 0.0),
     "light": _sometimes(0.35, 0.2, 1.0, 1.0),
-    "other": _coin(0.5),
+    "other": _coin(0.35),
     "other_kind": _kind,
     "other_x": _uniform(0.1, 0.9),
     "other_y": _uniform(0.1, 0.9),
     "other_size": _uniform(0.05, 0.17),
     "other_angle": _uniform(0, 360),
     "other_hue": _uniform(0, 1),
-    "bar": _coin(0.35),
+    "bar": _coin(0.3),
     "bar_front": _coin(0.6),
     "bar_centre": _uniform(0.2, 0.8),
     "bar_half": _uniform(0.09, 0.19),
@@ -142,21 +142,7 @@ ATTRIBUTES: dict[str, Draw] = {
 }
 """How each attribute of a still is drawn; angles in degrees, lengths in sides."""
 
-_REDRAWN = {  # what may differ inside a group, and how often it does
-    "x": 0.5,
-    "y": 0.5,
-    "size": 0.35,
-    "angle": 0.4,
-    "hue": 0.2,
-    "alpha": 0.2,
-    "aspect": 0.2,
-    "notch": 0.25,
-    "light": 0.2,
-    "kind": 0.15,
-    "other_x": 0.3,
-    "other_y": 0.3,
-    "bar_centre": 0.2,
-}
+_REDRAWN = 0.75  # how often an attribute differs between the stills of a group
 
 
 @dataclass(frozen=True)
@@ -167,6 +153,8 @@ class Stills:
     """[N, S, S, 3]"""
     captions: list[str]
     """One for each still."""
+    words: list[dict[str, str]]
+    """The words for everything in each still, by attribute; its caption says some of them."""
 
 
 def _bin(names: Sequence[str], value: float, low: float, high: float, rng: np.random.Generator) -> str:
@@ -175,55 +163,88 @@ def _bin(names: Sequence[str], value: float, low: float, high: float, rng: np.ra
     return names[int(np.clip(np.floor(place), 0, len(names) - 1))]
 
 
-def _where(x: float, y: float, rng: np.random.Generator) -> str:
-    return f"{_bin(ROWS, y, 0.1, 0.9, rng)} {_bin(COLUMNS, x, 0.1, 0.9, rng)}"
+def tilts(kind: str) -> list[int]:
+    """The turns, in degrees, that captions tell apart for ``kind``."""
+    turn = SYMMETRY[kind]
+    steps = turn // 18 if turn < 120 else turn // 20
+    return [step * turn // steps for step in range(steps)]
+
+
+def _tilt(kind: str, degrees: float, rng: np.random.Generator) -> str:
+    named, turn = tilts(kind), SYMMETRY[kind]
+    return str(named[round((degrees % turn) / turn * len(named) + rng.normal(0, 0.25)) % len(named)])
 
 
 def _hue(hue: float, rng: np.random.Generator) -> str:
     return COLOURS[round(hue * len(COLOURS) + rng.normal(0, 0.3)) % len(COLOURS)]
 
 
-def _caption(row: dict[str, Any], tone: float, covered: float, rng: np.random.Generator) -> str:
-    def keep(share: float = 0.9) -> bool:
-        return bool(rng.random() < share)
-
-    kind = KINDS[int(row["kind"])]
-    said: list[str] = []
+def _describe(row: dict[str, Any], tone: float, covered: float, rng: np.random.Generator) -> dict[str, str]:
+    """The word or words for each attribute that can be seen."""
+    upright = row["bar_upright"] > 0.5
+    words = {
+        "backdrop": "dark" if tone < 0.45 else "bright",
+        "light": _bin(LIGHTS, row["light"], 0.15, 1.0, rng),
+    }
+    if row["bar"] > 0.5:
+        words["bar"] = "upright" if upright else "level"
+        words["bar_place"] = _bin(COLUMNS if upright else ROWS, row["bar_centre"], 0.1, 0.9, rng)
+        if row["bar_front"] > 0.5:
+            words["covered"] = _bin(COVERED, covered, 0, 0.85, rng)
+    if row["other"] > 0.5:
+        words["other"] = KINDS[int(row["other_kind"])]
+        words["other_colour"] = _hue(row["other_hue"], rng)
+        words["other_row"] = _bin(ROWS, row["other_y"], 0.1, 0.9, rng)
+        words["other_column"] = _bin(COLUMNS, row["other_x"], 0.1, 0.9, rng)
     if covered < 0.85:
-        said.append("a")
-        if keep():
-            said.append(
-                _bin(SIZES, float(np.log(row["size"])), float(np.log(0.055)), float(np.log(0.28)), rng)
-            )
-        if row["alpha"] < 1 or keep(0.15):
-            said.append(_bin(OPACITIES, row["alpha"], 0, 1, rng))
-        if row["aspect"] != 0 or keep(0.15):
-            said.append(_bin(ASPECTS, row["aspect"], -1.1, 1.1, rng))
-        if keep():
-            said.append(_hue(row["hue"], rng))
-        said.append(kind)
-        if keep():
-            turn = SYMMETRY[kind]
-            steps = turn // 18 if turn < 120 else turn // 20
-            step = round((row["angle"] % turn) / turn * steps + rng.normal(0, 0.25)) % steps
-            said.append(f"tilted {step * turn // steps}")
-        if keep(0.95):
-            said.append("at " + _where(row["x"], row["y"], rng))
+        kind = KINDS[int(row["kind"])]
+        words["kind"] = kind
+        words["tilt"] = _tilt(kind, row["angle"], rng)
+        words["size"] = _bin(
+            SIZES, float(np.log(row["size"])), float(np.log(0.055)), float(np.log(0.28)), rng
+        )
+        words["opacity"] = _bin(OPACITIES, row["alpha"], 0, 1, rng)
+        words["aspect"] = _bin(ASPECTS, row["aspect"], -1.1, 1.1, rng)
+        words["colour"] = _hue(row["hue"], rng)
+        words["row"] = _bin(ROWS, row["y"], 0.1, 0.9, rng)
+        words["column"] = _bin(COLUMNS, row["x"], 0.1, 0.9, rng)
         if row["notch"] > 0:
-            said.append("with a " + _bin(NOTCHES, row["notch"], 0, 85, rng))
-    if row["bar"] > 0.5 and (keep(0.8) or covered >= 0.85):
-        if covered < 0.85:
-            said.append(_bin(COVERED, covered, 0, 0.85, rng) if row["bar_front"] > 0.5 else "on")
-        names = COLUMNS if row["bar_upright"] > 0.5 else ROWS
-        said.append(f"a {'upright' if row['bar_upright'] > 0.5 else 'level'} grey bar at")
-        said.append(_bin(names, row["bar_centre"], 0.1, 0.9, rng))
-    if row["other"] > 0.5 and keep(0.8):
-        colour, other = _hue(row["other_hue"], rng), KINDS[int(row["other_kind"])]
-        said.append(f"and a {colour} {other} at {_where(row['other_x'], row['other_y'], rng)}")
-    if keep(0.6):
-        said.append("dark backdrop" if tone < 0.45 else "bright backdrop")
-    if row["light"] < 1 or keep(0.2):
-        said.append(_bin(LIGHTS, row["light"], 0.15, 1.0, rng) + " light")
+            words["notch"] = _bin(NOTCHES, row["notch"], 0, 85, rng)
+    return words
+
+
+def _caption(words: dict[str, str], rng: np.random.Generator) -> str:
+    """Name the shape and say two or three other things of the still, of those worth saying.
+
+    Short captions teach more than full ones: in a batch, position or size is then often all that tells
+    two stills apart.
+    """
+    bar_name = f"a {words['bar']} grey bar at {words['bar_place']}" if "bar" in words else ""
+    if "kind" not in words:
+        return bar_name
+    plain = {"opacity": OPACITIES[-1], "aspect": ASPECTS[2], "light": LIGHTS[-1]}
+    weights = {"colour": 1.0, "place": 2.0, "size": 1.0, "tilt": 1.2, "backdrop": 0.2}
+    weights |= {name: 0.1 if words[name] == common else 1.5 for name, common in plain.items()}
+    weights |= {name: 1.0 for name in ("notch", "bar", "other") if name in words}
+    share = np.array(list(weights.values())) / sum(weights.values())
+    told = set(rng.choice(list(weights), size=int(rng.integers(2, 4)), replace=False, p=share))
+    said = [
+        "a",
+        *(words[name] for name in ("size", "opacity", "aspect", "colour") if name in told),
+        words["kind"],
+    ]
+    if "tilt" in told:
+        said.append(f"tilted {words['tilt']}")
+    if "place" in told:
+        said.append(f"at {words['row']} {words['column']}")
+    if "notch" in told:
+        said.append(f"with a {words['notch']}")
+    if "bar" in told:
+        said.append(f"{words.get('covered', 'on')} {bar_name}")
+    if "other" in told:
+        other = f"{words['other_colour']} {words['other']} at {words['other_row']} {words['other_column']}"
+        said.append(f"and a {other}")
+    said.extend(f"{words[name]} {name}" for name in ("backdrop", "light") if name in told)
     return " ".join(said)
 
 
@@ -257,9 +278,9 @@ def draw_stills(rng: np.random.Generator, *, groups: int, variants: int) -> Stil
     count = groups * variants
     columns = {name: np.repeat(draw(rng, groups), variants) for name, draw in ATTRIBUTES.items()}
     first = np.arange(count) % variants == 0
-    for name, share in _REDRAWN.items():
-        fresh = (rng.random(count) < share) & ~first
-        columns[name] = np.where(fresh, ATTRIBUTES[name](rng, count), columns[name])
+    for name, draw in ATTRIBUTES.items():
+        fresh = (rng.random(count) < _REDRAWN) & ~first
+        columns[name] = np.where(fresh, draw(rng, count), columns[name])
     for name, low in (("saturation", 0.65), ("value", 0.7), ("other_saturation", 0.65), ("other_value", 0.7)):
         columns[name] = np.repeat(rng.uniform(low, 1, groups), variants)
 
@@ -295,8 +316,13 @@ def draw_stills(rng: np.random.Generator, *, groups: int, variants: int) -> Stil
         bars = paint_bars(rows)
         covered[rows] = (cover[rows] * bars).sum((1, 2)) / np.maximum(cover[rows].sum((1, 2)), 1e-3)
 
-    captions = []
-    for i in range(count):
-        row = {name: values[i] for name, values in columns.items()}
-        captions.append(_caption(row, backdrops[i // variants].tone, float(covered[i]), rng))
-    return Stills(to_uint8(canvas, columns["light"]), captions)
+    words = [
+        _describe(
+            {name: values[i] for name, values in columns.items()},
+            backdrops[i // variants].tone,
+            float(covered[i]),
+            rng,
+        )
+        for i in range(count)
+    ]
+    return Stills(to_uint8(canvas, columns["light"]), [_caption(said, rng) for said in words], words)
