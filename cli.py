@@ -10,7 +10,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -26,6 +25,10 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="Look at caches.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
+
+# typer carries its own copy of click or uses the installed one: its exceptions are found through typer
+_WrongUsage: Any = typer.BadParameter.__base__
+_ClickFailure: Any = _WrongUsage.__base__
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -268,7 +271,7 @@ def train_heads(
         ),
     )  # fmt: skip
     run = run_dir or default_run_dir(config, source)
-    result = train(source, config, run, resume=resume, log=_say, tensorboard=tensorboard)
+    result = train(source, config, run, resume=resume, tensorboard=tensorboard)
     if as_json:
         _print_json(result.as_dict())
     else:
@@ -295,12 +298,11 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a run on episodes of the test classes, inductive and transductive."""
-    from clipspm.cache import open_cache
     from clipspm.train_heads import evaluate as score
 
     result = score(
         run,
-        open_cache(cache) if cache else None,
+        cache,
         episodes=test_episodes,
         way=way,
         shots=shots,
@@ -308,7 +310,6 @@ def evaluate(
         seed=seed,
         protocols=[p.value for p in protocol or ProtocolName],
         device=device or "auto",
-        log=_say,
     )
     if as_json:
         _print_json(result.as_dict())
@@ -371,7 +372,6 @@ def ablate(
         heads=against or (),
         seeds=_seeds(seeds),
         episodes=test_episodes,
-        log=_say,
     )
     if as_json:
         _print_json(result.as_dict())
@@ -469,12 +469,12 @@ def main() -> None:
         code = app(standalone_mode=False)
     except ClipspmError as error:
         _fail(str(error), error.exit_code)
-    except click.UsageError as error:
+    except _WrongUsage as error:
         hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
         _fail(error.format_message() + hint, 2)
-    except click.ClickException as error:
+    except _ClickFailure as error:
         _fail(error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; the same command goes on where it stopped", 130)
     except BrokenPipeError:
         sys.exit(1)

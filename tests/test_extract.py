@@ -80,7 +80,9 @@ def test_features_equal_the_plain_way(config: ExtractConfig, videos: Path, model
     assert cache.class_names == ("jump", "run", "wave hand")
 
 
-def test_the_result_does_not_depend_on_workers_format_or_interruption(config: ExtractConfig, tmp_path: Path) -> None:
+def test_the_result_does_not_depend_on_workers_format_or_interruption(
+    config: ExtractConfig, tmp_path: Path
+) -> None:
     whole = open_cache(extract(replace(config, out=tmp_path / "a.zarr")).path)
     calls = []
 
@@ -103,7 +105,9 @@ def test_the_result_does_not_depend_on_workers_format_or_interruption(config: Ex
     assert (again.done, again.already) == (0, 9)
 
 
-def test_bad_videos_are_recorded_and_the_good_ones_unchanged(config: ExtractConfig, tmp_path: Path, videos: Path) -> None:
+def test_bad_videos_are_recorded_and_the_good_ones_unchanged(
+    config: ExtractConfig, tmp_path: Path, videos: Path
+) -> None:
     clean = open_cache(extract(replace(config, out=tmp_path / "clean.zarr")).path)
     root = tmp_path / "mixed"
     for source in videos.rglob("*.mp4"):
@@ -128,7 +132,9 @@ def test_bad_videos_are_recorded_and_the_good_ones_unchanged(config: ExtractConf
     assert extract(replace(config, videos=root, out=tmp_path / "mixed.zarr")).done == 0  # failures are kept
 
 
-def test_a_hanging_or_dying_decoder_costs_one_video(videos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hanging_or_dying_decoder_costs_one_video(
+    videos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     good = sorted(videos.rglob("*.mp4"))[:3]
     settings = ClipSettings(2, 1, 37, 32, "bicubic", False, 1)
     # a module that the workers import decides what some names do
@@ -158,7 +164,9 @@ def test_views(videos: Path) -> None:
     assert len({view.tobytes() for view in many}) > 2
     height, width = 37, resized_shape(40, 56, 37)[1]
     frames = read_frames(path, 3).frames
-    resized = [np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC)) for f in frames]
+    resized = [
+        np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC)) for f in frames
+    ]
     places = [
         np.stack([r[top : top + 32, left : left + 32] for r in resized])
         for top in range(height - 31)

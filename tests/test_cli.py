@@ -1,0 +1,238 @@
+"""The command line: typical mistakes are one clear line; the three commands work on real video."""
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from clipspm import __version__ as clipspm_version
+from clipspm.cache import open_cache
+from clipspm.cli import main
+from tests.media import numbered_frames, tiny_local_dir, write_video
+
+
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def clipspm(*args: object, home: Path) -> Result:
+    """One call of the command line, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("CLIPSPM_HOME", str(home))
+        patch.setenv("COLUMNS", "200")
+        patch.chdir(home)
+        patch.setattr(sys, "argv", ["clipspm", *map(str, args)])
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+    return Result(int(code or 0), out.getvalue(), err.getvalue())
+
+
+def assert_one_clear_line(result: Result, *parts: str, code: int = 1) -> None:
+    assert result.returncode == code, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert "Traceback" not in result.stderr
+    assert lines[-1].startswith("error: ")
+    assert sum(line.startswith("error: ") for line in lines) == 1
+    for part in parts:
+        assert part in lines[-1]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def model(home: Path) -> str:
+    return tiny_local_dir(home / "tiny")
+
+
+@pytest.fixture(scope="module")
+def videos(home: Path) -> Path:
+    root = home / "my clips"
+    for c, name in enumerate(("wave", "run", "jump", "clap", "sit", "fall")):
+        for i in range(5):
+            write_video(root / name / f"{i}.mp4", numbered_frames(20 + 5 * c + i, 40 + 2 * i, 56))
+    return root
+
+
+@pytest.fixture(scope="module")
+def splits(home: Path) -> Path:
+    path = home / "splits.json"
+    path.write_text(json.dumps({"train": ["wave", "run", "jump"], "test": ["clap", "sit", "fall"]}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(home: Path, model: str, videos: Path, splits: Path) -> Path:
+    result = clipspm(
+        "extract", "--dataset", "folder", "--videos", videos, "--splits", splits, "--model", model,
+        "--precision", "fp32", "--layers", "1,final", "--json", home=home,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return home / json.loads(result.stdout)["path"]
+
+
+def test_the_installed_command() -> None:
+    script = Path(sys.executable).with_name("clipspm")
+    shown = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
+    assert shown.stdout.strip() == clipspm_version
+    wrong = subprocess.run([script, "cach"], capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 2
+    assert len(wrong.stderr.strip().splitlines()) == 1
+
+
+FEW = ("--episodes", "32", "--way", "3", "--set", "heads=2", "--set", "head_width=8", "--set", "ffn_width=16")
+
+
+def test_extract_train_eval_ablate(home: Path, cache: Path) -> None:
+    run = home / "run"
+    trained = clipspm("train-heads", "--shots", "3", "--run-dir", run, "--json", *FEW, home=home)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["selection"] == "none"
+    assert str(cache.name) in trained.stderr  # it says which cache it took
+    assert "no validation classes" in trained.stderr
+    for name in ("config.json", "metrics.jsonl", "last.safetensors", "results.json"):
+        assert (run / name).is_file()
+    scored = clipspm("eval", run, "--test-episodes", "200", "--json", home=home)
+    assert scored.returncode == 0, scored.stderr
+    found = json.loads(scored.stdout)
+    assert set(found["protocols"]) == {"inductive", "transductive"}
+    assert found["cache_fingerprint"] == open_cache(cache).spec.fingerprint
+    ablated = [
+        clipspm(
+            "ablate",
+            "--drop",
+            "padm",
+            "--drop",
+            "padm+spm",
+            "--test-episodes",
+            "100",
+            "--json",
+            *FEW,
+            home=home,
+        )
+        for _ in range(2)
+    ]
+    for result in ablated:
+        assert result.returncode == 0, result.stderr
+    first, second = (json.loads(r.stdout) for r in ablated)
+    assert [row["name"] for row in first["rows"]] == ["full", "without padm", "without spm+padm"]
+    assert first == second
+    assert "step 2/2" in ablated[0].stderr
+    assert "step 2/2" not in ablated[1].stderr  # finished cells are not trained again
+
+
+def test_a_second_extraction_does_nothing(
+    home: Path, model: str, videos: Path, splits: Path, cache: Path
+) -> None:
+    again = clipspm(
+        "extract", "--dataset", "folder", "--videos", videos, "--splits", splits, "--model", model,
+        "--precision", "fp32", "--layers", "1,final", "--json", home=home,
+    )  # fmt: skip
+    assert (json.loads(again.stdout)["done"], json.loads(again.stdout)["already"]) == (0, 30)
+
+
+def test_cache_commands(home: Path, cache: Path) -> None:
+    info = json.loads(clipspm("cache", "info", cache, "--json", home=home).stdout)
+    assert info["videos"] == {"ok": 30}
+    assert info["splits"]["train"] == {"classes": 3, "videos": 15}
+    listed = json.loads(clipspm("cache", "list", "--json", home=home).stdout)
+    assert [c["fingerprint"] for c in listed["caches"]] == [info["fingerprint"]]
+    plain = clipspm("cache", "info", cache, home=home)
+    assert info["fingerprint"] in plain.stdout
+
+
+def test_skipped_videos_are_a_table_and_exit_code_3(
+    home: Path, model: str, videos: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad" / "wave"
+    bad.mkdir(parents=True)
+    (bad / "broken.mp4").write_text("no video")
+    (bad / "good.mp4").write_bytes((videos / "wave" / "0.mp4").read_bytes())
+    result = clipspm(
+        "extract", "--dataset", "folder", "--videos", bad.parent, "--model", model, "--precision", "fp32",
+        "--out", tmp_path / "c.zarr", "--json", home=home,
+    )  # fmt: skip
+    assert result.returncode == 3
+    assert json.loads(result.stdout)["failed_by_category"] == {"unreadable": 1}
+    assert "broken.mp4" in result.stderr
+    assert len(open_cache(tmp_path / "c.zarr").good) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "parts", "code"),
+    [
+        (("extract", "--dataset", "hmdb51", "--videos", "nowhere"), ("nowhere", "one folder per class", "https://"), 1),
+        (("extract", "--dataset", "folder", "--videos", "{empty}"), ("{empty}", "one folder per class"), 1),
+        (("extract", "--dataset", "imagenet"), ("'imagenet'", "hmdb51"), 2),
+        (("extract", "--dataset", "folder", "--videos", "{videos}", "--splits", "{wrong}"), ("'fly'", "{wrong}"), 1),
+        (("extract", "--dataset", "folder", "--videos", "{videos}", "--model", "{model}", "--layers", "9"), ("layer 9", "0 to 2"), 2),
+        (("extract", "--dataset", "folder", "--videos", "{videos}", "--model", "{model}", "--layers", "x"), ("'x'",), 2),
+        (("extract", "--dataset", "folder", "--videos", "{videos}", "--model", "ViT-B-61"), ("ViT-B-61", "ViT-B-16"), 2),
+        (("extract", "--dataset", "folder", "--videos", "{videos}", "--frames", "0"), ("--frames", "0"), 2),
+        (("extract", "--dataset", "folder", "--videos", "{videos}", "--model", "{model}", "--out", "/proc/x.zarr"), ("/proc",), 1),
+        (("extract",), ("--dataset",), 2),
+        (("train-heads", "--cache", "nope.zarr"), ("nope.zarr",), 1),
+        (("train-heads", "--cache", "splits.json"), ("splits.json", "neither"), 1),
+        (("train-heads", "--dataset", "ucf101"), ("ucf101", "clipspm extract"), 1),
+        (("train-heads", "--cache", "{cache}", "--way", "5"), ("3", "5"), 2),
+        (("train-heads", "--cache", "{cache}", "--way", "3", "--shots", "5"), ("'jump'", "5", "6"), 2),
+        (("train-heads", "--cache", "{cache}", "--way", "3", "--frames", "16"), ("16", "8"), 2),
+        (("train-heads", "--cache", "{cache}", "--head", "protonet"), ("'protonet'", "prototype"), 2),
+        (("train-heads", "--cache", "{cache}", "--recipe", "offical"), ("'offical'", "official"), 2),
+        (("train-heads", "--cache", "{cache}", "--way", "3", "--set", "matcher=dtw"), ("matcher", "otam"), 2),
+        (("train-heads", "--cache", "{cache}", "--way", "3", "--set", "matcher"), ("KEY=VALUE",), 2),
+        (("train-heads", "--cache", "{cache}", "--splits", "{wrong}"), ("'fly'",), 1),
+        (("eval", "nowhere"), ("nowhere", "config.json"), 2),
+        (("ablate", "--cache", "{cache}", "--way", "3"), ("--drop",), 2),
+        (("ablate", "--cache", "{cache}", "--way", "3", "--drop", "pdam"), ("'pdam'", "padm"), 2),
+        (("ablate", "--cache", "{cache}", "--way", "3", "--drop", "padm", "--seeds", "a"), ("--seeds", "0,1,2"), 2),
+        (("cache", "info", "{videos}"), ("not a cache",), 1),
+        (("cach",), ("cach",), 2),
+    ],
+    ids=lambda value: " ".join(map(str, value))[:60] if isinstance(value, tuple) else str(value),
+)  # fmt: skip
+def test_typical_mistakes(home: Path, videos: Path, model: str, cache: Path, args, parts, code: int) -> None:  # type: ignore[no-untyped-def]
+    (home / "empty").mkdir(exist_ok=True)
+    (home / "wrong.json").write_text(json.dumps({"train": ["wave", "fly"]}))
+    places = {
+        "videos": videos,
+        "model": model,
+        "cache": cache,
+        "empty": home / "empty",
+        "wrong": home / "wrong.json",
+    }
+    filled = [str(a).format(**places) for a in args]
+    result = clipspm(*filled, home=home)
+    assert_one_clear_line(result, *(p.format(**places) for p in parts), code=code)
+
+
+def test_real_video_from_extract_to_ablate(shared_dir: Path, home: Path, tmp_path: Path) -> None:
+    splits = tmp_path / "s.json"
+    splits.write_text(json.dumps({"train": ["hug", "kick", "push"], "test": ["handshake", "point", "punch"]}))
+    extracted = clipspm(
+        "extract", "--dataset", "folder", "--videos", shared_dir / "videos" / "ut_interaction",
+        "--model", f"local-dir:{shared_dir / 'weights' / 'mobilenetv2-in1k'}", "--layers", "1,3,final",
+        "--splits", splits, "--limit", "36", "--frames", "4", "--out", tmp_path / "ut.zarr", home=home,
+    )  # fmt: skip
+    assert extracted.returncode == 0, extracted.stderr
+    few = (*FEW, "--cache", tmp_path / "ut.zarr")
+    trained = clipspm("train-heads", "--shots", "3", "--run-dir", tmp_path / "run", *few, home=home)
+    assert trained.returncode == 0, trained.stderr
+    ablated = clipspm(
+        "ablate", "--drop", "padm", "--test-episodes", "50", "--out", tmp_path / "a", *few, home=home
+    )
+    assert ablated.returncode == 0, ablated.stderr
+    assert "without padm" in ablated.stdout
