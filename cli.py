@@ -317,6 +317,43 @@ def evaluate(
         out.print(result.table().rich())
 
 
+@app.command("import-checkpoint")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="The authors' checkpoint (torch.save or .safetensors).")],
+    preset: Annotated[str, typer.Option(help="Data set whose values of the method it was trained with.")],
+    out_path: Annotated[Path, typer.Option("--out", help="The run directory to write.")],
+    base: Annotated[
+        str, typer.Option(help="Tag or file that the text tower comes from, if the file holds a visual one.")
+    ] = "openai",
+    model: Annotated[
+        str | None, typer.Option(help="open_clip architecture (default: told by the tower's shapes).")
+    ] = None,
+    weights_out: Annotated[
+        Path | None, typer.Option(help="The encoder to write.  [default: RUN/encoder.safetensors]")
+    ] = None,
+    heads_only: Annotated[bool, typer.Option("--heads-only", help="Leave the visual tower out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint of the authors' code into a run that eval scores, and its encoder into a file."""
+    from clipspm.extract.tower import save_encoder
+    from clipspm.train_heads.importing import read_checkpoint
+
+    found = read_checkpoint(file, preset, out_path)
+    encoder = None
+    if found.tower and not heads_only:
+        weights = weights_out or out_path / "encoder.safetensors"
+        encoder = save_encoder(found.tower, weights, model=model, base=base, dim=found.head.dim).as_dict()
+    found.save(out_path, encoder)
+    chosen = encoder or {"model": "ITS-ARCHITECTURE", "file": "ITS-WEIGHTS"}
+    taken = f"--dataset {preset} --model {chosen['model']} --pretrained {chosen['file']} --pixel-norm none"
+    if as_json:
+        _print_json({"run": str(out_path), "preset": preset, "dim": found.head.dim, "encoder": encoder})
+    else:
+        out.print(f"run: {out_path} (clip-spm, D = {found.head.dim})", markup=False, soft_wrap=True)
+        out.print(f"next: clipspm extract {taken}", markup=False, soft_wrap=True)
+        out.print(f"then: clipspm eval {out_path} --cache CACHE", markup=False, soft_wrap=True)
+
+
 @app.command()
 def ablate(
     drop: Annotated[

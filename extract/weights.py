@@ -30,6 +30,10 @@ HUB_SECONDS = 4.0
 _CONFIG = "open_clip_config.json"
 
 
+class WeightsOutOfReach(ClipspmError):
+    """A tag whose weights are neither on this machine nor to be had from the hub."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """An open_clip model with its weights, its tokenizer, and what identifies both."""
@@ -59,7 +63,7 @@ def load_model(name: str, pretrained: str | None) -> LoadedModel:
         model = _build(name)
         shown = LOCAL_DIR + Path(name.removeprefix(LOCAL_DIR)).name
         return _loaded(model, name, shown, "", config)
-    config = _known_architecture(name)
+    config = architecture(name)
     if not pretrained:
         raise UsageError(f"--model {name} needs --pretrained: a tag ({_tags(name)}) or a weights file")
     path = Path(pretrained)
@@ -73,7 +77,7 @@ def load_model(name: str, pretrained: str | None) -> LoadedModel:
             f"--pretrained {pretrained!r} is neither a file nor a tag of {name}; its tags: {_tags(name)}"
         )
     if bool(cfg.get("quick_gelu")) != bool(config.get("quick_gelu")):
-        raise UsageError(_mismatch(name, f"the tag {pretrained!r}", bool(cfg.get("quick_gelu"))))
+        raise UsageError(activation_mismatch(name, f"the tag {pretrained!r}", bool(cfg.get("quick_gelu"))))
     checkpoint = _fetch(name, pretrained, cfg)
     model = _build(name, pretrained=pretrained, load_weights=False)
     _load_file(model, name, checkpoint, bool(config.get("quick_gelu")))
@@ -118,7 +122,8 @@ def _local_config(folder: Path) -> dict[str, Any]:
         raise ClipspmError(f"{folder / _CONFIG} is not an open_clip configuration: {error}") from error
 
 
-def _known_architecture(name: str) -> dict[str, Any]:
+def architecture(name: str) -> dict[str, Any]:
+    """open_clip's configuration of ``name``; :class:`UsageError` with close names if there is none."""
     config = open_clip.get_model_config(name)
     if config is None:
         close = difflib.get_close_matches(name, open_clip.list_models(), n=3) or ["ViT-B-16-quickgelu"]
@@ -157,7 +162,8 @@ def _tags(name: str) -> str:
     return ", ".join(tags) if tags else "none are published"
 
 
-def _mismatch(name: str, weights: str, weights_quick: bool) -> str:
+def activation_mismatch(name: str, weights: str, weights_quick: bool) -> str:
+    """The line that says which architecture computes the activation of ``weights``."""
     base = name.removesuffix("-quickgelu")
     right = f"{base}-quickgelu" if weights_quick else base
     trained, built = ("QuickGELU", "GELU") if weights_quick else ("GELU", "QuickGELU")
@@ -170,7 +176,7 @@ def _mismatch(name: str, weights: str, weights_quick: bool) -> str:
 def _load_file(model: Any, name: str, path: Path, quick_gelu: bool) -> None:
     if _is_torchscript(path):
         if not quick_gelu:
-            raise UsageError(_mismatch(name, f"OpenAI's archive {path.name}", weights_quick=True))
+            raise UsageError(activation_mismatch(name, f"OpenAI's archive {path.name}", weights_quick=True))
         try:
             state = torch.jit.load(str(path), map_location="cpu").state_dict()
         except RuntimeError as error:
@@ -201,7 +207,7 @@ def _is_torchscript(path: Path) -> bool:
 def _fetch(name: str, tag: str, cfg: dict[str, Any]) -> Path:
     """The tag's checkpoint, from the local store if it is there, else downloaded."""
     if not _already_downloaded(cfg) and not _hub_answers(cfg):
-        raise ClipspmError(
+        raise WeightsOutOfReach(
             f"the weights {tag!r} of {name} are not on this machine and the model hub cannot be reached: "
             "give a local file (--pretrained ViT-B-16.pt), a local-dir: (--model local-dir:FOLDER), "
             "or try --dataset demo, which needs no download"
@@ -209,7 +215,7 @@ def _fetch(name: str, tag: str, cfg: dict[str, Any]) -> Path:
     try:
         return Path(download_pretrained(cfg))
     except Exception as error:
-        raise ClipspmError(f"downloading {tag!r} of {name} failed: {_one_line(error)}") from error
+        raise WeightsOutOfReach(f"downloading {tag!r} of {name} failed: {_one_line(error)}") from error
 
 
 def _already_downloaded(cfg: dict[str, Any]) -> bool:

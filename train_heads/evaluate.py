@@ -195,8 +195,10 @@ def evaluate(
 def as_trained(run: Run, path: str | Path | None = None) -> FeatureSource:
     """The cache of ``run`` (or the one at ``path``), under the class splits that it was trained with.
 
-    A cache of other classes keeps its own splits.
+    A cache of other classes keeps its own splits, and so does every cache where ``run`` was imported.
     """
+    if run.imported and path is None:
+        raise UsageError(f"{run.path} was imported and has no cache of its own: give one with --cache PATH")
     try:
         cache = open_cache(path or run.cache["path"])
     except ClipspmError as error:
@@ -210,7 +212,7 @@ def as_trained(run: Run, path: str | Path | None = None) -> FeatureSource:
 
 def guard_test_classes(run: Run, bank: FeatureBank) -> None:
     """Refuse to test on classes that ``run`` trained on or selected its weights on."""
-    if bank.pool.dataset != run.cache["dataset"]:
+    if run.imported or bank.pool.dataset != run.cache["dataset"]:
         return
     seen = {name: split for name, split in run.cache["class_splits"].items() if split in ("train", "val")}
     leaked = [name for name in bank.pool.names if name in seen]

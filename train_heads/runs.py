@@ -71,10 +71,15 @@ class Run:
     cache: dict[str, Any]
 
     @classmethod
-    def create(cls, path: str | Path, config: TrainConfig, shape: HeadShape, cache: FeatureSource) -> "Run":
-        """Start a run in a new directory; one that holds results of training already is refused."""
+    def create(
+        cls, path: str | Path, config: TrainConfig, shape: HeadShape, cache: FeatureSource | None
+    ) -> "Run":
+        """Start a run in a new directory; one that holds results of training already is refused.
+
+        ``cache`` None: weights from elsewhere, so that no cache, classes or splits belong to the run.
+        """
         path = Path(path)
-        if any((path / name).exists() for name in ("trainer.safetensors", "results.json", *_WEIGHTS)):
+        if holds_run(path):
             raise UsageError(
                 f"{path} already holds a run: resume it with --resume, or name another --run-dir"
             )
@@ -82,13 +87,15 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot make the run directory {path}: {error.strerror}") from error
-        made_for = {
-            "path": str(Path(cache.path).resolve()),
-            "fingerprint": cache.spec.fingerprint,
-            "content": content_digest(cache),
-            "dataset": cache.spec.dataset,
-            "class_splits": dict(cache.class_splits),
-        }
+        made_for: dict[str, Any] = {"path": None, "class_splits": {}}
+        if cache is not None:
+            made_for = {
+                "path": str(Path(cache.path).resolve()),
+                "fingerprint": cache.spec.fingerprint,
+                "content": content_digest(cache),
+                "dataset": cache.spec.dataset,
+                "class_splits": dict(cache.class_splits),
+            }
         write_json(
             path / "config.json",
             {
@@ -205,6 +212,16 @@ class Run:
     def finished(self) -> bool:
         """Whether training ended."""
         return "training" in self.results()
+
+    @property
+    def imported(self) -> bool:
+        """Whether the weights come from elsewhere: there is no cache they were trained on here."""
+        return self.cache["path"] is None
+
+
+def holds_run(path: Path) -> bool:
+    """Whether the directory holds weights or results already."""
+    return any((path / name).exists() for name in ("trainer.safetensors", "results.json", *_WEIGHTS))
 
 
 def default_run_dir(config: TrainConfig, cache: FeatureSource) -> Path:

@@ -74,6 +74,8 @@ def _open_run(cache: FeatureSource, config: TrainConfig, shape: HeadShape, path:
     if not (resume and (path / "config.json").exists()):
         return Run.create(path, config, shape, cache)
     run = Run.open(path)
+    if run.imported:
+        raise UsageError(f"{path} was imported, not trained here: name another --run-dir")
     if run.cache["fingerprint"] != cache.spec.fingerprint:
         raise UsageError(
             f"{path} was trained on the cache {run.cache['path']} ({run.cache['fingerprint'][:16]}), "

@@ -60,6 +60,8 @@ class CLIPSPM(Head):
     unused scalar; here it multiplies ``config.text_scale`` where a text score is on.
     """
 
+    fusion_b: Tensor  #: [] where ``config.text_fusion`` is on
+
     def __init__(self, dim: int, config: CLIPSPMConfig | None = None) -> None:
         super().__init__(dim=dim)
         self.config = c = config or CLIPSPMConfig()

@@ -65,27 +65,31 @@ def to_reference(head: "CLIPSPM", tensors: Mapping[str, Tensor]) -> dict[str, Te
     return out
 
 
-def _own(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The head's entries of a checkpoint."""
+def split_reference(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The head's entries of a checkpoint and those of its visual tower, without wrappers and prefixes.
+
+    ValueError names the first entry that is no tensor.
+    """
     inner = state.get("model_state_dict", state)
     if not isinstance(inner, Mapping):
         raise ValueError(
             f"model_state_dict: found {type(inner).__name__}; needed a mapping of names to tensors"
         )
-    own = {}
-    for name, value in inner.items():
-        name = name.removeprefix("module.")
-        if name.startswith("backbone."):
-            continue
+    head, tower = {}, {}
+    for key, value in inner.items():
         if not isinstance(value, Tensor):
-            raise ValueError(f"{name}: found {type(value).__name__}; needed a tensor")
-        own[name] = value
-    return own
+            raise ValueError(f"{key}: found {type(value).__name__}; needed a tensor")
+        name = str(key).removeprefix("module.")
+        if name.startswith("backbone."):
+            tower[name.removeprefix("backbone.")] = value
+        else:
+            head[name] = value
+    return head, tower
 
 
 def head_from_reference(cls: "type[CLIPSPM]", state: Mapping[str, Any], config: CLIPSPMConfig) -> "CLIPSPM":
     """See :meth:`CLIPSPM.from_reference`."""
-    given = _own(state)
+    given, _ = split_reference(state)
     anchor = "motion_conv1.bias"
     if anchor not in given:
         raise ValueError(f"{anchor}: missing from the checkpoint; needed to infer D")

@@ -1,0 +1,95 @@
+"""The authors' checkpoints: read without running anything in them, kept as a run that can be scored."""
+
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.train_heads.config import TrainConfig, resolve_config
+from clipspm.train_heads.heads.clipspm import CLIPSPM
+from clipspm.train_heads.heads.reference import split_reference
+from clipspm.train_heads.runs import HeadShape, Run, holds_run
+
+#: frames per video in the authors' code; the head itself takes any number
+REFERENCE_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class ImportedHead:
+    """A checkpoint that fits: its head, and the visual tower beside it (empty if it holds none)."""
+
+    file: Path
+    preset: str
+    head: CLIPSPM = field(repr=False)
+    tower: dict[str, Tensor] = field(repr=False)
+    config: TrainConfig = field(repr=False)
+
+    def save(self, path: str | Path, encoder: Mapping[str, Any] | None = None) -> Run:
+        """Write a run directory; ``encoder`` is what is known about the tower's file."""
+        run = Run.create(path, self.config, HeadShape(self.head.dim, REFERENCE_FRAMES, {}), None)
+        run.save_weights("last", self.head, imported=self.file.name)
+        with open(self.file, "rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        source = {"file": self.file.name, "sha256": digest, "preset": self.preset}
+        run.update_results(selection="imported", imported={**source, "encoder": encoder})
+        return run
+
+
+def read_checkpoint(file: str | Path, preset: str, out: str | Path | None = None) -> ImportedHead:
+    """Read the authors' ``file`` (``torch.save`` or ``.safetensors``) as the head of ``preset``.
+
+    Only tensors and plain values are unpickled. Raises :class:`ClipspmError` for a file that holds anything
+    else, and naming the parameters that do not fit; :class:`UsageError` where ``out`` holds a run already.
+    """
+    file = Path(file)
+    config = resolve_config(recipe="official", preset=preset)
+    if out is not None and holds_run(Path(out)):
+        raise UsageError(f"{out} already holds a run: name another --out")
+    try:
+        parameters, tower = split_reference(_load(file))
+        head = CLIPSPM.from_reference(parameters, **config.head_config)
+    except ValueError as error:
+        raise ClipspmError(f"{file} (preset {preset}): {error}") from error
+    for name, tensor in parameters.items():
+        if not torch.isfinite(tensor).all():
+            raise ClipspmError(f"{file}: {name} holds values that are not finite")
+    return ImportedHead(file, preset, head.eval(), tower, config)
+
+
+def _load(file: Path) -> Mapping[str, Any]:
+    if not file.is_file():
+        raise ClipspmError(f"there is no checkpoint {file}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ClipspmError(_refused(file, str(error))) from error
+    except Exception as error:  # a damaged file fails in any way
+        reason = " ".join(str(error).split())[:200]
+        raise ClipspmError(f"{file} cannot be read as a checkpoint: {reason}") from error
+    if not isinstance(content, Mapping):
+        raise ClipspmError(f"{file} holds a {type(content).__name__}: expected a dict with model_state_dict")
+    return content
+
+
+def _refused(file: Path, reason: str) -> str:
+    with open(file, "rb") as content:
+        pickled = content.read(1) == b"\x80" or zipfile.is_zipfile(file)
+    if not pickled:
+        return f"{file} is neither a torch.save file nor .safetensors"
+    wanted = re.search(r"GLOBAL (\S+)", reason)
+    more = f"`{wanted[1]}`" if wanted else "code or objects"
+    return (
+        f"{file} asks for {more}, more than tensors and plain values; it was not loaded: a pickle can run "
+        "any code. From a source you trust, save the tensors alone as .safetensors and import that"
+    )
