@@ -467,6 +467,11 @@ def test_build_head_takes_a_preset_and_the_width_of_a_layer() -> None:
     assert (head.config.rho_v, head.config.alpha, head.shallow_dim) == (2, 0.5, 12)
     with pytest.raises(ValueError, match=r"shallow_layer: found 'layer3'; needed a cached layer \(layer9\)"):
         build_head("clip-spm", dim=D, frames=T, config=config, layer_dims={"layer9": 12})
+    # --set shallow_layer=3 arrives as a number
+    numbered = build_head(
+        "clip-spm", dim=D, frames=T, config={**config, "shallow_layer": 3}, layer_dims={"3": 12}
+    )
+    assert (numbered.shallow_layer, numbered.shallow_dim) == ("3", 12)
 
 
 @pytest.mark.parametrize(("dim", "count"), [(512, 17_315_330)])

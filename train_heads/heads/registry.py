@@ -19,6 +19,8 @@ Builder = Callable[[int, int, dict[str, Any], Mapping[str, int]], Head]
 
 def _clip_spm(dim: int, frames: int, config: dict[str, Any], layer_dims: Mapping[str, int]) -> Head:
     layer = config.get("shallow_layer")
+    if layer is not None:
+        layer = config["shallow_layer"] = str(layer)  # YAML reads 3 as a number
     if layer is not None and config.get("shallow_dim") is None:
         if layer not in layer_dims:
             cached = ", ".join(layer_dims) or "none besides the last"
