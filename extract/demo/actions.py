@@ -21,6 +21,12 @@ FRAMES = 24
 
 FPS = 12
 
+SHAKE, WOBBLE, BREATH, FLICKER = 0.15, 0.35, 0.45, 0.75
+"""The most that the camera shakes (sides), shapes wobble (radians) and breathe (log), light flickers (log).
+
+Set on validation classes: smaller swings leave little to learn over subtracting a clip's mean frame.
+"""
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -91,6 +97,36 @@ def _bar(rng: np.random.Generator) -> Bar:
         upright=bool(rng.random() < 0.5),
         colour=hsv(rng.random(), rng.uniform(0, 0.25), rng.uniform(0.3, 0.7)),
     )
+
+
+def _sway(rng: np.random.Generator, least: float, most: float) -> Floats:
+    """A swing around 0 that is in step with nothing, of an amplitude from ``least`` to ``most``.  [FRAMES]"""
+    time = np.linspace(-0.5, 0.5, FRAMES)
+    swing = np.sin(2 * np.pi * (rng.uniform(1.2, 3.2) * time + rng.random()))
+    return (rng.uniform(least, most) * swing).astype(np.float32)
+
+
+def _unsteady(shot: Shot, rng: np.random.Generator) -> Shot:
+    """What happens in any clip, whatever its action: the camera shakes, shapes wobble, the light flickers.
+
+    All of it swings to and fro; an action is what is left when the swings are smoothed away.
+    """
+    dx, dy = _sway(rng, 0.02, SHAKE), _sway(rng, 0.02, SHAKE)
+    things = tuple(
+        replace(
+            thing,
+            x=thing.x + dx,
+            y=thing.y + dy,
+            angle=thing.angle + _sway(rng, 0.1, WOBBLE),
+            size=thing.size * np.exp(_sway(rng, 0.05, BREATH)),
+        )
+        for thing in shot.things
+    )
+    bar = shot.bar
+    if bar is not None:
+        bar = replace(bar, centre=bar.centre + (dx if bar.upright else dy))
+    flicker = np.exp(_sway(rng, 0.05, FLICKER) - 0.2)
+    return replace(shot, things=things, bar=bar, light=shot.light * flicker)
 
 
 def _between(clock: Floats, start: float, stop: float) -> Floats:
@@ -245,13 +281,15 @@ def draw_action(folder: str, rng: np.random.Generator) -> NDArray[np.uint8]:
         bar=_bar(rng) if rng.random() < 0.25 else None,
     )
     shot = act(scene)
+    if scene.other is not None:
+        shot = replace(shot, things=(scene.other, *shot.things))
+    shot = _unsteady(shot if shot.bar is not None else replace(shot, bar=scene.bar), rng)
     canvas = np.repeat(backdrop.image(SIDE), FRAMES, axis=0)
-    bar = shot.bar if shot.bar is not None else scene.bar
-    if bar is not None and not shot.bar_in_front:
-        paint_bar(canvas, bar)
-    for thing in ((scene.other,) if scene.other is not None else ()) + shot.things:
+    if shot.bar is not None and not shot.bar_in_front:
+        paint_bar(canvas, shot.bar)
+    for thing in shot.things:
         paint(canvas, thing)
-    if bar is not None and shot.bar_in_front:
-        paint_bar(canvas, bar)
+    if shot.bar is not None and shot.bar_in_front:
+        paint_bar(canvas, shot.bar)
     frames = to_uint8(canvas, shot.light)
     return frames[::-1] if backwards else frames

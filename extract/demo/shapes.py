@@ -162,8 +162,8 @@ def bar_cover(count: int, side: int, *, centre: Any, half_width: Any, upright: A
 class Bar:
     """An opaque bar from edge to edge."""
 
-    centre: float
-    """Its x when ``upright``, else its y."""
+    centre: Any
+    """Its x when ``upright``, else its y; a number or one per frame, ``[N]``."""
     half_width: float
     upright: bool
     colour: Any

@@ -104,10 +104,6 @@ def _sometimes(share: float, low: float, high: float, otherwise: float) -> Draw:
     return draw
 
 
-def _size(rng: np.random.Generator, n: int) -> NDArray[Any]:
-    return np.exp(rng.uniform(np.log(0.055), np.log(0.28), n))
-
-
 def _kind(rng: np.random.Generator, n: int) -> NDArray[Any]:
     return rng.integers(len(KINDS), size=n)
 
@@ -120,13 +116,13 @@ ATTRIBUTES: dict[str, Draw] = {
     "kind": _kind,
     "x": _uniform(0.1, 0.9),
     "y": _uniform(0.1, 0.9),
-    "size": _size,
+    "size": _uniform(0.055, 0.28),
     "angle": _uniform(0, 360),
     "hue": _uniform(0, 1),
-    "alpha": _sometimes(0.35, 0.05, 1.0, 1.0),
-    "aspect": _sometimes(0.35, -1.1, 1.1, 0.0),
-    "notch": _sometimes(0.3, 2, 85, 0.0),
-    "light": _sometimes(0.35, 0.2, 1.0, 1.0),
+    "alpha": _sometimes(0.3, 0.05, 1.0, 1.0),
+    "aspect": _sometimes(0.5, -1.1, 1.1, 0.0),
+    "notch": _sometimes(0.4, 2, 85, 0.0),
+    "light": _sometimes(0.4, 0.15, 1.3, 1.0),
     "other": _coin(0.35),
     "other_kind": _kind,
     "other_x": _uniform(0.1, 0.9),
@@ -184,7 +180,7 @@ def _describe(row: dict[str, Any], tone: float, covered: float, rng: np.random.G
     upright = row["bar_upright"] > 0.5
     words = {
         "backdrop": "dark" if tone < 0.45 else "bright",
-        "light": _bin(LIGHTS, row["light"], 0.15, 1.0, rng),
+        "light": _bin(LIGHTS, row["light"], 0.15, 1.15, rng),
     }
     if row["bar"] > 0.5:
         words["bar"] = "upright" if upright else "level"

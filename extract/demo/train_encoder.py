@@ -175,7 +175,7 @@ def _batches(steps: int, *, groups: int, variants: int, seed: int) -> Iterator[S
 
 
 def train(
-    out: Path, *, steps: int = 800, groups: int = 96, variants: int = 4, lr: float = 1.5e-3, seed: int = 0
+    out: Path, *, steps: int = 1200, groups: int = 96, variants: int = 4, lr: float = 3e-3, seed: int = 0
 ) -> None:
     """Train on ``steps`` batches of ``groups * variants`` stills with the CLIP loss, and write ``out``."""
     torch.manual_seed(seed)
@@ -211,7 +211,7 @@ def train(
         target = torch.arange(len(logits))
         contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         naming = reader(image * math.sqrt(image.shape[1]), stills.words)
-        loss = contrast + 2 * naming
+        loss = contrast + 4 * naming
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -238,7 +238,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description="Train the demo's tiny CLIP on captioned stills.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="torch threads; drawing has one of its own")
     args = parser.parse_args()
