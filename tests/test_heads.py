@@ -336,6 +336,47 @@ def test_positions_make_frame_order_count_in_fusion() -> None:
     assert still(head) == ["scale"]
 
 
+def test_hsmr_can_refine_what_moves() -> None:
+    head = build(matching_input="refined-centered", position=True).eval()
+    t = head.trace(**episode(), query_labels=QUERY_LABELS)
+    moving = t.raw - t.raw.mean(2, keepdim=True)
+    seen = moving + 0.1 * sinusoidal_positions(T, D, t.raw)
+    shallow = head.motion(seen)
+    close(t.shallow, shallow)
+    ((refined, token),) = head.fusion((head.fusion.gate_frames(seen), shallow))
+    close(t.refined, refined)
+    close(t.motion_token, token)
+    close(t.frames, refined)
+    shifted = {k: v + 3.0 if k in ("support", "query") else v for k, v in episode().items()}
+    close(head.trace(**shifted).frames, refined, rtol=1e-4, atol=1e-4)  # what stands still is not seen
+    assert not still(build(matching_input="refined-centered", spm=False, padm=False))[1:]  # all but ``scale``
+
+
+def test_motion_enters_the_matching_with_its_weight() -> None:
+    plain, more = build().eval(), build(motion_weight=0.7).eval()
+    a, b = plain.trace(**episode()), more.trace(**episode())
+    moving = a.raw - a.raw.mean(2, keepdim=True)
+    prototypes = torch.stack(
+        [torch.stack([moving[e, :6][LABELS[e] == c].mean(0) for c in range(C)]) for e in range(E)]
+    )
+    d0 = otam(prototypes, moving[:, 6:])
+    close(b.d0, d0)
+    close(b.output.logits, a.output.logits - 0.7 * d0, rtol=1e-4, atol=1e-4)
+    assert build(motion_weight=0.7, hsmr=False).eval().trace(**episode()).d0 is None
+
+
+def test_weights_of_the_distances() -> None:
+    t = build(d1_weight=2.0, d2_weight=0.3, d3_weight=0.0).eval().trace(**episode())
+    close(t.output.logits, -(2.0 * t.d1 + 0.3 * t.d2))
+
+
+def test_blocks_may_start_as_the_identity() -> None:
+    t = build(zero_init=True, spm=False).eval().trace(**episode())
+    assert t.padm is not None
+    close(t.padm.query, t.query)
+    assert "padm.block.out.weight" not in still(build(zero_init=True, spm=False))
+
+
 def test_logit_scale_multiplies_and_may_learn() -> None:
     plain = build().eval()(**episode()).logits
     close(build(logit_scale=4.0).eval()(**episode()).logits, 4 * plain)

@@ -47,6 +47,7 @@ class TrainConfig:
     precision: Precision  #: of the arithmetic; weights stay float32
     protocol: Protocol  #: used in training
     select_protocol: Protocol  #: scored on validation classes
+    mix_motion: float = 0.0  #: largest share of another class's motion in virtual training classes
     episodes: int  #: training episodes
     batch: int  #: episodes per optimiser step
     optimizer: Literal["adam", "adamw"]
@@ -73,6 +74,7 @@ class TrainConfig:
             ("weight_decay", 0.0),
             ("clip", 0.0),
             ("warmup", 0.0),
+            ("mix_motion", 0.0),
         ):
             value = getattr(self, name)
             if value is not None and not (value >= least and math.isfinite(value)):

@@ -14,6 +14,7 @@ from torch import nn
 
 import clipspm
 from clipspm.cache.errors import ClipspmError
+from clipspm.train_heads.augment import mix_motion
 from clipspm.train_heads.bank import Banks, FeatureBank
 from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes import Episodes, EpisodeSpec, draw
@@ -155,6 +156,8 @@ class Trainer:
         jitter = torch.Generator().manual_seed(derive_seed("frames", config.seed, step))
         episodes = draw(self.spec, self.bank.pool, self.spec_size(step), start=step * config.batch)
         batch = make_batch(self.bank, episodes, self.frames, jitter, head.shallow_layer)
+        if config.mix_motion:
+            batch = mix_motion(batch, config.mix_motion, jitter)
         with autocast(self.bank.device, config.precision):
             output = batch.through(head, config.protocol, training=True)
             loss = head.episode_loss(output, batch.query_labels).mean() * REFERENCE_BATCH

@@ -29,7 +29,8 @@ class Block(nn.Module):
     """Self-attention of the form ``x = q + Attn(LN(q)); y = x + FFN(x)``, without a norm before the FFN.
 
     ``heads`` of ``head_width`` each (the inner width need not be D); queries, keys and values have no bias,
-    the output projection has one; ``dropout`` after it, ``ffn_dropout`` twice inside the FFN.
+    the output projection has one; ``dropout`` after it, ``ffn_dropout`` twice inside the FFN. With
+    ``zero_init`` the block starts as the identity.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Block(nn.Module):
         ffn_width: int = 2048,
         dropout: float = 0.2,
         ffn_dropout: float = 0.05,
+        zero_init: bool = False,
     ) -> None:
         super().__init__()
         inner = heads * head_width
@@ -50,6 +52,10 @@ class Block(nn.Module):
         self.out = nn.Linear(inner, dim)
         self.dropout = Dropout(dropout)
         self.ffn = FeedForward(dim, ffn_width, ffn_dropout)
+        if zero_init:
+            for last in (self.out, self.ffn.contract):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
 
     def forward(self, *sequences: Tensor) -> tuple[Tensor, ...]:
         """Each sequence [..., n_i, D] attends to itself; everything per token is one call for all of them."""

@@ -29,6 +29,11 @@ from clipspm.train_heads.heads.spm import Branches, PromptGenerator, fusion_cons
 from clipspm.train_heads.heads.text_scores import FUSION_CANDIDATES, fuse, text_cosine
 
 
+def centered(frames: Tensor) -> Tensor:
+    """Each frame minus its clip's mean frame, [..., T, D]: what changes, without what is there."""
+    return frames - frames.mean(dim=-2, keepdim=True)
+
+
 @dataclass
 class Trace:
     """What one call computed on its way; None where a switch left it out. In N, supports come first."""
@@ -45,6 +50,7 @@ class Trace:
     query: Tensor | None = None  #: SPM's qu, [E, Q, T, D]
     query_token: Tensor | None = None  #: [E, Q, D]
     padm: Refined | None = None
+    d0: Tensor | None = None  #: distance of frames minus their clip's mean, [E, Q, C]
     d1: Tensor | None = None  #: [E, Q, C]
     d2: Tensor | None = None  #: [E, Q, C]
     d3: Tensor | None = None  #: [E, Q, C]
@@ -96,6 +102,7 @@ class CLIPSPM(Head):
             ffn_width=c.ffn_width,
             dropout=c.dropout,
             ffn_dropout=c.ffn_dropout,
+            zero_init=c.zero_init,
         )
 
     @classmethod
@@ -179,19 +186,20 @@ class CLIPSPM(Head):
         consistent = losses and c.spm and c.consistency and ep.query_labels is not None
         text_inputs = {self._available(c.text_input)} if c.text_fusion else set()
         text_inputs |= {self._available(c.class_text_input)} if classify else set()
-        feeds = c.hsmr and c.matching_input == "refined"
+        feeds = c.hsmr and c.matching_input in ("refined", "refined-centered")
 
         passes: dict[str, tuple[Tensor, Tensor]] = {}
-        gated = self.fusion.gate_frames(raw) if c.hsmr or c.spm else raw
+        seen = self._positioned(centered(raw)) if c.hsmr and c.matching_input == "refined-centered" else raw
+        gated = self.fusion.gate_frames(seen) if c.hsmr or c.spm else raw
         if c.hsmr and (losses or feeds or "refined" in text_inputs):
-            t.shallow = self._shallow_motion(ep, raw)
+            t.shallow = self._shallow_motion(ep, seen)
             passes["motion"] = gated, t.shallow
             if feeds:  # the rest waits for it
                 ((t.refined, t.motion_token),) = self.fusion(passes.pop("motion"))
         t.frames = self._matching_frames(raw, t.refined)
 
         if c.spm:
-            if t.frames is not raw:
+            if t.frames is not seen:
                 gated = self.fusion.gate_frames(t.frames)
             t.prompt = self.prompts(raw, ep.text)
             passes["support as known"] = gated[:, :s], ep.text_of(ep.support_labels)
@@ -210,17 +218,17 @@ class CLIPSPM(Head):
             t.query, t.query_token = fused["query as unknown"]
         logits = self._match(ep, t)
         if c.text_fusion and (c.fusion_in_training or not self.training):
-            seen = self._text_frames(c.text_input, t)[:, -ep.query.shape[1] :]
-            logits = fuse(logits, self._text_logits(seen, ep.text), self.fusion_b)
+            shown = self._text_frames(c.text_input, t)[:, -ep.query.shape[1] :]
+            logits = fuse(logits, self._text_logits(shown, ep.text), self.fusion_b)
         terms = self._terms(ep, t, fused, consistent=consistent) if losses else {}
         if classify:
             terms["class_text"] = self._class_text(ep, t, fused)
         t.output = HeadOutput(logits, terms)
         return t
 
-    def _shallow_motion(self, ep: Episode, raw: Tensor) -> Tensor:
+    def _shallow_motion(self, ep: Episode, seen: Tensor) -> Tensor:
         if self.shallow_layer is None:
-            shallow: Tensor = self.motion(raw)
+            shallow: Tensor = self.motion(seen)
             return shallow
         if ep.support_shallow is None or ep.query_shallow is None:
             raise ValueError(
@@ -233,26 +241,34 @@ class CLIPSPM(Head):
         """What SPM, PADM and the matching see, [E, N, T, D] (T-1 for differences)."""
         c = self.config
         frames = raw
+        if refined is not None and c.matching_input == "refined-centered":
+            return refined  # positions, if any, were HSMR's
         if refined is not None and c.matching_input == "refined":
             frames = refined
         elif c.hsmr and c.matching_input == "centered":
-            frames = raw - raw.mean(dim=2, keepdim=True)
+            frames = centered(raw)
         elif c.hsmr and c.matching_input == "difference":
             frames = raw[:, :, 1:] - raw[:, :, :-1]
-        if c.position and (c.spm or c.padm):
-            frames = frames + 0.1 * sinusoidal_positions(frames.shape[2], self.dim, frames)
-        return frames
+        return self._positioned(frames) if c.spm or c.padm else frames
+
+    def _positioned(self, frames: Tensor) -> Tensor:
+        if not self.config.position:
+            return frames
+        return frames + 0.1 * sinusoidal_positions(frames.shape[2], self.dim, frames)
 
     def _match(self, ep: Episode, t: Trace) -> Tensor:
-        """``-(0.5*D1 + D2 + D3)`` with the logit scale, [E, Q, C]."""
+        """``-(motion_weight*D0 + 0.5*D1 + D2 + D3)`` (the weights are settings) times the scale, [E, Q, C]."""
         assert t.support is not None
         assert t.query is not None
         t.d1 = self.match(ep.class_mean(t.support), t.query)
-        distance = 0.5 * t.d1
+        distance = self.config.d1_weight * t.d1
+        if self.config.hsmr and self.config.motion_weight:
+            t.d0 = self.match(ep.class_mean(centered(ep.support)), centered(ep.query))
+            distance = distance + self.config.motion_weight * t.d0
         if self.config.padm:
             t.padm = self.padm(ep, t.support, t.query)
             t.d2, t.d3 = distances(ep, t.padm, self.match)
-            distance = distance + t.d2 + t.d3
+            distance = distance + self.config.d2_weight * t.d2 + self.config.d3_weight * t.d3
         if self.config.learn_logit_scale:
             return -distance * self.log_logit_scale.exp()
         return -distance * self.config.logit_scale

@@ -10,7 +10,7 @@ import yaml
 from clipspm.train_heads.heads.matching import MATCHERS
 from clipspm.train_heads.heads.spm import Prompt
 
-MatchingInput = Literal["raw", "centered", "refined", "difference"]
+MatchingInput = Literal["raw", "centered", "refined", "refined-centered", "difference"]
 TextInput = Literal["raw", "refined", "modulated"]
 
 PRESETS = ("hmdb51", "ucf101", "kinetics100", "ssv2-full", "ssv2-small")
@@ -46,13 +46,22 @@ class CLIPSPMConfig:
 
     consistency: bool = False  #: L_text and L_consist, as in the paper; the released code has them off
 
+    # Weights of the distances in the logits, and whether the blocks start as the identity.
+    d1_weight: float = 0.5  #: SPM's prototypes to queries
+    d2_weight: float = 1.0  #: PADM's prototypes to queries
+    d3_weight: float = 1.0  #: PADM's class tokens to the anchor
+    zero_init: bool = False  #: attention and feed-forward outputs of the blocks start at zero
+
     # Variants.
     prompt: Prompt = "scalar"  #: a query's prompt from the mean of all its values, or from its mean frame
     shallow_layer: str | None = None  #: cached layer that the shallow motion comes from, instead of the last
     shallow_dim: int | None = None  #: its width
     matching_input: MatchingInput = "raw"  #: with HSMR, what SPM, PADM and the matching see of a video
+    motion_weight: float = 0.0  #: with HSMR, weight in the logits of matching frames minus their clip's mean
     matcher: str = "otam"  #: "otam", "bimhm" or "mean-cosine"
-    position: bool = False  #: sinusoidal positions (times 0.1) on the frames before SPM and PADM
+    position: bool = (
+        False  #: sinusoidal positions (times 0.1) on the frames that enter the first block
+    )
     logit_scale: float = 1.0  #: factor of the matching logits
     learn_logit_scale: bool = False  #: learn its logarithm
 
@@ -83,6 +92,10 @@ class CLIPSPMConfig:
             "ffn_dropout": (0, 1),
             "fusion_b": (0, 1),
             "class_text_weight": (0, float("inf")),
+            "motion_weight": (0, float("inf")),
+            "d1_weight": (0, float("inf")),
+            "d2_weight": (0, float("inf")),
+            "d3_weight": (0, float("inf")),
             "loss_weight": (0, float("inf")),
         }
         for name, (low, high) in ranges.items():

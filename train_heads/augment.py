@@ -1,0 +1,46 @@
+"""More classes than there are: virtual training classes, mixed from the motion of two real ones.
+
+Shapes: E episodes, C ways, K shots, Q queries per class, T frames, D width.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from clipspm.train_heads.scoring import EpisodeBatch
+
+
+def mix_motion(batch: EpisodeBatch, strength: float, generator: torch.Generator) -> EpisodeBatch:
+    """Add to every video of a class a share of what moves in a video of another class of its episode.
+
+    The share is one number per episode and class, uniform in [-``strength``, ``strength``], the same for
+    supports and queries; the other class is the one ``r`` further on, ``r`` drawn per episode. What moves is
+    each frame minus its clip's mean, so a clip's mean frame stays what it was. A few training classes thus
+    become many: mixup (arXiv 1710.09412) of motions with labels that stay hard, since the mixture itself
+    is the class. Supports and queries must be sorted by class, equally many each, as drawn. ``generator``
+    is a CPU one, so that the draw does not depend on the device.
+    """
+    episodes, ways = batch.text.shape[:2]
+    steps = torch.randint(1, ways, (episodes, 1), generator=generator)
+    partners = (torch.arange(ways) + steps) % ways
+    share = (torch.rand(episodes, ways, generator=generator) * 2 - 1) * strength
+    partners, share = partners.to(batch.query.device), share.to(batch.query)
+    return replace(
+        batch,
+        support=_mixed(batch.support, partners, share),
+        query=_mixed(batch.query, partners, share),
+        support_shallow=_mixed(batch.support_shallow, partners, share),
+        query_shallow=_mixed(batch.query_shallow, partners, share),
+    )
+
+
+def _mixed(videos: Tensor | None, partners: Tensor, share: Tensor) -> Tensor | None:
+    """``videos`` [E, C*K, T, D] with the motion of the ``partners`` [E, C] added by ``share`` [E, C]."""
+    if videos is None:
+        return None
+    ways = partners.shape[1]
+    by_class = videos.unflatten(1, (ways, -1))
+    motion = by_class - by_class.mean(dim=-2, keepdim=True)
+    rows = torch.arange(len(videos), device=videos.device).unsqueeze(1)
+    return (by_class + share[..., None, None, None] * motion[rows, partners]).flatten(1, 2)
