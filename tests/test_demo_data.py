@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import av
@@ -164,12 +165,12 @@ def test_the_package_imports_without_torch() -> None:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> tuple[torch.nn.Module, object]:
+def encoder() -> tuple[Any, Any]:
     model = open_clip.create_model(tiny_clip_source())
     return model.eval(), open_clip.get_tokenizer(tiny_clip_source())
 
 
-def test_tiny_clip_reads_stills(encoder) -> None:
+def test_tiny_clip_reads_stills(encoder: tuple[Any, Any]) -> None:
     """It finds the caption of a still among those of 63 unrelated ones."""
     model, tokenizer = encoder
     stills = draw_stills(np.random.default_rng([9, 9]), groups=64, variants=1)
@@ -180,7 +181,7 @@ def test_tiny_clip_reads_stills(encoder) -> None:
     assert found > 0.3
 
 
-def test_zero_shot_is_at_chance_on_test_classes(encoder) -> None:
+def test_zero_shot_is_at_chance_on_test_classes(encoder: tuple[Any, Any]) -> None:
     """Each draw in both directions: a name is right 1 in 2 times within its pair, 1 in 5 among five."""
     model, tokenizer = encoder
     draws = 8
