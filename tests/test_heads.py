@@ -15,7 +15,7 @@ from clipspm.train_heads.heads import CLIPSPM, BaseClasses, CLIPSPMConfig, HeadO
 from clipspm.train_heads.heads.blocks import sinusoidal_positions
 from clipspm.train_heads.heads.config import PRESETS, make_config
 from clipspm.train_heads.heads.dropout import Dropout
-from clipspm.train_heads.heads.hsmr import MotionFeatures
+from clipspm.train_heads.heads.hsmr import MotionFeatures, MovingFrames
 from clipspm.train_heads.heads.matching import matcher, otam
 
 E, C, T, D = 2, 3, 4, 16
@@ -628,3 +628,26 @@ def test_missing_class_without_the_episode_axis() -> None:
         ValueError, match="no support of class 1; needed one or more for each of the 3 classes"
     ):
         build()(**call)
+
+
+def test_the_filter_over_time_against_a_convolution() -> None:
+    moving = MovingFrames(5)
+    frames = torch.randn(3, 7, D, generator=torch.Generator().manual_seed(0))
+    still_mean = frames - frames.mean(1, keepdim=True)
+    close(moving(frames), still_mean)  # it starts as the identity
+    with torch.no_grad():
+        assert moving.taps is not None
+        moving.taps.copy_(torch.tensor([-0.05, 0.02, 0.01]))
+    kernel = torch.tensor([0.1, 0.2, 0.5, 0.2, 0.1]).view(1, 1, 5)
+    rows = still_mean.transpose(1, 2).reshape(-1, 1, 7)
+    filtered = F.conv1d(rows, kernel, padding=2).view(3, D, 7).transpose(1, 2)
+    close(moving(frames), filtered - filtered.mean(1, keepdim=True))
+    close(moving(frames.flip(1)), moving(frames).flip(1))  # no direction of time is favoured
+    short = frames[:, :2]
+    assert moving(short).shape == short.shape
+
+
+@pytest.mark.parametrize("taps", [1, 4, -3])
+def test_a_filter_has_a_middle(taps: int) -> None:
+    with pytest.raises(ValueError, match=f"motion_taps: found {taps}"):
+        CLIPSPMConfig(motion_taps=taps)

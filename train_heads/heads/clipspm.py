@@ -22,16 +22,11 @@ from clipspm.train_heads.heads.base import (
 from clipspm.train_heads.heads.blocks import Block, sinusoidal_positions
 from clipspm.train_heads.heads.config import CLIPSPMConfig, TextInput, make_config
 from clipspm.train_heads.heads.fusion import SemanticFusion
-from clipspm.train_heads.heads.hsmr import MotionFeatures, motion_consistency
+from clipspm.train_heads.heads.hsmr import MotionFeatures, MovingFrames, motion_consistency
 from clipspm.train_heads.heads.matching import matcher
 from clipspm.train_heads.heads.padm import PADM, Refined, distances
 from clipspm.train_heads.heads.spm import Branches, PromptGenerator, fusion_consistency, text_consistency
 from clipspm.train_heads.heads.text_scores import FUSION_CANDIDATES, fuse, text_cosine
-
-
-def centered(frames: Tensor) -> Tensor:
-    """Each frame minus its clip's mean frame, [..., T, D]: what changes, without what is there."""
-    return frames - frames.mean(dim=-2, keepdim=True)
 
 
 @dataclass
@@ -40,6 +35,7 @@ class Trace:
 
     raw: Tensor  #: supports and queries, [E, N, T, D]
     frames: Tensor  #: what SPM, PADM and the matching see, [E, N, T, D]
+    moving: Tensor | None = None  #: frames minus their clip's mean, filtered, [E, N, T, D]
     shallow: Tensor | None = None  #: shallow motion m0, [E, N, D]
     deep: Tensor | None = None  #: deep motion m1, [E, N, D]
     refined: Tensor | None = None  #: HSMR's frames v', [E, N, T, D]
@@ -50,7 +46,7 @@ class Trace:
     query: Tensor | None = None  #: SPM's qu, [E, Q, T, D]
     query_token: Tensor | None = None  #: [E, Q, D]
     padm: Refined | None = None
-    d0: Tensor | None = None  #: distance of frames minus their clip's mean, [E, Q, C]
+    d0: Tensor | None = None  #: distance of what moves, [E, Q, C]
     d1: Tensor | None = None  #: [E, Q, C]
     d2: Tensor | None = None  #: [E, Q, C]
     d3: Tensor | None = None  #: [E, Q, C]
@@ -79,6 +75,7 @@ class CLIPSPM(Head):
         if c.hsmr:
             self.min_frames = 2
             self.motion = MotionFeatures(dim)
+            self.moving = MovingFrames(c.motion_taps)
             self.w_motion = nn.Parameter(torch.tensor(float(c.w_motion)))
             if c.shallow_layer is not None and c.shallow_dim is not None:
                 self.shallow_layer, self.shallow_dim = c.shallow_layer, c.shallow_dim
@@ -189,14 +186,18 @@ class CLIPSPM(Head):
         feeds = c.hsmr and c.matching_input in ("refined", "refined-centered")
 
         passes: dict[str, tuple[Tensor, Tensor]] = {}
-        seen = self._positioned(centered(raw)) if c.hsmr and c.matching_input == "refined-centered" else raw
+        if c.hsmr and (c.motion_weight or c.matching_input in ("centered", "refined-centered")):
+            t.moving = self.moving(raw)
+        seen = raw
+        if t.moving is not None and c.matching_input == "refined-centered":
+            seen = self._positioned(t.moving)
         gated = self.fusion.gate_frames(seen) if c.hsmr or c.spm else raw
         if c.hsmr and (losses or feeds or "refined" in text_inputs):
             t.shallow = self._shallow_motion(ep, seen)
             passes["motion"] = gated, t.shallow
             if feeds:  # the rest waits for it
                 ((t.refined, t.motion_token),) = self.fusion(passes.pop("motion"))
-        t.frames = self._matching_frames(raw, t.refined)
+        t.frames = self._matching_frames(raw, t)
 
         if c.spm:
             if t.frames is not seen:
@@ -237,16 +238,16 @@ class CLIPSPM(Head):
         lifted: Tensor = self.lift(torch.cat([ep.support_shallow, ep.query_shallow], dim=1))
         return self.motion(lifted)
 
-    def _matching_frames(self, raw: Tensor, refined: Tensor | None) -> Tensor:
+    def _matching_frames(self, raw: Tensor, t: Trace) -> Tensor:
         """What SPM, PADM and the matching see, [E, N, T, D] (T-1 for differences)."""
-        c = self.config
+        c, refined = self.config, t.refined
         frames = raw
         if refined is not None and c.matching_input == "refined-centered":
             return refined  # positions, if any, were HSMR's
         if refined is not None and c.matching_input == "refined":
             frames = refined
-        elif c.hsmr and c.matching_input == "centered":
-            frames = centered(raw)
+        elif t.moving is not None and c.matching_input == "centered":
+            frames = t.moving
         elif c.hsmr and c.matching_input == "difference":
             frames = raw[:, :, 1:] - raw[:, :, :-1]
         return self._positioned(frames) if c.spm or c.padm else frames
@@ -257,13 +258,14 @@ class CLIPSPM(Head):
         return frames + 0.1 * sinusoidal_positions(frames.shape[2], self.dim, frames)
 
     def _match(self, ep: Episode, t: Trace) -> Tensor:
-        """``-(motion_weight*D0 + 0.5*D1 + D2 + D3)`` (the weights are settings) times the scale, [E, Q, C]."""
+        """``-(motion_weight*D0 + 0.5*D1 + D2 + D3)``, the weights as set, times the scale; [E, Q, C]."""
         assert t.support is not None
         assert t.query is not None
         t.d1 = self.match(ep.class_mean(t.support), t.query)
         distance = self.config.d1_weight * t.d1
-        if self.config.hsmr and self.config.motion_weight:
-            t.d0 = self.match(ep.class_mean(centered(ep.support)), centered(ep.query))
+        if t.moving is not None and self.config.motion_weight:
+            shots = ep.support.shape[1]
+            t.d0 = self.match(ep.class_mean(t.moving[:, :shots]), t.moving[:, shots:])
             distance = distance + self.config.motion_weight * t.d0
         if self.config.padm:
             t.padm = self.padm(ep, t.support, t.query)

@@ -58,10 +58,11 @@ class CLIPSPMConfig:
     shallow_dim: int | None = None  #: its width
     matching_input: MatchingInput = "raw"  #: with HSMR, what SPM, PADM and the matching see of a video
     motion_weight: float = 0.0  #: with HSMR, weight in the logits of matching frames minus their clip's mean
-    matcher: str = "otam"  #: "otam", "bimhm" or "mean-cosine"
-    position: bool = (
-        False  #: sinusoidal positions (times 0.1) on the frames that enter the first block
+    motion_taps: int = (
+        0  #: odd: a learned filter over time, for all channels, of frames minus their clip's mean
     )
+    matcher: str = "otam"  #: "otam", "bimhm" or "mean-cosine"
+    position: bool = False  #: sinusoidal positions (times 0.1) on the frames that enter the first block
     logit_scale: float = 1.0  #: factor of the matching logits
     learn_logit_scale: bool = False  #: learn its logarithm
 
@@ -106,6 +107,8 @@ class CLIPSPMConfig:
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}; needed a positive number")
+        if self.motion_taps and (self.motion_taps < 3 or self.motion_taps % 2 == 0):
+            raise ValueError(f"motion_taps: found {self.motion_taps}; needed 0 or an odd number from 3")
         if (self.shallow_layer is None) != (self.shallow_dim is None):
             raise ValueError(
                 f"shallow_layer={self.shallow_layer!r} contradicts shallow_dim={self.shallow_dim!r}: "

@@ -29,6 +29,38 @@ class MotionFeatures(nn.Module):
         return filtered - sums[..., 9, :]
 
 
+class MovingFrames(nn.Module):
+    """What moves in a clip: frames minus their clip's mean, through one filter over time for all channels.
+
+    The filter has ``taps`` weights (0: none), is symmetric, so that it favours no direction of time, is
+    zero-padded, and starts as the identity; the mean is taken off once more behind it. Jitter that changes
+    from frame to frame can so be told from motion that lasts. Not in the paper.
+    """
+
+    #: a filter of few weights has to move faster than the matrices that share its learning rate
+    STRIDE = 10.0
+
+    def __init__(self, taps: int) -> None:
+        super().__init__()
+        self.taps = nn.Parameter(torch.zeros(taps // 2 + 1)) if taps else None
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """[..., T, D] -> [..., T, D]."""
+        moving = centered(frames)
+        if self.taps is None:
+            return moving
+        kernel = self.STRIDE * self.taps + torch.eye(len(self.taps), device=frames.device)[0]
+        time = torch.arange(frames.shape[-2], device=frames.device)
+        apart = (time - time.unsqueeze(1)).abs()  # between the frame read and the frame written, [T, T]
+        weights = kernel[apart.clamp(max=len(kernel) - 1)] * (apart < len(kernel))
+        return centered(weights.to(frames.dtype) @ moving)
+
+
+def centered(frames: Tensor) -> Tensor:
+    """Each frame minus its clip's mean frame, [..., T, D]: what changes, without what is there."""
+    return frames - frames.mean(dim=-2, keepdim=True)
+
+
 def _mean_weights(frames: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Weights of the mean [T]; of it behind conv2's taps [3, T]; behind both convolutions' taps [9, T]."""
     ends = like.new_full((frames,), 1 / (frames - 1))
