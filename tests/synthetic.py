@@ -121,7 +121,7 @@ class LinearHead(Head):
 
 def tiny_config(**overrides: Any) -> TrainConfig:
     """clip-spm made small, trained for a few steps on a CPU."""
-    small = {"heads": 1, "head_width": 8, "ffn_width": 16}
+    small = {"heads": 1, "head_width": 8, "ffn_width": 16, "d2_weight": 1.0, "d3_weight": 1.0}
     values = {
         "device": "cpu",
         "episodes": 48,

@@ -103,7 +103,7 @@ def run_demo(
 def _one_split(
     cache: Cache, out_dir: Path, *, quick: bool, seeds: Sequence[int], log: Say | None
 ) -> AblationResult:
-    shorter = {"episodes": 800, "val_episodes": 200} if quick else {}
+    shorter = {"episodes": 640, "val_every": 320, "val_episodes": 200} if quick else {}
     base = resolve_config(dataset=cache.spec.dataset, overrides={"way": 5, "shots": 1, **shorter})
     extra = {SHUFFLED: replace(base, shuffle_time=True)}
     if not quick:

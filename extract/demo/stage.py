@@ -7,7 +7,7 @@ from clipspm.cache import Cache, Split, open_cache
 from clipspm.extract.demo import CLASSES, DEMO_SPLITS, render_demo
 from clipspm.extract.pipeline import ExtractConfig, Progress, extract
 
-CLIPS, QUICK_CLIPS = 40, 16  # per class
+CLIPS, QUICK_CLIPS = 40, 14  # per class
 
 
 def extract_demo(
