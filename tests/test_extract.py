@@ -32,7 +32,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture()
+@pytest.fixture
 def config(tmp_path: Path, model: str, videos: Path, monkeypatch: pytest.MonkeyPatch) -> ExtractConfig:
     monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path / "home"))
     return ExtractConfig(
