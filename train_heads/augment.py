@@ -26,19 +26,19 @@ def mix_motion(batch: EpisodeBatch, strength: float, generator: torch.Generator)
     partners = (torch.arange(ways) + steps) % ways
     share = (torch.rand(episodes, ways, generator=generator) * 2 - 1) * strength
     partners, share = partners.to(batch.query.device), share.to(batch.query)
+    shallow = (batch.support_shallow, batch.query_shallow)
+    support_shallow, query_shallow = (None if v is None else _mixed(v, partners, share) for v in shallow)
     return replace(
         batch,
         support=_mixed(batch.support, partners, share),
         query=_mixed(batch.query, partners, share),
-        support_shallow=_mixed(batch.support_shallow, partners, share),
-        query_shallow=_mixed(batch.query_shallow, partners, share),
+        support_shallow=support_shallow,
+        query_shallow=query_shallow,
     )
 
 
-def _mixed(videos: Tensor | None, partners: Tensor, share: Tensor) -> Tensor | None:
+def _mixed(videos: Tensor, partners: Tensor, share: Tensor) -> Tensor:
     """``videos`` [E, C*K, T, D] with the motion of the ``partners`` [E, C] added by ``share`` [E, C]."""
-    if videos is None:
-        return None
     ways = partners.shape[1]
     by_class = videos.unflatten(1, (ways, -1))
     motion = by_class - by_class.mean(dim=-2, keepdim=True)
