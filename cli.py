@@ -257,29 +257,28 @@ def train_heads(
     as_json: Json = False,
 ) -> None:
     """Train a head on the training classes; the best checkpoint is chosen on the validation classes."""
-    from clipspm.train_heads import default_run_dir, resolve_config, train
+    from clipspm.train_heads import TrainConfig, default_run_dir, resolve_config, train
 
     source = _open(cache, dataset, splits)
-    config = resolve_config(
-        recipe=recipe,
-        preset=preset,
-        file=config_file,
-        dataset=source.spec.dataset,
-        overrides=_overrides(
-            shots=shots, way=way, queries=queries, frames=frames, episodes=episodes, head=head,
-            protocol=protocol, lr=lr, seed=seed, device=device, head_config=_settings(settings),
-        ),
+    given = _overrides(
+        shots=shots, way=way, queries=queries, frames=frames, episodes=episodes, head=head,
+        protocol=protocol, lr=lr, seed=seed, device=device, head_config=_settings(settings),
     )  # fmt: skip
-    run = run_dir or default_run_dir(config, source)
-    result = train(source, config, run, resume=resume, tensorboard=tensorboard)
+    config: TrainConfig | None = None
+    if run_dir is None or not resume or given or recipe or preset or config_file:
+        config = resolve_config(
+            recipe=recipe, preset=preset, file=config_file, dataset=source.spec.dataset, overrides=given
+        )
+        run_dir = run_dir or default_run_dir(config, source)
+    result = train(source, config, run_dir, resume=resume, tensorboard=tensorboard)
     if as_json:
         _print_json(result.as_dict())
     else:
         chosen = (
             f"{result.val_accuracy:.1%} on validation classes" if result.val_accuracy else "no validation"
         )
-        out.print(f"run: {run} ({chosen})", markup=False, soft_wrap=True)
-        out.print(f"next: clipspm eval {run}", markup=False, soft_wrap=True)
+        out.print(f"run: {run_dir} ({chosen})", markup=False, soft_wrap=True)
+        out.print(f"next: clipspm eval {run_dir}", markup=False, soft_wrap=True)
 
 
 @app.command("eval")

@@ -59,8 +59,10 @@ class CacheWriter:
         self.path, self.format, self.spec, self.shard_size = path, format, spec, shard_size
         self.work = path if format == "zarr" else path.with_name(path.name + ".parts")
         if overwrite:
-            _remove(path)
-            _remove(self.work)
+            for place in (path, self.work):
+                if place.exists():
+                    find_store(place)  # whatever is no cache is not ours to remove
+                    _remove(place)
         self.work.parent.mkdir(parents=True, exist_ok=True)
         previous = self._previous()
         if previous is not None:

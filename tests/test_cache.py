@@ -163,6 +163,17 @@ def test_videos_are_never_dropped_silently(tmp_path: Path) -> None:
         CacheWriter(tmp_path / "c.zarr", SPEC, plan_of(["a"]), TEXT)
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_overwrite_removes_nothing_but_caches(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "precious"
+    kept = path / "thesis.txt" if kind == "folder" else path
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("years of work")
+    with pytest.raises(ClipspmError, match="precious is"):
+        CacheWriter(path, SPEC, plan_of(["a"]), TEXT, overwrite=True)
+    assert kept.read_text() == "years of work"
+
+
 def test_what_a_fingerprint_depends_on() -> None:
     assert replace(SPEC, model="other name", created_with="x").fingerprint == SPEC.fingerprint
     for change in (

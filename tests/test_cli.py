@@ -105,6 +105,9 @@ def test_extract_train_eval_ablate(home: Path, cache: Path) -> None:
     assert "no validation classes" in trained.stderr
     for name in ("config.json", "metrics.jsonl", "last.safetensors", "results.json"):
         assert (run / name).is_file()
+    resumed = clipspm("train-heads", "--run-dir", run, "--resume", "--json", home=home)
+    assert resumed.returncode == 0, resumed.stderr  # with the settings it was begun with
+    assert json.loads(resumed.stdout)["config"] == json.loads(trained.stdout)["config"]
     scored = clipspm("eval", run, "--test-episodes", "200", "--json", home=home)
     assert scored.returncode == 0, scored.stderr
     found = json.loads(scored.stdout)
