@@ -67,9 +67,7 @@ def benchmark(name: str) -> BenchmarkClasses:
     )
 
 
-def index_dataset(
-    dataset: str, videos: Path | None = None, splits: Path | None = None, *, demo_split: int = 0
-) -> Index:
+def index_dataset(dataset: str, videos: Path | None = None, splits: Path | None = None) -> Index:
     """Find the videos of a data set.
 
     ``videos`` defaults to ``$CLIPSPM_DATA/<dataset>``, then ``./data/<dataset>``; for ``manifest`` it is
@@ -86,15 +84,12 @@ def index_dataset(
             raise ClipspmError(
                 f"no demo videos at {root}: `clipspm demo` or `clipspm extract --dataset demo` renders them"
             )
-        found = _index_folder(root, None)
-        named = [(path, CLASSES.get(name, name), split) for path, name, split in found]
         by_class = {
             CLASSES[folder]: cast(Split, split)
-            for split, folders in demo_splits(demo_split).items()
+            for split, folders in demo_splits(0).items()
             for folder in folders
         }
-        rows = [(path, name, by_class.get(name, "none")) for path, name, _ in named]
-        rows = [row for row in rows if row[2] != "none"]
+        rows = [(path, name, by_class.get(name, "none")) for path, name, _ in _index_folder(root, None)]
         return _finish(dataset, root, rows, splits, ())
     root = _locate(dataset, videos)
     if dataset == "manifest":

@@ -40,7 +40,6 @@ class ExtractConfig:
     dataset: str
     videos: Path | None = None
     splits: Path | None = None
-    demo_split: int = 0
     model: str | None = None
     pretrained: str | None = None
     precision: Precision = "auto"
@@ -131,7 +130,7 @@ def extract(
     layers = parse_layers(config.layers)
     if to_render:
         _render_demo(config, on_start)
-    index = index_dataset(config.dataset, config.videos, config.splits, demo_split=config.demo_split)
+    index = index_dataset(config.dataset, config.videos, config.splits)
     _check_writable(config.out or caches_dir())
     assert config.model is not None
     encoder = Encoder(
