@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failure, 2 wrong usage, 3 done with videos skipped, 130 in
 import json
 import sys
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +24,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-cache_app = typer.Typer(help="Look at caches.", no_args_is_help=True, rich_markup_mode=None)
+cache_app = typer.Typer(
+    help="Look at caches, verify them, and make others of them.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(cache_app, name="cache")
+datasets_app = typer.Typer(
+    help="The benchmarks, and what of them is on this disk.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+app.add_typer(datasets_app, name="datasets")
+episodes_app = typer.Typer(
+    help="Lists of episodes: draw and save them, look at them, check them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(episodes_app, name="episodes")
 
 # typer carries its own copy of click or uses the installed one: its exceptions are found through typer
 _WrongUsage: Any = typer.BadParameter.__base__
@@ -43,6 +58,14 @@ class PrecisionName(StrEnum):
     bf16 = "bf16"
 
 
+class ResizeOn(StrEnum):
+    """Who resizes frames."""
+
+    auto = "auto"
+    decoders = "decoders"
+    encoder = "encoder"
+
+
 class FormatName(StrEnum):
     """Container of a cache."""
 
@@ -55,6 +78,21 @@ class StoreType(StrEnum):
 
     fp16 = "fp16"
     fp32 = "fp32"
+
+
+class ExportType(StrEnum):
+    """Files for other people's code."""
+
+    npz = "npz"
+    safetensors = "safetensors"
+
+
+class EngineName(StrEnum):
+    """Where work is done."""
+
+    local = "local"
+    slurm = "slurm"
+    ray = "ray"
 
 
 class PixelNorm(StrEnum):
@@ -71,11 +109,33 @@ class ProtocolName(StrEnum):
     transductive = "transductive"
 
 
+class TableFormat(StrEnum):
+    """How a table of results is written."""
+
+    terminal = "terminal"
+    csv = "csv"
+    json = "json"
+    latex = "latex"
+    markdown = "markdown"
+
+
+class SplitName(StrEnum):
+    """Classes that train, that choose the weights, and that are tested."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 CachePath = Annotated[Path | None, typer.Option("--cache", help="The cache (default: the newest).")]
 CacheOf = Annotated[str | None, typer.Option("--dataset", help="The newest cache of this data set.")]
 Splits = Annotated[
     Path | None, typer.Option(help='JSON or TOML: {"train": [class, ...], "val": [...], "test": [...]}.')
+]
+SplitFiles = Annotated[
+    Path | None,
+    typer.Option(help="Folder with a benchmark's video lists as they circulate; the format is detected."),
 ]
 Shots = Annotated[int | None, typer.Option(help="Support videos per class.  [default: 1]")]
 Way = Annotated[int | None, typer.Option(help="Classes per episode.  [default: 5]")]
@@ -99,7 +159,45 @@ Settings = Annotated[
         "--set", metavar="KEY=VALUE", help="A setting of the head, e.g. matcher=bimhm (repeatable)."
     ),
 ]
+AllowPartial = Annotated[
+    bool, typer.Option("--allow-partial", help="Leave out what is missing or damaged in the cache.")
+]
+EngineOption = Annotated[
+    EngineName, typer.Option("--engine", help="This machine, a Slurm cluster (submitit), or Ray.")
+]
+Jobs = Annotated[int | None, typer.Option(help="Slurm jobs or Ray actors.")]
+Gpus = Annotated[float, typer.Option(help="GPUs of each Slurm job or Ray actor.")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="A running Ray cluster (default: one of this machine's own).")
+]
+SlurmSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slurm",
+        metavar="KEY=VALUE",
+        help="A setting of the jobs, e.g. partition=gpu or timeout_min=60 (repeatable); cluster=local: here.",
+    ),
+]
+CacheTarget = Annotated[Path, typer.Argument(help="The new one.", metavar="TARGET")]
+CacheSource = Annotated[Path, typer.Argument(help="The cache.", metavar="CACHE")]
+CacheFormat = Annotated[
+    FormatName | None, typer.Option("--format", help="Container (default: by name, .h5 is HDF5).")
+]
 TestEpisodes = Annotated[int, typer.Option(help="Test episodes, drawn once and named by a hash.")]
+Unbalanced = Annotated[
+    bool,
+    typer.Option("--unbalanced", help="Queries shared out by Dirichlet(2) instead of as many per class."),
+]
+SourceDisjoint = Annotated[
+    bool, typer.Option("--source-disjoint", help="No query cut from the same source as a support.")
+]
+SourcePattern = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression whose first group is a video's source (implies --source-disjoint)."
+    ),
+]
+EpisodeFile = Annotated[Path, typer.Argument(help="A file of episodes.", metavar="FILE")]
 
 
 @app.callback(invoke_without_command=True)
@@ -125,6 +223,7 @@ def extract(
         typer.Option(help="Where the videos are (default: $CLIPSPM_DATA/DATASET, then ./data/DATASET)."),
     ] = None,
     splits: Splits = None,
+    split_files: SplitFiles = None,
     model: Annotated[
         str | None,
         typer.Option(help="open_clip architecture or local-dir:FOLDER.  [default: ViT-B-16-quickgelu]"),
@@ -135,7 +234,13 @@ def extract(
     precision: Annotated[
         PrecisionName, typer.Option(help="auto: the fastest within 1e-2 of fp32 on this device.")
     ] = PrecisionName.auto,
-    device: Device = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, or several like cuda:0,cuda:1 (default: a GPU if there is one)."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the encoder on a CPU (default: all cores).")
+    ] = None,
     layers: Annotated[str, typer.Option(help="Layers to cache besides the final embedding.")] = "final",
     prompts: Annotated[str, typer.Option(help="photo, actionclip16, or a file of templates.")] = "photo",
     frames: Annotated[int, typer.Option(help="Frames per video.")] = 8,
@@ -143,6 +248,10 @@ def extract(
     resize: Annotated[
         int | None, typer.Option(help="Short side in pixels before the crop.  [default: 8/7 of the crop]")
     ] = None,
+    resize_on: Annotated[
+        ResizeOn,
+        typer.Option(help="decoders (Pillow), or the encoder's device (torch). auto: there if it is a GPU."),
+    ] = ResizeOn.auto,
     pixel_norm: Annotated[
         PixelNorm, typer.Option(help="Normalise pixels as the model says, or leave them in [0, 1].")
     ] = PixelNorm.model,
@@ -155,16 +264,29 @@ def extract(
     limit: Annotated[
         int | None, typer.Option(help="At most so many videos, evenly over the classes.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Decoding processes (default: one per core).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Decoding processes beside each encoder (default: one per core).")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Frames per call of the encoder.")] = 64,
     shard_size: Annotated[int, typer.Option(help="Videos per shard: what a kill can lose.")] = 256,
     decode_timeout: Annotated[float, typer.Option(help="Seconds that one video may take.")] = 60.0,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try videos again that could not be read before.")
+    ] = False,
+    max_failures: Annotated[
+        str | None, typer.Option(metavar="N|P%", help="Stop when more videos (or per cent of them) fail.")
+    ] = None,
+    engine: EngineOption = EngineName.local,
+    jobs: Jobs = None,
+    gpus: Gpus = 0,
+    ray_address: RayAddress = None,
+    slurm: SlurmSettings = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the cache again.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the encoder once over every video and class name, and cache the features."""
-    from clipspm.extract.pipeline import ExtractConfig
+    from clipspm.extract.config import ExtractConfig
     from clipspm.extract.pipeline import extract as run
     from clipspm.extract.progress import Reporter
 
@@ -172,6 +294,7 @@ def extract(
         dataset=dataset,
         videos=videos,
         splits=splits,
+        split_files=split_files,
         model=model,
         pretrained=pretrained,
         precision=precision.value,
@@ -182,6 +305,7 @@ def extract(
         frames=frames,
         views=views,
         resize=resize,
+        resize_on=resize_on.value,
         min_frames=min_frames,
         format=format.value,
         store_dtype=store_dtype.value,
@@ -191,6 +315,10 @@ def extract(
         batch_size=batch_size,
         shard_size=shard_size,
         decode_timeout=decode_timeout,
+        threads=threads,
+        retry_failed=retry_failed,
+        max_failures=max_failures,
+        engine=_engine(engine, jobs, gpus, ray_address, slurm),
         overwrite=overwrite,
         dry_run=dry_run,
     )
@@ -201,6 +329,55 @@ def extract(
         _print_json(result.to_json())
     if result.failures:
         raise typer.Exit(3)
+
+
+@datasets_app.callback()
+def datasets(context: typer.Context, as_json: Json = False) -> None:
+    """The five benchmarks with their classes and videos per split."""
+    if context.invoked_subcommand is not None:
+        return
+    from clipspm.extract.check import benchmarks_table, describe_benchmarks
+
+    found = describe_benchmarks()
+    if as_json:
+        _print_json({"datasets": found})
+    else:
+        out.print(benchmarks_table(found))
+
+
+@datasets_app.command("check")
+def datasets_check(
+    dataset: Annotated[str, typer.Argument(help="A benchmark, folder or manifest.")],
+    videos: Annotated[
+        Path | None,
+        typer.Option(help="Where the videos are (default: $CLIPSPM_DATA/DATASET, then ./data/DATASET)."),
+    ] = None,
+    splits: Splits = None,
+    split_files: SplitFiles = None,
+    min_frames: Annotated[int, typer.Option(help="Count videos with fewer frames as too short.")] = 1,
+    shots: Annotated[int, typer.Option(help="Support videos per class that episodes will need.")] = 5,
+    queries: Annotated[int, typer.Option(help="Queries per class that episodes will need.")] = 1,
+    names_only: Annotated[bool, typer.Option("--names-only", help="Do not open the files.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes that open files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Per class: expected, found, missing, unreadable, duplicates, too short, before extracting."""
+    from clipspm.extract.check import check
+    from clipspm.extract.datasets import index_dataset
+
+    index = index_dataset(dataset, videos, splits, split_files)
+    for note in index.notes:
+        _say(f"note: {note}")
+    report = check(
+        index, min_frames=min_frames, needed=shots + queries, open_files=not names_only, workers=workers
+    )
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        out.print(report.table())
+        out.print(report.sentence(), markup=False, soft_wrap=True)
+    if not report.enough:
+        raise typer.Exit(1)
 
 
 @cache_app.command("info")
@@ -225,8 +402,79 @@ def cache_list(as_json: Json = False) -> None:
     found = describe_caches()
     if as_json:
         _print_json({"caches": found})
-    else:
+    elif found:
         out.print(home_table(found))
+    else:
+        _say("no caches yet: `clipspm extract` or `clipspm demo` makes one")
+
+
+@cache_app.command("verify")
+def cache_verify(
+    path: CacheSource,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Queue what is damaged; the same extract does it again.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every byte again, compare it with its checksums, and name what is damaged."""
+    from clipspm.cache.verify import repair as queue
+    from clipspm.cache.verify import verify
+
+    report = verify(path)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        for finding in report.findings:
+            out.print(f"{finding.where}: {finding.problem}", markup=False, soft_wrap=True)
+        videos = ", ".join(f"{count} {status}" for status, count in report.statuses.items())
+        verdict = "complete and undamaged" if report.ok else f"{len(report.findings)} findings"
+        out.print(f"{report.path}: {verdict} ({videos or 'no videos'})", markup=False, soft_wrap=True)
+    if repair:
+        _say(queue(report))
+    elif not report.ok:
+        raise typer.Exit(1)
+
+
+@cache_app.command("convert")
+def cache_convert(source: CacheSource, target: CacheTarget, format: CacheFormat = None) -> None:
+    """The same cache in the other container, bit for bit."""
+    from clipspm.cache.transform import convert
+
+    _say(f"cache: {convert(source, target, format=format.value if format else None)}")
+
+
+@cache_app.command("merge")
+def cache_merge(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Caches with equal fingerprints.", metavar="CACHE...")
+    ],
+    target: Annotated[Path, typer.Option("--out", help="The new one.")],
+    format: CacheFormat = None,
+) -> None:
+    """One cache of several, such as parts extracted on different machines."""
+    from clipspm.cache.transform import merge
+
+    _say(f"cache: {merge(sources, target, format=format.value if format else None)}")
+
+
+@cache_app.command("pack")
+def cache_pack(source: CacheSource, target: CacheTarget, format: CacheFormat = None) -> None:
+    """A cache without the videos that failed, in one shard."""
+    from clipspm.cache.transform import pack
+
+    _say(f"cache: {pack(source, target, format=format.value if format else None)}")
+
+
+@cache_app.command("export")
+def cache_export(
+    source: CacheSource,
+    target: CacheTarget,
+    format: Annotated[ExportType | None, typer.Option("--format", help="Default: by name.")] = None,
+) -> None:
+    """Features, text, labels and ids as one .npz or .safetensors file for other code."""
+    from clipspm.cache.transform import export
+
+    _say(f"file: {export(source, target, format=format.value if format else None)}")
 
 
 # -------------------------------------------------------------------------------------------- stage two
@@ -253,13 +501,20 @@ def train_heads(
     config_file: ConfigFile = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where to write the run.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    keep_checkpoints: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Keep the weights at so many validations, for eval --report-selection-bias."
+        ),
+    ] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
+    allow_partial: AllowPartial = False,
     as_json: Json = False,
 ) -> None:
     """Train a head on the training classes; the best checkpoint is chosen on the validation classes."""
     from clipspm.train_heads import TrainConfig, default_run_dir, resolve_config, train
 
-    source = _open(cache, dataset, splits)
+    source = _open(cache, dataset, splits).require(("train", "val"), allow_partial=allow_partial)
     given = _overrides(
         shots=shots, way=way, queries=queries, frames=frames, episodes=episodes, head=head,
         protocol=protocol, lr=lr, seed=seed, device=device, head_config=_settings(settings),
@@ -270,12 +525,16 @@ def train_heads(
             recipe=recipe, preset=preset, file=config_file, dataset=source.spec.dataset, overrides=given
         )
         run_dir = run_dir or default_run_dir(config, source)
-    result = train(source, config, run_dir, resume=resume, tensorboard=tensorboard)
+    result = train(
+        source, config, run_dir, resume=resume, tensorboard=tensorboard, keep_checkpoints=keep_checkpoints
+    )
     if as_json:
         _print_json(result.as_dict())
     else:
         chosen = (
-            f"{result.val_accuracy:.1%} on validation classes" if result.val_accuracy else "no validation"
+            "no validation"
+            if result.val_accuracy is None
+            else f"{result.val_accuracy:.1%} on validation classes"
         )
         out.print(f"run: {run_dir} ({chosen})", markup=False, soft_wrap=True)
         out.print(f"next: clipspm eval {run_dir}", markup=False, soft_wrap=True)
@@ -284,36 +543,211 @@ def train_heads(
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run directory of train-heads.")],
-    cache: CachePath = None,
+    cache: Annotated[Path | None, typer.Option("--cache", help="The cache.  [default: the run's]")] = None,
     test_episodes: TestEpisodes = 10_000,
-    shots: Shots = None,
-    way: Way = None,
-    queries: Annotated[int, typer.Option(help="Queries per class.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the test episodes.")] = 0,
+    episodes_file: Annotated[
+        Path | None, typer.Option("--episodes-file", help="Score these saved episodes instead.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="Support videos per class.  [default: the run's]")] = None,
+    way: Annotated[int | None, typer.Option(help="Classes per episode.  [default: the run's]")] = None,
+    queries: Annotated[int | None, typer.Option(help="Queries per class.  [default: 1]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the test episodes.  [default: 0]")] = None,
+    unbalanced: Unbalanced = False,
+    source_disjoint: SourceDisjoint = False,
+    source_pattern: SourcePattern = None,
     protocol: Annotated[
         list[ProtocolName] | None, typer.Option(help="Only this protocol (repeatable; default: both).")
     ] = None,
+    report_selection_bias: Annotated[
+        bool,
+        typer.Option(
+            "--report-selection-bias", help="Also show what choosing the weights on test would report."
+        ),
+    ] = False,
     device: Device = None,
+    allow_partial: AllowPartial = False,
     as_json: Json = False,
 ) -> None:
     """Score a run on episodes of the test classes, inductive and transductive."""
+    from clipspm.train_heads import Episodes, selection_bias
     from clipspm.train_heads import evaluate as score
 
-    result = score(
-        run,
-        cache,
-        episodes=test_episodes,
-        way=way,
-        shots=shots,
-        queries=queries,
-        seed=seed,
+    request = _overrides(way=way, shots=shots, queries=queries, seed=seed)
+    kind = _kind(unbalanced, source_disjoint, source_pattern)
+    if episodes_file and (request or any(kind.values())):
+        raise UsageError("--episodes-file holds episodes of its own: leave out what would draw others")
+    asked = dict(
+        episodes=Episodes.load(episodes_file) if episodes_file else test_episodes,
+        **request,
+        **kind,
         protocols=[p.value for p in protocol or ProtocolName],
         device=device or "auto",
+        allow_partial=allow_partial,
     )
+    if report_selection_bias:
+        bias = selection_bias(run, cache, **asked)
+        if as_json:
+            _print_json({**bias.honest.as_dict(), "selection_bias": bias.as_dict()})
+        else:
+            out.print(bias.honest.table().rich())
+            out.print(bias.table().rich())
+        return
+    result = score(run, cache, **asked)
     if as_json:
         _print_json(result.as_dict())
     else:
         out.print(result.table().rich())
+
+
+@app.command()
+def results(
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Runs, or folders of runs (default: all under $CLIPSPM_HOME).", metavar="RUN..."),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
+    format: Annotated[TableFormat, typer.Option("--format", help="How to write it.")] = TableFormat.terminal,
+    out_path: Annotated[Path | None, typer.Option("--out", help="Write into this file.")] = None,
+    no_published: Annotated[
+        bool, typer.Option("--no-published", help="Leave published numbers out.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """One table of any number of evaluated runs; what is not comparable is marked."""
+    from clipspm.train_heads import collect
+
+    found = collect(places or (), dataset=dataset)
+    for line in found.skipped:
+        _say(f"note: left out: {line}")
+    tables = [found.table()]
+    if not no_published and (beside := found.published_table()):
+        tables.append(beside)
+    format = TableFormat.json if as_json else format
+    if format is TableFormat.terminal and out_path is None:
+        for table in tables:
+            out.print(table.rich())
+        return
+    text = {
+        TableFormat.terminal: lambda: "\n".join(table.markdown() for table in tables),
+        TableFormat.markdown: lambda: "\n".join(table.markdown() for table in tables),
+        TableFormat.latex: lambda: "\n".join(table.latex() for table in tables),
+        TableFormat.csv: found.csv,
+        TableFormat.json: lambda: json.dumps(found.as_dict(), indent=1) + "\n",
+    }[format]()
+    if out_path is None:
+        sys.stdout.write(text)
+    else:
+        out_path.write_text(text, encoding="utf-8")
+        _say(f"table: {out_path}")
+
+
+@app.command()
+def compare(
+    first: Annotated[
+        Path, typer.Argument(help="A run, or a folder of runs that differ in seeds.", metavar="A")
+    ],
+    second: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
+    episodes: Annotated[
+        str | None, typer.Option(help="Hash of the episodes (default: the newest that both have).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """A minus B on the same episodes, paired, with a bootstrap interval."""
+    from clipspm.train_heads import compare as run
+
+    result = run(first, second, episodes=episodes)
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        out.print(result.table().rich())
+
+
+@episodes_app.command("make")
+def episodes_make(
+    target: Annotated[Path, typer.Option("--out", help="The file to write (.npz).")],
+    cache: CachePath = None,
+    dataset: CacheOf = None,
+    splits: Splits = None,
+    split: Annotated[SplitName, typer.Option(help="Whose classes.")] = SplitName.test,
+    number: Annotated[int, typer.Option("--episodes", "--test-episodes", help="How many.")] = 10_000,
+    way: Annotated[int, typer.Option(help="Classes per episode.")] = 5,
+    shots: Annotated[int, typer.Option(help="Support videos per class.")] = 1,
+    queries: Annotated[int, typer.Option(help="Queries per class.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
+    unbalanced: Unbalanced = False,
+    source_disjoint: SourceDisjoint = False,
+    source_pattern: SourcePattern = None,
+    as_json: Json = False,
+) -> None:
+    """Draw episodes and save them in a small file that eval --episodes-file scores."""
+    from clipspm.train_heads import Pool, draw, summary
+    from clipspm.train_heads.episodes import EpisodeSpec
+
+    source = _open(cache, dataset, splits)
+    spec = EpisodeSpec(
+        dataset=source.spec.dataset, split=split.value, way=way, shot=shots, queries=queries, seed=seed,
+        **_kind(unbalanced, source_disjoint, source_pattern),
+    )  # fmt: skip
+    drawn = draw(spec, Pool.from_cache(source, split.value), number)
+    drawn.save(target)
+    if as_json:
+        _print_json({"file": str(target), **summary(drawn)})
+    else:
+        out.print(f"{target}: {len(drawn)} episodes, {drawn.hash}", markup=False, soft_wrap=True)
+
+
+@episodes_app.command("show")
+def episodes_show(
+    file: EpisodeFile,
+    number: Annotated[int, typer.Option("--episode", help="Which one to write out.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """What a file of episodes holds, and one of them in full."""
+    from clipspm.train_heads import Episodes, summary
+    from clipspm.train_heads.episode_files import one_episode
+
+    episodes = Episodes.load(file)
+    facts, chosen = summary(episodes), one_episode(episodes, number)
+    if as_json:
+        _print_json({**facts, "episode": chosen})
+        return
+    for key, value in facts.items():
+        out.print(f"{key:<15} {value}", markup=False, soft_wrap=True)
+    for name, videos in chosen.items():
+        out.print(f"episode {number}, {name}:", markup=False, soft_wrap=True)
+        for part, ids in videos.items():
+            out.print(f"  {part:<8} {', '.join(ids) or '-'}", markup=False, soft_wrap=True)
+
+
+@episodes_app.command("verify")
+def episodes_verify(
+    file: EpisodeFile,
+    cache: CachePath = None,
+    splits: Splits = None,
+    as_json: Json = False,
+) -> None:
+    """Whether a file is what its hash says, well-formed, and what its settings draw from a cache."""
+    from clipspm.train_heads import Episodes
+    from clipspm.train_heads.episode_files import problems
+
+    episodes = Episodes.load(file)
+    found = problems(episodes, _open(cache, None, splits) if cache else None)
+    if as_json:
+        _print_json({"hash": episodes.hash, "checked_with": str(cache) if cache else None, "problems": found})
+    else:
+        for line in found:
+            out.print(line, markup=False, soft_wrap=True)
+        against = (
+            f"drawn from {cache}"
+            if cache
+            else "well-formed; --cache PATH checks that they were drawn from it"
+        )
+        verdict = f"{len(found)} problems" if found else against
+        out.print(
+            f"{file}: {len(episodes)} episodes, {episodes.hash}: {verdict}", markup=False, soft_wrap=True
+        )
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command("import-checkpoint")
@@ -373,13 +807,22 @@ def ablate(
     preset: Preset = None,
     protocol: TrainProtocol = None,
     lr: LearningRate = None,
-    device: Device = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="As for train-heads; several, like cuda:0,cuda:0, train so many cells at a time."),
+    ] = None,
     settings: Settings = None,
     config_file: ConfigFile = None,
     test_episodes: TestEpisodes = 10_000,
     out_path: Annotated[
         Path | None, typer.Option("--out", help="Where cells and tables go (default: under $CLIPSPM_HOME).")
     ] = None,
+    allow_partial: AllowPartial = False,
+    engine: EngineOption = EngineName.local,
+    jobs: Jobs = None,
+    gpus: Gpus = 0,
+    ray_address: RayAddress = None,
+    slurm: SlurmSettings = None,
     as_json: Json = False,
 ) -> None:
     """Train the full model and the model without some part, on the same seeds and episodes."""
@@ -387,7 +830,8 @@ def ablate(
     from clipspm.train_heads import ablate as run
     from clipspm.train_heads import resolve_config
 
-    source = _open(cache, dataset, splits)
+    spread = _engine(engine, jobs, gpus, ray_address, slurm, devices=device)
+    source = _open(cache, dataset, splits).require(("train", "val", "test"), allow_partial=allow_partial)
     config = resolve_config(
         recipe=recipe,
         preset=preset,
@@ -395,7 +839,8 @@ def ablate(
         dataset=source.spec.dataset,
         overrides=_overrides(
             shots=shots, way=way, queries=queries, frames=frames, episodes=episodes,
-            protocol=protocol, lr=lr, device=device, head_config=_settings(settings),
+            protocol=protocol, lr=lr, device=spread.devices[0] if spread.devices else None,
+            head_config=_settings(settings),
         ),
     )  # fmt: skip
     folder = out_path or runs_dir() / f"ablate-{source.spec.dataset}-{source.spec.fingerprint[:8]}"
@@ -408,6 +853,7 @@ def ablate(
         heads=against or (),
         seeds=_seeds(seeds),
         episodes=test_episodes,
+        engine=spread,
     )
     if as_json:
         _print_json(result.as_dict())
@@ -442,6 +888,8 @@ def demo(
     else:
         out.print(result.table().rich())
         out.print(result.sentence(), markup=False, soft_wrap=True)
+        _say(f"cache: {cache.path}; runs: {where / 'runs'} (`clipspm results`)")
+        _say(f"next: clipspm train-heads --cache {cache.path}")
     if not result.convincing:
         raise typer.Exit(1)
 
@@ -467,19 +915,53 @@ def _overrides(**given: Any) -> dict[str, Any]:
     return {k: v.value if isinstance(v, StrEnum) else v for k, v in values.items()}
 
 
-def _settings(pairs: list[str] | None) -> dict[str, Any]:
+def _settings(
+    pairs: list[str] | None, option: str = "--set", example: str = "matcher=bimhm"
+) -> dict[str, Any]:
     import yaml
 
     found = {}
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError(f"--set {pair!r}: expected KEY=VALUE, for example matcher=bimhm")
+            raise UsageError(f"{option} {pair!r}: expected KEY=VALUE, for example {example}")
         try:
             found[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UsageError(f"--set {pair!r}: {value!r} is not a value") from error
+            raise UsageError(f"{option} {pair!r}: {value!r} is not a value") from error
     return found
+
+
+def _engine(
+    name: EngineName,
+    jobs: int | None,
+    gpus: float,
+    ray_address: str | None,
+    slurm: list[str] | None,
+    *,
+    devices: str | None = None,
+) -> Any:
+    from clipspm.cache.home import home
+    from clipspm.engines import EngineConfig
+    from clipspm.engines.base import parse_devices
+
+    return EngineConfig(
+        name=name.value,
+        devices=parse_devices(devices),
+        jobs=jobs,
+        gpus=gpus,
+        ray_address=ray_address,
+        slurm=_settings(slurm, "--slurm", "partition=gpu"),
+        logs=home().absolute() / "slurm_logs",
+    )
+
+
+def _kind(unbalanced: bool, source_disjoint: bool, pattern: str | None) -> dict[str, Any]:
+    if pattern in ("", "name"):
+        raise UsageError(
+            f"--source-pattern {pattern!r} says no source: give a regular expression with a group"
+        )
+    return {"dirichlet": 2 if unbalanced else 0, "sources": pattern or ("name" if source_disjoint else "")}
 
 
 def _seeds(text: str) -> list[int]:
@@ -501,6 +983,9 @@ def _print_json(value: dict[str, Any]) -> None:
 
 def main() -> None:
     """Entry point: known failures become one line on standard error and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         code = app(standalone_mode=False)
     except ClipspmError as error:

@@ -17,3 +17,8 @@ def caches_dir() -> Path:
 def runs_dir() -> Path:
     """Where ``train-heads`` and ``ablate`` write without ``--run-dir``."""
     return home() / "runs"
+
+
+def demo_dir() -> Path:
+    """Where ``demo`` writes without ``--out``: ``videos/``, ``cache.zarr`` and ``runs/``."""
+    return home() / "demo"

@@ -1,7 +1,7 @@
 """Open a finished or growing cache and read what it holds."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,25 @@ import numpy as np
 from rich.table import Table
 
 from clipspm.cache.errors import ClipspmError
-from clipspm.cache.home import caches_dir
-from clipspm.cache.spec import CacheSpec, Split, VideoRecord
-from clipspm.cache.store import CLASSES, SPEC, TEXT, Store, find_store, layer_key
+from clipspm.cache.home import caches_dir, demo_dir
+from clipspm.cache.ledger import TEXT_SHARD, apply, digests, values_digest
+from clipspm.cache.mapped import MappedFeatures
+from clipspm.cache.seal import check_metadata
+from clipspm.cache.spec import CacheSpec, PlannedClass, Split, VideoRecord
+from clipspm.cache.store import CLASSES, SPEC, TEXT, DamagedShard, Store, find_store, layer_key, readable
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Videos that a complete data set has, and those that are here and could be read."""
+
+    expected: int
+    found: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return self.found >= self.expected
 
 
 @dataclass(frozen=True)
@@ -22,7 +38,8 @@ class Cache:
 
     ``spec``: what the numbers depend on. ``videos``: every planned video, in row order.
     ``class_names``: the classes in the order of the rows of :meth:`text`. ``class_splits``: each class's
-    split (``train``, ``val``, ``test``, or ``none`` where no split is known).
+    split (``train``, ``val``, ``test``, or ``none`` where no split is known). ``expected``: how many videos
+    each class has where the data set is complete. ``absent``: its classes of which no video was found.
     """
 
     path: Path
@@ -30,7 +47,10 @@ class Cache:
     videos: tuple[VideoRecord, ...]
     class_names: tuple[str, ...]
     class_splits: dict[str, Split]
+    expected: dict[str, int]
+    absent: tuple[PlannedClass, ...]
     store: Store = field(repr=False)
+    _digests: Mapping[int, Mapping[str, str]] = field(repr=False)
     _features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -39,30 +59,100 @@ class Cache:
         return tuple(v for v in self.videos if v.status == "ok")
 
     def features(self, layer: str = "final") -> np.ndarray:
-        """Features of the good videos, [number of good videos, V, T, D], read once and then kept."""
+        """Features of the good videos, [number of good videos, V, T, D], read once and then kept.
+
+        Every shard is compared with its digest; one that is damaged is an error that names it.
+        """
+        if layer not in self._features:
+            self._features[layer] = self.mapped(layer)[:]
+        return self._features[layer]
+
+    def mapped(self, layer: str = "final") -> MappedFeatures:
+        """The same features out of memory maps: ``mapped(layer)[a:b]`` reads what it touches."""
         if layer not in self.spec.layers:
             raise ClipspmError(f"{self.path} has no layer {layer!r}; it has {', '.join(self.spec.layers)}")
-        if layer not in self._features:
-            rows = np.array([v.status == "ok" for v in self.videos], bool)
-            whole = self._read(layer_key(layer))
-            if len(whole) != len(rows):
-                raise ClipspmError(f"{self.path}: layer {layer} has {len(whole)} rows for {len(rows)} videos")
-            self._features[layer] = whole if rows.all() else whole[rows]
-        return self._features[layer]
+        rows = [row for row, video in enumerate(self.videos) if video.status == "ok"]
+        with readable(self.path):
+            return MappedFeatures(self.store, layer, rows, self.shards, self._digests, self.read_shard)
+
+    def read_shard(self, layer: str, shard: int) -> np.ndarray:
+        """All rows of a shard, [rows, V, T, D]; :class:`ClipspmError` if it is not what its digest says."""
+        digest = self._digests.get(shard, {}).get(layer)
+        try:
+            return self.store.shard(layer, shard, self.shards[shard], digest)
+        except DamagedShard as error:
+            if self._has_changed():
+                raise ClipspmError(
+                    f"{self.path} was written to since it was opened; open it again"
+                ) from error
+            raise
+
+    def _has_changed(self) -> bool:
+        try:
+            return digests(find_store(self.path).entries()) != self._digests
+        except Exception:  # damaged bytes can fail in any way
+            return False
+
+    @cached_property
+    def shards(self) -> list[range]:
+        """The rows of each shard."""
+        with readable(self.path):
+            return self.store.shards()
+
+    def require(self, splits: Iterable[Split], *, allow_partial: bool = False) -> "Cache":
+        """This cache if everything planned for ``splits`` is in it; failed videos are known and do not count.
+
+        With ``allow_partial``, what is missing or damaged is left out instead. Raises :class:`ClipspmError`.
+        """
+        wanted = set(splits)
+        missing = [v for v in self.videos if v.status == "pending" and v.split in wanted]
+        if not allow_partial:
+            if missing:
+                planned, names = sum(v.split in wanted for v in self.videos), ", ".join(sorted(wanted))
+                raise ClipspmError(
+                    f"{self.path} is not complete: {len(missing)} of {planned} videos ({names}) are not "
+                    f"extracted yet, the first is {missing[0].id!r}. Run the same `clipspm extract`, or "
+                    "leave them out with --allow-partial"
+                )
+            return self
+        lost: set[int] = set()
+        for shard, rows in enumerate(self.shards):
+            if any(self.videos[row].status == "ok" for row in rows) and not self._is_whole(shard):
+                lost |= set(rows)
+        videos = tuple(
+            replace(v, status="pending") if row in lost and v.status == "ok" else v
+            for row, v in enumerate(self.videos)
+        )
+        return replace(self, videos=videos, _features={})
+
+    def _is_whole(self, shard: int) -> bool:
+        try:
+            for layer in self.spec.layers:
+                self.read_shard(layer, shard)
+        except ClipspmError:
+            return False
+        return True
+
+    def coverage(self, split: Split) -> Coverage:
+        """How much of ``split`` is here."""
+        names = {name for name, home in self.class_splits.items() if home == split}
+        expected = sum(self.expected[name] for name in names)
+        expected += sum(count for _, home, count in self.absent if home == split)
+        return Coverage(expected, sum(video.class_name in names for video in self.good))
 
     def text(self, *, templates: bool = False) -> np.ndarray:
         """Class-name features, float32 [C, D]: the plain mean over the templates.
 
         With ``templates=True``, each template's own, [C, P, D].
         """
-        each = self._read(TEXT)
+        with readable(self.path):
+            each = self.store.array(TEXT)
+        if values_digest(each) != self._digests.get(TEXT_SHARD, {}).get(TEXT):
+            raise ClipspmError(
+                f"{self.path}: the class texts are damaged (they do not match their digest); `clipspm cache "
+                f"verify {self.path} --repair` and the same `clipspm extract` make them again"
+            )
         return each if templates else each.mean(axis=1, dtype=np.float32)
-
-    def _read(self, key: str) -> np.ndarray:
-        try:
-            return self.store.array(key)
-        except (KeyError, OSError, ValueError) as error:
-            raise ClipspmError(f"cannot read {key} of {self.path}: {_one_line(error)}") from error
 
     def with_splits(self, class_splits: Mapping[str, Split]) -> "Cache":
         """The same features under another class split; classes not named take no part."""
@@ -84,7 +174,11 @@ class Cache:
             names = [c for c, s in self.class_splits.items() if s == split]
             if names:
                 kept = sum(v.split == split for v in self.good)
-                splits[split] = {"classes": len(names), "videos": kept}
+                splits[split] = {
+                    "classes": len(names),
+                    "videos": kept,
+                    "expected": self.coverage(split).expected,
+                }
         return {
             "path": str(self.path),
             "fingerprint": spec.fingerprint,
@@ -99,6 +193,7 @@ class Cache:
             "videos": dict(Counter(v.status for v in self.videos)),
             "splits": splits,
             "failures": dict(Counter(v.category for v in self.videos if v.status == "failed")),
+            "shorter_than_asked": sum(v.repeats for v in self.good),
             "bytes": size_on_disk(self.path),
         }
 
@@ -111,28 +206,32 @@ def open_cache(path: str | Path) -> Cache:
     """
     path = Path(path)
     store = find_store(path)
-    try:
-        spec = store.spec()
-        classes = store.classes()
-        videos = tuple(store.records())
-    except ClipspmError as error:
-        raise ClipspmError(f"{path}: {error}") from error
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise ClipspmError(
-            f"{path} is damaged and cannot be read as a cache ({_one_line(error)}); "
-            "extract it again with --overwrite"
-        ) from error
-    splits: dict[str, Split] = dict(classes)  # type: ignore[arg-type]
-    return Cache(path, spec, videos, tuple(name for name, _ in classes), splits, store)
+    if path.is_dir():
+        check_metadata(path)
+    with readable(path):
+        spec, classes, entries = store.spec(), store.classes(), store.entries()
+        videos = tuple(apply(entries, store.planned()))
+        for layer in spec.layers:
+            shape = store.shape(layer_key(layer))
+            if shape != (len(videos), spec.views, spec.frames, spec.dims[layer]):
+                raise ClipspmError(f"{path}: layer {layer} has the shape {shape} for {len(videos)} videos")
+        shape = store.shape(TEXT)
+        classes, absent = classes[: shape[0]], classes[shape[0] :]
+        if shape != (len(classes), len(spec.prompts), spec.dims["final"]):
+            raise ClipspmError(f"{path}: the class texts have the shape {shape} for {len(classes)} classes")
+    splits = {name: split for name, split, _ in classes}
+    expected = {name: count for name, _, count in classes}
+    sums = digests(entries)
+    return Cache(path, spec, videos, tuple(splits), splits, expected, tuple(absent), store, sums)
 
 
 def list_caches(folder: Path | None = None) -> list[Path]:
-    """The caches under ``folder`` (default: the home's), newest last."""
+    """The caches under ``folder`` (default: the home's, and the demo's), newest last."""
+    places = [] if folder else [demo_dir() / "cache.zarr"]
     folder = folder or caches_dir()
-    if not folder.is_dir():
-        return []
-    found = [p for p in folder.iterdir() if (p / SPEC).is_file() or (p.is_file() and p.suffix == ".h5")]
-    return sorted((p for p in found if not p.name.endswith((".parts", ".new"))), key=_changed)
+    places += folder.iterdir() if folder.is_dir() else []
+    found = [p for p in places if (p / SPEC).is_file() or (p.is_file() and p.suffix == ".h5")]
+    return sorted((p for p in found if not p.name.endswith((".parts", ".new", ".old"))), key=_changed)
 
 
 def _changed(path: Path) -> tuple[float, str]:
@@ -197,7 +296,3 @@ def size_on_disk(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

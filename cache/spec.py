@@ -5,17 +5,20 @@ Shapes: N videos, V views, T frames, D feature width, C classes, P prompt templa
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from clipspm.cache.errors import ClipspmError
 
 #: raised whenever a reader of today could misread what a writer of tomorrow writes
-FORMAT_VERSION = 1
+FORMAT_VERSION = 3
 
 Split = Literal["train", "val", "test", "none"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "none")
 Status = Literal["ok", "failed", "pending"]
+#: name, split, and how many videos there are where the data set is complete
+PlannedClass = tuple[str, Split, int]
 
 #: told for the reader's sake; the numbers do not depend on them
 _INFORMATIVE = frozenset({"model", "pretrained", "created_with"})
@@ -26,6 +29,7 @@ class CacheSpec:
     """Everything that the numbers in a cache depend on, and the names behind it.
 
     ``weights_sha256`` and ``architecture_sha256`` identify the encoder whatever it was called.
+    ``resized_by``: Pillow in the decoders, or torch on the encoder's device.
     """
 
     dataset: str
@@ -43,6 +47,7 @@ class CacheSpec:
     resize: int
     crop: int
     interpolation: str
+    resized_by: Literal["pillow", "torch"] = "pillow"
     mean: tuple[float, ...]
     std: tuple[float, ...]
     prompts: tuple[str, ...]
@@ -103,14 +108,10 @@ class VideoRecord:
     pts_seconds: tuple[float | None, ...] = ()
     backend: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> "VideoRecord":
-        """Read :meth:`to_dict`'s output."""
-        return cls(**_tuples(raw))
+    @property
+    def repeats(self) -> bool:
+        """Whether the video has fewer frames than were asked for, so that some were taken twice."""
+        return len(set(self.indices)) < len(self.indices)
 
 
 def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
@@ -119,8 +120,20 @@ def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a cache is to hold: the videos in row order, and the classes in the order of the text rows."""
+    """What a cache is to hold: the videos in row order, and the classes in the order of the text rows.
+
+    ``expected``: how many videos each class has where the data set is complete (not named: those planned).
+    ``absent``: classes of the data set of which no video is here: they have no text and take no part.
+    """
 
     videos: tuple[VideoRecord, ...]
     class_names: tuple[str, ...]
     class_splits: dict[str, Split] = field(default_factory=dict)
+    expected: dict[str, int] = field(default_factory=dict)
+    absent: tuple["PlannedClass", ...] = ()
+
+    def classes(self) -> list["PlannedClass"]:
+        """Each class with its split and number of videos, in order; those that are absent come last."""
+        planned = Counter(video.class_name for video in self.videos)
+        present = [(n, self.class_splits[n], self.expected.get(n, planned[n])) for n in self.class_names]
+        return [*present, *self.absent]

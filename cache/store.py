@@ -1,123 +1,251 @@
 """The two containers of a cache, behind one small interface.
 
-A Zarr directory is what is written, shard by shard; an HDF5 file is the same content in one piece.
-
-Layout of the directory (the HDF5 file holds ``spec.json``, ``classes.json`` and the merged
-``records.jsonl`` as byte arrays of the same names)::
+A Zarr directory is what is written, shard by shard; an HDF5 file is the same content in one piece. Both hold,
+as files or as byte arrays of the same names::
 
     spec.json       the CacheSpec with its fingerprint
-    classes.json    [[class name, split], ...] in the order of the rows of ``text``
+    classes.json    [[class name, split, videos], ...] in the order of the rows of ``text``, then absent ones
     videos.jsonl    the planned videos, one a line, in row order
-    ledger.jsonl    one line per committed shard, with the outcome of each of its rows
-    zarr.json, layers/<name>, text      arrays [N, V, T, D] and [C, P, D]
+    ledger.jsonl    one line per committed shard (:mod:`.ledger`)
+    layers/<name>, text      arrays [N, V, T, D] and [C, P, D]
+
+Reading executes nothing that a cache holds and follows no link out of it: arrays are plain numbers behind no
+filter but checksums, and symbolic, external and virtual links are refused.
 """
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict
+import re
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import h5py
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
+from zarr.storage import LocalStore
 
+from clipspm.cache.disk import DiskFull, append, free_bytes, hidden, remove, sync, write_atomically
 from clipspm.cache.errors import ClipspmError
-from clipspm.cache.spec import CacheSpec, VideoRecord
-
-SPEC, CLASSES, VIDEOS, LEDGER, RECORDS = (
-    "spec.json",
-    "classes.json",
-    "videos.jsonl",
-    "ledger.jsonl",
-    "records.jsonl",
+from clipspm.cache.ledger import (
+    TEXT_SHARD,
+    Entry,
+    apply,
+    digests,
+    dump_lines,
+    load_lines,
+    read_ledger,
+    shards,
+    values_digest,
 )
+from clipspm.cache.seal import seal_path
+from clipspm.cache.spec import CacheSpec, Plan, PlannedClass, Split, VideoRecord
+
+SPEC, CLASSES, VIDEOS, LEDGER = "spec.json", "classes.json", "videos.jsonl", "ledger.jsonl"
+BLOBS = (SPEC, CLASSES, VIDEOS, LEDGER)
 TEXT = "text"
+#: where finished shards wait to be taken into a growing Zarr cache
+STAGED = "staged"
+
+_LAYER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_DTYPES = ("float16", "float32")
 
 
 def layer_key(layer: str) -> str:
-    """Where a layer's array lives inside a container."""
+    """Where a layer's array lives inside a container; a name that could lead elsewhere is an error."""
+    if not _LAYER_NAME.fullmatch(layer):
+        raise ClipspmError(f"{layer!r} is no name of a layer")
     return f"layers/{layer}"
 
 
-class Store(Protocol):
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while the cache at ``path`` is read into one clear line."""
+    try:
+        yield
+    except ClipspmError as error:
+        raise error if str(path) in str(error) else ClipspmError(f"{path}: {error}") from error
+    except Exception as error:  # damaged bytes can fail in any way
+        raise ClipspmError(
+            f"{path} is damaged and cannot be read as a cache ({one_line(error)}); "
+            "extract it again with --overwrite"
+        ) from error
+
+
+class DamagedShard(ClipspmError):
+    """A shard that is not what was written."""
+
+    def __init__(self, path: Path, layer: str, shard: int, why: str) -> None:
+        self.path, self.layer, self.shard, self.why = path, layer, shard, why
+        super().__init__(
+            f"{path}: shard {shard} of layer {layer} is damaged ({why}); "
+            f"`clipspm cache verify {path} --repair` queues it for extraction"
+        )
+
+    def __reduce__(self) -> tuple[type["DamagedShard"], tuple[Path, str, int, str]]:
+        return DamagedShard, (self.path, self.layer, self.shard, self.why)
+
+
+class Store(ABC):
     """Read access to a cache container."""
-
-    def spec(self) -> CacheSpec:
-        """The cache's spec."""
-        ...
-
-    def classes(self) -> list[tuple[str, str]]:
-        """Class names and their splits."""
-        ...
-
-    def records(self) -> list[VideoRecord]:
-        """One record per planned video, in row order."""
-        ...
-
-    def array(self, key: str) -> np.ndarray:
-        """A whole array in memory."""
-        ...
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write aside, flush to disk, rename: a reader sees the old content or the new one."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
-def dump_lines(rows: Iterable[dict[str, Any]]) -> bytes:
-    """JSON lines, ASCII only, so that any file name survives."""
-    return "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")
-
-
-def load_lines(data: bytes) -> list[Any]:
-    """Read :func:`dump_lines`; a torn last line (a killed writer) is not data and is left out."""
-    lines = data.split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
-
-
-class ZarrStore:
-    """A cache as a Zarr directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def spec(self) -> CacheSpec:
-        return CacheSpec.from_json((self.path / SPEC).read_text())
+    @abstractmethod
+    def blob(self, name: str) -> bytes:
+        """One of :data:`BLOBS`."""
 
-    def classes(self) -> list[tuple[str, str]]:
-        return [(name, split) for name, split in json.loads((self.path / CLASSES).read_text())]
+    @abstractmethod
+    def rows(self, key: str, start: int, stop: int) -> np.ndarray:
+        """Rows ``start .. stop-1`` of an array; damage that the container notices is an error."""
 
-    def records(self) -> list[VideoRecord]:
-        records = [VideoRecord.from_dict(row) for row in load_lines((self.path / VIDEOS).read_bytes())]
-        for entry in self.ledger():
-            for row, outcome in entry["rows"].items():
-                planned = records[int(row)]
-                records[int(row)] = VideoRecord.from_dict({**asdict(planned), **outcome})
-        return records
+    @abstractmethod
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of an array."""
 
-    def ledger(self) -> list[dict[str, Any]]:
-        """One entry per commit, in order."""
-        path = self.path / LEDGER
-        return load_lines(path.read_bytes()) if path.exists() else []
+    @abstractmethod
+    def dtype(self, key: str) -> np.dtype[Any]:
+        """The type of an array's values."""
 
-    def group(self) -> zarr.Group:
-        return zarr.open_group(str(self.path), mode="r+")
+    @abstractmethod
+    def map_rows(self, key: str, number: int, rows: int) -> np.ndarray:
+        """The first ``rows`` rows of chunk ``number`` of an array, mapped from its file and not checked."""
+
+    @property
+    @abstractmethod
+    def shard_size(self) -> int:
+        """Videos per shard."""
 
     def array(self, key: str) -> np.ndarray:
-        found = zarr.open_group(str(self.path), mode="r")[key]
-        return np.asarray(cast("zarr.Array[Any]", found)[...])
+        """A whole array."""
+        return self.rows(key, 0, self.shape(key)[0])
 
-    def create(self, spec: CacheSpec, videos: int, text: np.ndarray, shard_size: int) -> None:
-        """Lay out empty arrays: one chunk per shard of videos, each with its checksum."""
-        group = zarr.open_group(str(self.path), mode="a")
+    def spec(self) -> CacheSpec:
+        """What the numbers depend on."""
+        return CacheSpec.from_json(self.blob(SPEC).decode())
+
+    def classes(self) -> list[PlannedClass]:
+        """Class names, splits and complete numbers of videos, in the order of the rows of the text."""
+        return [(name, split, int(count)) for name, split, count in json.loads(self.blob(CLASSES))]
+
+    def planned(self) -> list[tuple[str, str, str, Split]]:
+        """The planned videos: id, path, class name, split."""
+        rows = load_lines(self.blob(VIDEOS))
+        return [(row["id"], row["path"], row["class_name"], row["split"]) for row in rows]
+
+    def entries(self) -> list[Entry]:
+        """The ledger; a damaged line is an error."""
+        entries, damaged = read_ledger(self.blob(LEDGER))
+        if damaged:
+            lines = ", ".join(map(str, damaged[:5]))
+            raise ClipspmError(
+                f"the ledger is damaged (line {lines}): `clipspm cache verify {self.path}` says what is "
+                "lost; with --repair, that is queued for extraction"
+            )
+        return entries
+
+    def records(self) -> list[VideoRecord]:
+        """One record per planned video, in row order."""
+        return apply(self.entries(), self.planned())
+
+    def shards(self) -> list[range]:
+        """The rows of each shard."""
+        layer = layer_key(self.spec().layers[0])
+        return shards(self.shape(layer)[0], self.shard_size)
+
+    def shard(self, layer: str, number: int, rows: range, digest: str | None) -> np.ndarray:
+        """All rows of a shard, [rows, V, T, D]; :class:`DamagedShard` if it is not what its digest says."""
+        try:
+            block = self.rows(layer_key(layer), rows.start, rows.stop)
+        except Exception as error:  # damaged bytes can fail in any way
+            raise DamagedShard(self.path, layer, number, one_line(error)) from error
+        if values_digest(block) != digest:
+            raise DamagedShard(self.path, layer, number, "it does not match its digest")
+        return block
+
+
+class ZarrStore(Store):
+    """A cache as a Zarr directory."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._arrays: dict[tuple[str, str], zarr.Array[Any]] = {}
+
+    def blob(self, name: str) -> bytes:
+        file = self.path / name
+        self._guard(file)
+        if name == LEDGER and not file.exists():
+            return b""
+        return file.read_bytes()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._open(key).shape
+
+    def dtype(self, key: str) -> np.dtype[Any]:
+        return np.dtype(self._open(key).dtype)
+
+    def map_rows(self, key: str, number: int, rows: int) -> np.ndarray:
+        array = self._open(key)
+        file = self.path.joinpath(key, "c", str(number), *["0"] * (array.ndim - 1))
+        shape = (rows, *array.shape[1:])
+        return np.memmap(file, self.dtype(key).newbyteorder("<"), "r", shape=shape)
+
+    @property
+    def shard_size(self) -> int:
+        return max(1, self._open(layer_key(self.spec().layers[0])).chunks[0])
+
+    def rows(self, key: str, start: int, stop: int) -> np.ndarray:
+        return np.asarray(self._open(key)[start:stop])
+
+    def write_rows(self, key: str, start: int, stop: int, values: np.ndarray) -> None:
+        """Write one shard of an array and flush it to disk."""
+        array = self._open(key, mode="r+")
+        array[start:stop] = values
+        for file in self._chunk(key, start // array.chunks[0]):
+            sync(file)
+
+    def _chunk(self, key: str, number: int) -> list[Path]:
+        folder = self.path / key / "c" / str(number)
+        return [p for p in folder.rglob("*") if p.is_file()]
+
+    def _open(self, key: str, mode: str = "r") -> "zarr.Array[Any]":
+        """The array, looked at closely the first time."""
+        if (key, mode) not in self._arrays:
+            self._arrays[key, mode] = self._checked(key, mode)
+        return self._arrays[key, mode]
+
+    def _checked(self, key: str, mode: str) -> "zarr.Array[Any]":
+        folder = self.path / key
+        self._guard(folder)
+        for place, folders, files in os.walk(folder):
+            for name in folders + files:
+                _check_regular(Path(place, name))
+        about = json.loads((folder / "zarr.json").read_bytes())
+        codecs = [codec["name"] for codec in about["codecs"]]
+        if about["data_type"] not in _DTYPES or not set(codecs) <= {"bytes", "crc32c"}:
+            raise ClipspmError(f"{folder} is no array of a cache ({about['data_type']}, {', '.join(codecs)})")
+        found = zarr.open_array(LocalStore(folder), mode=cast(Any, mode), zarr_format=3)
+        return cast("zarr.Array[Any]", found)
+
+    def _guard(self, path: Path) -> None:
+        inside = path.relative_to(self.path)
+        for part in (inside, *inside.parents[:-1]):
+            _check_regular(self.path / part)
+
+    def create(self, spec: CacheSpec, plan: Plan, text: np.ndarray, shard_size: int) -> None:
+        """Lay out an empty cache in an empty folder: a chunk per shard of videos, each with its checksum."""
+        group = zarr.open_group(LocalStore(self.path), mode="a")
+        videos = len(plan.videos)
         for layer in spec.layers:
             group.create_array(
                 layer_key(layer),
@@ -125,72 +253,148 @@ class ZarrStore:
                 chunks=(max(1, min(shard_size, videos)), spec.views, spec.frames, spec.dims[layer]),
                 dtype="float16" if spec.store_dtype == "fp16" else "float32",
                 compressors=[Crc32cCodec()],
-                overwrite=True,
             )
-        self.write_text(text)
+        write_atomically(self.path / SPEC, spec.to_json().encode())
+        write_atomically(self.path / LEDGER, b"")
+        self.write_plan(plan, text)
 
-    def write_text(self, text: np.ndarray) -> None:
-        """Replace the text features, float32 [C, P, D]."""
-        group = zarr.open_group(str(self.path), mode="a")
-        array = group.create_array(
-            TEXT,
-            shape=text.shape,
-            chunks=tuple(max(1, n) for n in text.shape),
-            dtype="float32",
-            compressors=[Crc32cCodec()],
-            overwrite=True,
-        )
-        array[...] = text
+    def write_plan(self, plan: Plan, text: np.ndarray) -> None:
+        """Write videos, classes and text (float32 [C, P, D]) where they are not what they were.
+
+        Text that is there and matches its digest stays: another device may compute other last bits.
+        """
+        keep = ("id", "path", "class_name", "split")
+        blobs = {
+            VIDEOS: dump_lines({key: getattr(video, key) for key in keep} for video in plan.videos),
+            CLASSES: json.dumps(plan.classes(), indent=1).encode("ascii"),
+        }
+        changed = {name: data for name, data in blobs.items() if not self._holds(name, data)}
+        new_text = CLASSES in changed or not self._text_is_whole()
+        if changed or new_text:
+            remove(seal_path(self.path))
+        if new_text:
+            remove(self.path / TEXT)
+            array = zarr.open_group(LocalStore(self.path), mode="a").create_array(
+                TEXT,
+                shape=text.shape,
+                chunks=tuple(max(1, n) for n in text.shape),
+                dtype="float32",
+                compressors=[Crc32cCodec()],
+            )
+            array[...] = text
+            self._arrays.clear()
+            for file in (self.path / TEXT).rglob("*"):
+                sync(file)
+            append(self.path / LEDGER, Entry.of_text(text).to_line())
+        for name, data in changed.items():
+            write_atomically(self.path / name, data)
+
+    def _text_is_whole(self) -> bool:
+        sums = digests(read_ledger(self.blob(LEDGER))[0])
+        try:
+            return values_digest(self.array(TEXT)) == sums[TEXT_SHARD][TEXT]
+        except Exception:  # not there yet, or damaged in any way
+            return False
+
+    def _holds(self, name: str, data: bytes) -> bool:
+        return (self.path / name).exists() and (self.path / name).read_bytes() == data
+
+    def remove_strays(self) -> None:
+        """Remove what a killed writer left of files that were never moved into place."""
+        remove(self.path / STAGED)
+        for file in [*self.path.rglob("*.partial"), *self.path.glob("*.new")]:
+            remove(file)
 
 
-class Hdf5Store:
+def _check_regular(path: Path) -> None:
+    """Refuse links, pipes and devices; what is not there is another's business."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        what = "a link" if stat.S_ISLNK(mode) else "no regular file"
+        raise ClipspmError(f"{path} is {what}: a cache holds none")
+
+
+class Hdf5Store(Store):
     """A cache as one HDF5 file."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def _bytes(self, key: str) -> bytes:
-        return self.array(key).tobytes()
-
-    def spec(self) -> CacheSpec:
-        return CacheSpec.from_json(self._bytes(SPEC).decode())
-
-    def classes(self) -> list[tuple[str, str]]:
-        return [(name, split) for name, split in json.loads(self._bytes(CLASSES))]
-
-    def records(self) -> list[VideoRecord]:
-        return [VideoRecord.from_dict(row) for row in load_lines(self._bytes(RECORDS))]
-
-    def array(self, key: str) -> np.ndarray:
+    def blob(self, name: str) -> bytes:
         with h5py.File(self.path, "r") as file:
-            found = file[key]
-            if not isinstance(found, h5py.Dataset):
-                raise KeyError(key)
-            return np.asarray(found[...])
+            return np.asarray(self._dataset(file, name, ("uint8",))[...]).tobytes()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        with h5py.File(self.path, "r") as file:
+            return self._dataset(file, key).shape
+
+    def dtype(self, key: str) -> np.dtype[Any]:
+        with h5py.File(self.path, "r") as file:
+            return np.dtype(self._dataset(file, key).dtype)
+
+    def map_rows(self, key: str, number: int, rows: int) -> np.ndarray:
+        with h5py.File(self.path, "r") as file:
+            array = self._dataset(file, key)
+            place = array.id.get_chunk_info_by_coord((number * array.chunks[0], *[0] * (array.ndim - 1)))
+            shape, kind = (rows, *array.shape[1:]), np.dtype(array.dtype)
+        if place.byte_offset is None:
+            raise KeyError(f"{key} has no chunk {number}")
+        return np.memmap(self.path, kind, "r", offset=place.byte_offset, shape=shape)
+
+    @property
+    def shard_size(self) -> int:
+        with h5py.File(self.path, "r") as file:
+            found = self._dataset(file, layer_key(self.spec().layers[0]))
+            return int((found.chunks or found.shape)[0])
+
+    def rows(self, key: str, start: int, stop: int) -> np.ndarray:
+        with h5py.File(self.path, "r") as file:
+            return np.asarray(self._dataset(file, key)[start:stop])
+
+    def _dataset(self, file: h5py.File, key: str, dtypes: tuple[str, ...] = _DTYPES) -> h5py.Dataset:
+        place: Any = file
+        for part in key.split("/"):
+            if not isinstance(place, h5py.Group) or part not in place:
+                raise KeyError(f"{key} is not there")
+            if not isinstance(place.get(part, getlink=True), h5py.HardLink):
+                raise ClipspmError(f"{part} is a link: a cache holds none")
+            place = place[part]
+        if not isinstance(place, h5py.Dataset) or place.is_virtual or place.external:
+            raise ClipspmError(f"{key} is no array of its own")
+        settings = place.id.get_create_plist()
+        filters = {settings.get_filter(i)[0] for i in range(settings.get_nfilters())}
+        if place.dtype.name not in dtypes or not filters <= {h5py.h5z.FILTER_FLETCHER32}:
+            raise ClipspmError(f"{key} is no array of a cache ({place.dtype})")
+        return place
 
     @staticmethod
-    def write(path: Path, source: Store, shard_size: int = 256) -> None:
-        """Copy any store into one HDF5 file: written aside, flushed, renamed."""
-        aside = path.with_name(path.name + ".new")
-        spec = source.spec()
+    def write(path: Path, source: ZarrStore) -> None:
+        """Copy a store into one HDF5 file, shard by shard: written aside, flushed, renamed.
+
+        Raises :class:`~.disk.DiskFull` before it begins where there is no room: the HDF5 library does not
+        always survive a full disk.
+        """
+        size_needed = sum(file.stat().st_size for file in source.path.rglob("*") if file.is_file())
+        if free_bytes(path) < 1.02 * size_needed + 200_000:
+            raise DiskFull(path.parent, f", {size_needed / 1e6:.1f} MB are needed")
+        aside = hidden(path, "new")
         with h5py.File(aside, "w") as file:
-            blobs = {
-                SPEC: spec.to_json().encode(),
-                CLASSES: json.dumps(source.classes()).encode(),
-                RECORDS: dump_lines(r.to_dict() for r in source.records()),
-            }
-            for key, blob in blobs.items():
-                file.create_dataset(key, data=np.frombuffer(blob, np.uint8))
-            for key in [*map(layer_key, spec.layers), TEXT]:
-                data = source.array(key)
-                chunks = (max(1, min(shard_size, len(data))), *data.shape[1:])
-                file.create_dataset(
-                    key, data=data, chunks=chunks if data.size else None, fletcher32=bool(data.size)
-                )
+            for name in BLOBS:
+                file.create_dataset(name, data=np.frombuffer(source.blob(name), np.uint8))
+            keys = [layer_key(layer) for layer in source.spec().layers]
+            for key in [*keys, TEXT]:
+                shape = source.shape(key)
+                size = source.shard_size if key != TEXT else shape[0]
+                chunks = (max(1, min(size, shape[0])), *shape[1:])
+                first = source.rows(key, 0, min(size, shape[0]))
+                checked = {"chunks": chunks, "fletcher32": True} if first.size else {}
+                target = file.create_dataset(key, shape, first.dtype, **checked)
+                for rows in shards(shape[0], size):
+                    target[rows.start : rows.stop] = source.rows(key, rows.start, rows.stop)
             file.flush()
-        with aside.open("rb+") as raw:
-            os.fsync(raw.fileno())
+        sync(aside)
         aside.replace(path)
+        sync(path.parent)
 
 
 def find_store(path: Path) -> ZarrStore | Hdf5Store:

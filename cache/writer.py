@@ -1,48 +1,40 @@
-"""Write a cache shard by shard, so that a killed run loses at most the shard in flight.
+"""Write a cache shard by shard, so that a killed run loses at most the shards in flight.
 
-The unit of writing is a shard: consecutive rows whose features fill exactly one chunk per layer. Its
-chunks are written first; then one line in the ledger, flushed to disk, makes them data. Rows that no
-ledger line names do not exist for a reader, whatever the arrays hold.
+The unit of writing is a shard: consecutive rows whose features fill exactly one chunk per layer. It is staged
+aside first (:mod:`.staging`); then its chunks are put into place, and a line in the ledger, flushed to disk,
+makes them data. Rows that no ledger line names do not exist for a reader, whatever the arrays hold. A kill
+anywhere in between leaves the staged shard, and the next run takes it in again.
 
 An HDF5 cache grows as a Zarr directory beside it (``PATH.parts``) and is assembled at the end.
 """
 
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from clipspm.cache.errors import ClipspmError
+from clipspm.cache.disk import append, discard, hidden, remove, room_on, write_atomically
+from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.cache.ledger import TEXT_SHARD, Entry, apply, digests, read_ledger, values_digest
+from clipspm.cache.seal import check_metadata, seal_path, write_seal
 from clipspm.cache.spec import CacheSpec, Plan, VideoRecord
-from clipspm.cache.store import (
-    CLASSES,
-    LEDGER,
-    SPEC,
-    VIDEOS,
-    Hdf5Store,
-    Store,
-    ZarrStore,
-    dump_lines,
-    find_store,
-    layer_key,
-    write_atomically,
-)
+from clipspm.cache.staging import DamagedStage, read_staged, stage, staged, unstage
+from clipspm.cache.store import LEDGER, Hdf5Store, Store, ZarrStore, find_store, layer_key, readable
 
 Format = Literal["zarr", "hdf5"]
 
-#: what a shard's outcome adds to the plan's record of a video
-_OUTCOME_FIELDS = ("status", "category", "error", "frames", "fps", "indices", "pts_seconds", "backend")
+
+def parts_path(cache: Path) -> Path:
+    """Where an HDF5 cache grows."""
+    return cache.with_name(cache.name + ".parts")
 
 
 class CacheWriter:
-    """Extends the cache at ``path``, or starts it.
+    """Extends the cache at ``path``, or starts it. Hold :func:`clipspm.cache.lock.writing` around it.
 
-    Raises :class:`ClipspmError` if ``path`` holds a cache with another fingerprint, or holds videos that
-    the plan does not know: nothing is ever dropped silently.
+    A cache of the same videos keeps its shard size. Raises :class:`ClipspmError` if ``path`` holds a cache
+    with another fingerprint, or holds videos that the plan does not know: nothing is ever dropped silently.
     """
 
     def __init__(
@@ -55,26 +47,57 @@ class CacheWriter:
         format: Format = "zarr",
         shard_size: int = 256,
         overwrite: bool = False,
+        retry_failed: bool = False,
     ) -> None:
-        self.path, self.format, self.spec, self.shard_size = path, format, spec, shard_size
-        self.work = path if format == "zarr" else path.with_name(path.name + ".parts")
+        self.path, self.format, self.spec = path, format, spec
+        self.work = path if format == "zarr" else parts_path(path)
+        self._todo = ("pending", "failed") if retry_failed else ("pending",)
         if overwrite:
-            for place in (path, self.work):
+            for place in dict.fromkeys((path, self.work)):
                 if place.exists():
                     find_store(place)  # whatever is no cache is not ours to remove
-                    _remove(place)
+                    remove(seal_path(place))
+                    discard(place)
+        elif path.exists() and path.is_dir() != (format == "zarr"):
+            raise UsageError(
+                f"{path} is a cache of the other format than --format {format}: choose another --out, or "
+                "`clipspm cache convert`"
+            )
         self.work.parent.mkdir(parents=True, exist_ok=True)
-        previous = self._previous()
-        if previous is not None:
-            check_same(path, previous.spec(), spec)
-        self.assembled = isinstance(previous, Hdf5Store) and _holds_all(previous, plan)
+        self._recover()
+        old: list[VideoRecord] = []
+        with readable(path):
+            previous = self._previous()
+            if previous is not None:
+                if previous.path.is_dir():
+                    check_metadata(previous.path)
+                check_same(path, previous.spec(), spec)
+                for layer in spec.layers:
+                    previous.shape(layer_key(layer))
+                old = previous.records()
+            self.assembled = isinstance(previous, Hdf5Store) and self._holds_all(previous, old, plan)
         if self.assembled and previous is not None:
-            self.records = previous.records()
+            self.records, self.shards = old, previous.shards()
             return
-        self._prepare(previous, plan, text)
+        with room_on(self.work):
+            self._prepare(previous, old, plan, text, shard_size)
         self.store = ZarrStore(self.work)
-        self.records = self.store.records()
-        self._group = self.store.group()
+        self.shards = self.store.shards()
+        entries = self.store.entries()
+        self.records, self._digests = apply(entries, self.store.planned()), dict(digests(entries))
+        for shard in staged(self.work):
+            try:
+                self.adopt(shard)
+            except DamagedStage:
+                unstage(self.work, shard)  # it is done again
+
+    def _recover(self) -> None:
+        """Put back what a kill left between the two renames of :meth:`_prepare`; forget what is dead."""
+        old = hidden(self.work, "old")
+        if old.exists() and not self.work.exists():
+            old.rename(self.work)
+        for place in (old, hidden(self.work, "dead"), hidden(self.path, "dead")):
+            remove(place)
 
     def _previous(self) -> Store | None:
         for candidate in (self.work, self.path):
@@ -82,9 +105,26 @@ class CacheWriter:
                 return find_store(candidate)
         return None
 
-    def _prepare(self, previous: Store | None, plan: Plan, text: np.ndarray) -> None:
+    def _holds_all(self, store: Store, records: list[VideoRecord], plan: Plan) -> bool:
+        """Whether a finished cache already is what the plan asks for."""
+        return (
+            [(r.id, r.path, r.class_name, r.split) for r in records]
+            == [(v.id, v.path, v.class_name, v.split) for v in plan.videos]
+            and not any(r.status in self._todo for r in records)
+            and store.classes() == plan.classes()
+        )
+
+    def _prepare(
+        self,
+        previous: Store | None,
+        old: list[VideoRecord],
+        plan: Plan,
+        text: np.ndarray,
+        shard_size: int,
+    ) -> None:
         """Bring the working directory to the plan, with every row already read carried over."""
-        old = previous.records() if previous is not None else []
+        if isinstance(previous, ZarrStore):
+            self._drop_torn_line(previous)
         lost = {r.id for r in old} - {v.id for v in plan.videos}
         if lost:
             raise ClipspmError(
@@ -93,68 +133,32 @@ class CacheWriter:
             )
         in_place = isinstance(previous, ZarrStore) and previous.path == self.work
         if in_place and [r.id for r in old] == [v.id for v in plan.videos]:
-            store = ZarrStore(self.work)
-            self._truncate_torn_ledger()
-            if store.classes() != list(plan.class_splits.items()):
-                store.write_text(text)
-            self._write_plan(self.work, plan)
+            ZarrStore(self.work).write_plan(plan, text)
             return
-        aside = self.work.with_name(self.work.name + ".new")
-        _remove(aside)
+        aside = hidden(self.work, "new")
+        remove(aside)
         aside.mkdir(parents=True)
         store = ZarrStore(aside)
-        store.create(self.spec, len(plan.videos), text, self.shard_size)
-        write_atomically(aside / SPEC, self.spec.to_json().encode())
-        self._write_plan(aside, plan)
-        (aside / LEDGER).touch()
+        store.create(self.spec, plan, text, shard_size)
         if previous is not None:
-            self._carry_over(previous, old, store, plan)
-        _remove(self.work)
+            carry_over(previous, old, store, plan)
+        if self.work.exists():
+            self.work.rename(hidden(self.work, "old"))
         aside.rename(self.work)
+        remove(hidden(self.work, "old"))
 
-    def _carry_over(self, previous: Store, old: list[VideoRecord], store: ZarrStore, plan: Plan) -> None:
-        group = store.group()
-        row_of = {v.id: i for i, v in enumerate(plan.videos)}
-        done = [(i, row_of[r.id], r) for i, r in enumerate(old) if r.status != "pending"]
-        for layer in self.spec.layers:
-            before = previous.array(layer_key(layer))
-            target = np.zeros((len(plan.videos), *before.shape[1:]), before.dtype)
-            for i, row, record in done:
-                if record.status == "ok":
-                    target[row] = before[i]
-            group[layer_key(layer)][...] = target  # type: ignore[index]
-        outcomes = {row: record for _, row, record in done}
-        with (store.path / LEDGER).open("ab") as ledger:
-            for shard, rows in enumerate(_shards(len(plan.videos), self.shard_size)):
-                kept = {row: outcomes[row] for row in rows if row in outcomes}
-                if kept:
-                    ledger.write(_ledger_line(shard, kept))
-
-    def _write_plan(self, folder: Path, plan: Plan) -> None:
-        rows = [
-            {"id": v.id, "path": v.path, "class_name": v.class_name, "split": v.split} for v in plan.videos
-        ]
-        for name, data in (
-            (VIDEOS, dump_lines(rows)),
-            (CLASSES, json.dumps(list(plan.class_splits.items()), indent=1).encode("ascii")),
-        ):
-            if not (folder / name).exists() or (folder / name).read_bytes() != data:
-                write_atomically(folder / name, data)
-
-    def _truncate_torn_ledger(self) -> None:
-        ledger = self.work / LEDGER
-        if not ledger.exists():
-            ledger.touch()
-        data = ledger.read_bytes()
+    @staticmethod
+    def _drop_torn_line(store: ZarrStore) -> None:
+        data = store.blob(LEDGER)
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
-            write_atomically(ledger, whole)
+            write_atomically(store.path / LEDGER, whole)
 
     def pending_shards(self) -> list[tuple[int, list[int]]]:
         """The shards with rows still to do: (shard number, those rows)."""
         found = []
-        for shard, rows in enumerate(_shards(len(self.records), self.shard_size)):
-            todo = [row for row in rows if self.records[row].status == "pending"]
+        for shard, rows in enumerate(self.shards):
+            todo = [row for row in rows if self.records[row].status in self._todo]
             if todo:
                 found.append((shard, todo))
         return found
@@ -162,37 +166,104 @@ class CacheWriter:
     def commit(
         self, shard: int, outcomes: Mapping[int, VideoRecord], features: Mapping[str, np.ndarray]
     ) -> None:
-        """Make a shard data: ``outcomes`` by row, ``features[layer]`` [rows that are ok, V, T, D].
+        """Stage a shard and take it in: ``features[layer]`` [rows that are ok, V, T, D]."""
+        stage(self.work, shard, outcomes, features)
+        self.adopt(shard)
 
-        Rows that the shard already held stay.
-        """
-        rows = list(_shards(len(self.records), self.shard_size)[shard])
-        first, last = rows[0], rows[-1] + 1
-        good = [row for row in sorted(outcomes) if outcomes[row].status == "ok"]
-        held = any(self.records[row].status == "ok" for row in rows)
-        for layer, new in features.items():
-            array = self._group[layer_key(layer)]
-            block = (
-                np.asarray(array[first:last])  # type: ignore[index]
-                if held
-                else np.zeros((last - first, *array.shape[1:]), array.dtype)  # type: ignore[union-attr]
-            )
-            if good:
-                block[[row - first for row in good]] = new
-            array[first:last] = block  # type: ignore[index]
-        with (self.work / LEDGER).open("ab") as ledger:
-            ledger.write(_ledger_line(shard, outcomes))
-            ledger.flush()
-            os.fsync(ledger.fileno())
+    def adopt(self, shard: int) -> None:
+        """Make a staged shard data. Rows that the shard already held stay."""
+        entry, features = read_staged(self.work, shard)
+        outcomes = entry.records(self.records)
+        with room_on(self.work):
+            remove(seal_path(self.work))
+            sums = self._put(shard, outcomes, features)
+            append(self.work / LEDGER, Entry.of(shard, outcomes, sums).to_line())
+        self._digests[shard] = sums
         for row, record in outcomes.items():
             self.records[row] = record
+        unstage(self.work, shard)
+
+    def _put(
+        self, shard: int, outcomes: Mapping[int, VideoRecord], features: Mapping[str, np.ndarray]
+    ) -> dict[str, str]:
+        """Write the shard's chunks; returns the digest of each layer's values."""
+        rows = self.shards[shard]
+        good = [row - rows.start for row in sorted(outcomes) if outcomes[row].status == "ok"]
+        held = any(self.records[row].status == "ok" for row in rows)
+        sums = {}
+        for layer in self.spec.layers:
+            key = layer_key(layer)
+            if held:
+                block = self.store.shard(layer, shard, rows, self._digests.get(shard, {}).get(layer))
+            else:
+                shape = (len(rows), self.spec.views, self.spec.frames, self.spec.dims[layer])
+                block = np.zeros(shape, np.float16 if self.spec.store_dtype == "fp16" else np.float32)
+            if good:
+                block[good] = features[layer]
+            self.store.write_rows(key, rows.start, rows.stop, block)
+            sums[layer] = values_digest(block)
+        return sums
 
     def finish(self) -> Path:
-        """Assemble an HDF5 cache from its parts; nothing to do for Zarr. Returns the cache's path."""
-        if self.format == "hdf5" and not self.assembled:
-            Hdf5Store.write(self.path, self.store, self.shard_size)
-            _remove(self.work)
+        """Put the ledger in order and seal the cache; assemble an HDF5 one. Returns the cache's path.
+
+        Whatever the engine, its workers or interruptions: the same videos give the same bytes.
+        """
+        if self.assembled:
+            return self.path
+        with room_on(self.work):
+            ledger = self._ordered_ledger()
+            if self.store.blob(LEDGER) != ledger:
+                write_atomically(self.work / LEDGER, ledger)
+            self.store.remove_strays()
+            if self.format == "hdf5":
+                Hdf5Store.write(self.path, self.store)
+                write_seal(self.path)
+                discard(self.work)
+            elif not seal_path(self.path).exists():
+                write_seal(self.path)
         return self.path
+
+    def _ordered_ledger(self) -> bytes:
+        """The line of the texts, then one per shard, in order."""
+        lines = [Entry(TEXT_SHARD, (), (), self._digests[TEXT_SHARD]).to_line()]
+        for shard, rows in enumerate(self.shards):
+            outcomes = {row: self.records[row] for row in rows if self.records[row].status != "pending"}
+            if outcomes:
+                lines.append(Entry.of(shard, outcomes, self._digests[shard]).to_line())
+        return b"".join(lines)
+
+
+def carry_over(previous: Store, old: list[VideoRecord], store: ZarrStore, plan: Plan) -> None:
+    """Copy every row that is done from ``previous`` to its place in ``store``, shard by shard.
+
+    Raises :class:`~.store.DamagedShard` where a row comes from a shard that does not match its digest.
+    """
+    where = {r.id: i for i, r in enumerate(old) if r.status != "pending"}
+    spec, ranges, known = store.spec(), previous.shards(), digests(read_ledger(previous.blob(LEDGER))[0])
+    dtype = np.float16 if spec.store_dtype == "fp16" else np.float32
+    read: dict[str, tuple[int, np.ndarray]] = {}
+    ledger = []
+    for shard, rows in enumerate(store.shards()):
+        sources = {row: where[plan.videos[row].id] for row in rows if plan.videos[row].id in where}
+        if not sources:
+            continue
+        sums = {}
+        for layer in spec.layers:
+            key = layer_key(layer)
+            block = np.zeros((len(rows), spec.views, spec.frames, spec.dims[layer]), dtype)
+            for row, i in sources.items():
+                if old[i].status != "ok":
+                    continue
+                number, place = divmod(i, len(ranges[0]))
+                if layer not in read or read[layer][0] != number:
+                    digest = known.get(number, {}).get(layer)
+                    read[layer] = number, previous.shard(layer, number, ranges[number], digest)
+                block[row - rows.start] = read[layer][1][place]
+            store.write_rows(key, rows.start, rows.stop, block)
+            sums[layer] = values_digest(block)
+        ledger.append(Entry.of(shard, {row: old[i] for row, i in sources.items()}, sums).to_line())
+    append(store.path / LEDGER, b"".join(ledger))
 
 
 def check_same(path: Path, found: CacheSpec, wanted: CacheSpec) -> None:
@@ -203,33 +274,3 @@ def check_same(path: Path, found: CacheSpec, wanted: CacheSpec) -> None:
             f"{wanted.fingerprint[:16]}); they differ in {'; '.join(found.differences(wanted))}. "
             "Choose another --out, or --overwrite"
         )
-
-
-def _holds_all(store: Store, plan: Plan) -> bool:
-    """Whether a finished cache already is what the plan asks for."""
-    records = store.records()
-    return (
-        [(r.id, r.path, r.class_name, r.split) for r in records]
-        == [(v.id, v.path, v.class_name, v.split) for v in plan.videos]
-        and all(r.status != "pending" for r in records)
-        and store.classes() == list(plan.class_splits.items())
-    )
-
-
-def _shards(videos: int, size: int) -> list[range]:
-    return [range(start, min(start + size, videos)) for start in range(0, videos, size)]
-
-
-def _ledger_line(shard: int, outcomes: Mapping[int, VideoRecord]) -> bytes:
-    rows = {}
-    for row in sorted(outcomes):
-        record = outcomes[row].to_dict()
-        rows[str(row)] = {k: record[k] for k in _OUTCOME_FIELDS}
-    return dump_lines([{"shard": shard, "rows": rows}])
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif path.exists():
-        path.unlink()

@@ -4,6 +4,7 @@ Shapes: V views, T frames, C crop size in pixels.
 """
 
 import hashlib
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipspm.extract.decode import read_frames
+from clipspm.extract.decode import Frames, read_frames
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
+#: an encoder that resizes gets frames of up to so many times the pixels of a square of the short side
+NATIVE = 4
+
+
 @dataclass(frozen=True)
 class ClipSettings:
-    """What is taken from each video, and at what size (pixels)."""
+    """What is taken from each video, and at what size (pixels).
+
+    Frames of up to ``native`` pixels are left as they were decoded: resizing them is the encoder's part.
+    """
 
     frames: int
     views: int
@@ -27,13 +35,33 @@ class ClipSettings:
     interpolation: str
     flip: bool
     min_frames: int
+    native: int = 0
+
+    @property
+    def most_bytes(self) -> int:
+        """What the pixels of one clip take at most."""
+        return 3 * self.frames * max(self.views * self.crop**2, self.native)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How frames become views: the size they are scaled to, then (top, left, mirrored) of each view."""
+
+    height: int
+    width: int
+    boxes: tuple[tuple[int, int, bool], ...]
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One video's pixels, uint8 [V, T, C, C, 3], and where they came from; ``seconds`` it took."""
+    """One video's pixels and where they came from; ``seconds`` it took.
+
+    ``pixels`` uint8 [V, T, C, C, 3]; or the frames as they were decoded, [T, H, W, 3], where ``cut`` says
+    what remains to be done.
+    """
 
     pixels: np.ndarray
+    cut: Cut | None
     indices: tuple[int, ...]
     pts_seconds: tuple[float | None, ...]
     backend: str
@@ -42,34 +70,29 @@ class Clip:
     seconds: float
 
 
-def load_clip(path: Path, video_id: str, settings: ClipSettings) -> Clip:
+def load_clip(path: Path, video_id: str, settings: ClipSettings, room: np.ndarray | None = None) -> Clip:
     """Decode, resize the short side, and cut the views out of each frame.
 
     View 0 is the centre crop. Further views cut at a random place, mirrored half of the time where the
     data set allows it; place and mirroring depend on the video's id and the view alone, and are the same
-    for all frames of a view. Raises :class:`clipspm.extract.decode.DecodeError`.
+    for all frames of a view. The pixels are written into ``room``, uint8 [``settings.most_bytes``], if it is
+    given. Raises :class:`clipspm.extract.decode.DecodeError`.
     """
     start = time.perf_counter()
     found = read_frames(path, settings.frames, min_frames=settings.min_frames)
-    crop = settings.crop
-    pixels = np.empty((settings.views, settings.frames, crop, crop, 3), np.uint8)
     height, width = resized_shape(found.frames.shape[1], found.frames.shape[2], settings.resize)
-    boxes = [
-        _view_box(video_id, view, height - crop, width - crop, settings) for view in range(settings.views)
-    ]
-    for t, frame in enumerate(found.frames):
-        if t and found.indices[t] == found.indices[t - 1]:
-            pixels[:, t] = pixels[:, t - 1]
-            continue
-        image = Image.fromarray(frame)
-        if image.size != (width, height):
-            image = image.resize((width, height), _FILTERS[settings.interpolation])
-        whole = np.asarray(image)
-        for view, (top, left, mirrored) in enumerate(boxes):
-            cut = whole[top : top + crop, left : left + crop]
-            pixels[view, t] = cut[:, ::-1] if mirrored else cut
+    spare = height - settings.crop, width - settings.crop
+    boxes = tuple(_view_box(video_id, view, *spare, settings) for view in range(settings.views))
+    cut = Cut(height, width, boxes)
+    as_decoded = found.frames[0, ..., 0].size <= settings.native
+    if as_decoded:
+        pixels = _empty(found.frames.shape, room)
+        pixels[:] = found.frames
+    else:
+        pixels = _views(found, cut, settings, room)
     return Clip(
         pixels=pixels,
+        cut=cut if as_decoded else None,
         indices=tuple(int(i) for i in found.indices),
         pts_seconds=tuple(None if np.isnan(p) else round(float(p), 6) for p in found.pts_seconds),
         backend=found.backend,
@@ -77,6 +100,28 @@ def load_clip(path: Path, video_id: str, settings: ClipSettings) -> Clip:
         fps=None if found.fps is None else round(found.fps, 6),
         seconds=time.perf_counter() - start,
     )
+
+
+def _empty(shape: tuple[int, ...], room: np.ndarray | None) -> np.ndarray:
+    return np.empty(shape, np.uint8) if room is None else room[: math.prod(shape)].reshape(shape)
+
+
+def _views(found: Frames, cut: Cut, settings: ClipSettings, room: np.ndarray | None) -> np.ndarray:
+    """uint8 [V, T, C, C, 3]."""
+    crop = settings.crop
+    pixels = _empty((settings.views, settings.frames, crop, crop, 3), room)
+    for t, frame in enumerate(found.frames):
+        if t and found.indices[t] == found.indices[t - 1]:
+            pixels[:, t] = pixels[:, t - 1]
+            continue
+        image = Image.fromarray(frame)
+        if image.size != (cut.width, cut.height):
+            image = image.resize((cut.width, cut.height), _FILTERS[settings.interpolation])
+        whole = np.asarray(image)
+        for view, (top, left, mirrored) in enumerate(cut.boxes):
+            part = whole[top : top + crop, left : left + crop]
+            pixels[view, t] = part[:, ::-1] if mirrored else part
+    return pixels
 
 
 def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.cache.home import home
 from clipspm.cache.spec import SPLITS, Plan, Split, VideoRecord
 from clipspm.extract.decode import IMAGE_SUFFIXES
+from clipspm.extract.lists import VIDEO_SUFFIXES, Files, VideoList, read_lists, without_brackets
 
 Benchmark = Literal["hmdb51", "ucf101", "kinetics100", "ssv2-full", "ssv2-small"]
 BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
@@ -27,10 +28,6 @@ DATASETS: tuple[str, ...] = (*BENCHMARKS, "folder", "manifest", "demo")
 
 #: data sets in which a mirrored clip has another label
 NO_FLIP = frozenset({"ssv2-full", "ssv2-small", "demo"})
-
-VIDEO_SUFFIXES = frozenset(
-    {".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv"}
-)
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,16 @@ class BenchmarkClasses:
 
 @dataclass(frozen=True)
 class Index:
-    """The videos found under ``root``; ``notes`` says what a user should know about the finding."""
+    """The videos found under ``root``; ``notes`` says what a user should know about the finding.
+
+    ``copies``: by class, files that are another copy of a video that is in the plan.
+    """
 
     dataset: str
     root: Path
     plan: Plan
     notes: tuple[str, ...] = field(default=())
+    copies: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
 
 def benchmark(name: str) -> BenchmarkClasses:
@@ -67,12 +68,16 @@ def benchmark(name: str) -> BenchmarkClasses:
     )
 
 
-def index_dataset(dataset: str, videos: Path | None = None, splits: Path | None = None) -> Index:
+def index_dataset(
+    dataset: str, videos: Path | None = None, splits: Path | None = None, split_files: Path | None = None
+) -> Index:
     """Find the videos of a data set.
 
     ``videos`` defaults to ``$CLIPSPM_DATA/<dataset>``, then ``./data/<dataset>``; for ``manifest`` it is
     the CSV file. ``splits`` (JSON or TOML, ``{"train": [class, ...], "val": [...], "test": [...]}``)
-    replaces the split that the data set comes with. Raises :class:`ClipspmError` where nothing is found.
+    replaces the split that the data set comes with. ``split_files``: a folder with the lists that circulate
+    (:mod:`.lists`), which then say what belongs to a benchmark. Raises :class:`ClipspmError` where nothing is
+    found.
     """
     if dataset not in DATASETS:
         raise UsageError(f"unknown data set {dataset!r}: choose one of {', '.join(DATASETS)}")
@@ -92,12 +97,19 @@ def index_dataset(dataset: str, videos: Path | None = None, splits: Path | None 
         rows = [(path, name, by_class.get(name, "none")) for path, name, _ in _index_folder(root, None)]
         return _finish(dataset, root, rows, splits, ())
     root = _locate(dataset, videos)
+    if split_files is not None:
+        if dataset not in BENCHMARKS:
+            raise UsageError(f"--split-files is for the benchmarks; --dataset {dataset} takes --splits")
+        return _index_listed(benchmark(dataset), root, read_lists(split_files), splits)
     if dataset == "manifest":
         return _finish(dataset, root.parent, _read_manifest(root), splits, ())
     if dataset == "folder":
         return _finish(dataset, root, _index_folder(root, None), splits, ())
-    rows, notes = _index_benchmark(benchmark(dataset), root)
-    return _finish(dataset, root, rows, splits, notes)
+    about = benchmark(dataset)
+    rows, notes = _index_benchmark(about, root)
+    expected = {name: count for listed in about.classes.values() for _, name, count in listed}
+    homes = {name: split for split, listed in about.classes.items() for _, name, _ in listed}
+    return _finish(dataset, root, rows, splits, notes, expected, homes=homes)
 
 
 # --------------------------------------------------------------------------------------------- where
@@ -217,6 +229,96 @@ def _index_benchmark(about: BenchmarkClasses, root: Path) -> tuple[list[Row], tu
     return rows, tuple(notes)
 
 
+def _index_listed(about: BenchmarkClasses, root: Path, lists: VideoList, splits_file: Path | None) -> Index:
+    """The videos that lists name, wherever they lie under ``root``."""
+    by_key: dict[str, tuple[str, Split]] = {}
+    for split, classes in about.classes.items():
+        for folder, name, _ in classes:
+            by_key[_key(folder)] = by_key[_key(name)] = (name, split)
+    names = {key: without_brackets(name) for key, name in lists.names.items()}
+    files = Files(_all_videos(root))
+    rows: list[Row] = []
+    copies: dict[str, list[Path]] = {}
+    expected: Counter[str] = Counter()
+    homes: dict[str, Split] = {}
+    taken: set[Path] = set()
+    seen: set[tuple[str, str]] = set()
+    twice = outside = 0
+    for video in lists.videos:
+        label = names.get(video.label, video.label)
+        name, home = by_key.get(_key(label), (without_brackets(_display_name(label)), None))
+        found_split = video.split or home
+        if found_split is None:
+            outside += 1
+            continue
+        if (name, video.stem) in seen:
+            twice += 1
+            continue
+        seen.add((name, video.stem))
+        expected[name] += 1
+        homes.setdefault(name, found_split)
+        found = [
+            path
+            for path in files.find(video, _key)
+            if path not in taken and by_key.get(_key(path.parent.name), (name, None))[0] == name
+        ]
+        if found:
+            taken.add(found[0])
+            rows.append((found[0], name, found_split))
+            copies.setdefault(name, []).extend(found[1:])
+    if not rows:
+        first = lists.videos[0]
+        raise ClipspmError(
+            f"none of the {len(lists.videos)} videos listed in {lists.files[0].parent} is under {root}, for "
+            f"example {first.label}/{first.stem} ({first.where})"
+        )
+    missing = sum(expected.values()) - len(rows)
+    notes = [f"split files: {lists}", *_family(about, lists, expected)]
+    if missing:
+        listed = sum(expected.values())
+        notes.append(f"{missing} of {listed} listed videos are missing: results carry the coverage")
+    if twice:
+        notes.append(f"{twice} lines repeat a video and count once")
+    if outside:
+        notes.append(f"{outside} listed videos are of classes that take no part")
+    plain = {name: tuple(paths) for name, paths in copies.items() if paths}
+    return _finish(about.name, root, rows, splits_file, tuple(notes), expected, plain, homes)
+
+
+def _family(about: BenchmarkClasses, lists: VideoList, expected: Mapping[str, int]) -> list[str]:
+    """Which of the lists in circulation this is, told by its classes and counts."""
+    published = {name for classes in about.classes.values() for _, name, _ in classes}
+    others = sorted(set(expected) - published)
+    if others:
+        return [
+            f"another family of {about.name} than the published split: {len(others)} of {len(expected)} "
+            f"classes are not in it, for example {others[0]!r}"
+        ]
+    if about.name == "ssv2-full" and lists.counts.get("train") == 67_013:
+        return ["the training list with 67,013 videos, the shorter of the two in circulation"]
+    if about.name == "ssv2-full" and lists.counts.get("train") == 77_500:
+        return ["the training list with 77,500 videos, the longer of the two in circulation"]
+    counts = {s: sum(n for _, _, n in classes) for s, classes in about.classes.items()}
+    differ = [s for s, n in lists.counts.items() if s in counts and n != counts[cast(Split, s)]]
+    return [f"counts differ from the published ones ({', '.join(differ)})"] if differ else []
+
+
+def _all_videos(root: Path) -> list[Path]:
+    """Video files, and folders that hold images, anywhere under ``root``."""
+    found: list[Path] = []
+    for place, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        suffixes = {os.path.splitext(name)[1].lower() for name in names}
+        if suffixes & IMAGE_SUFFIXES and not suffixes & VIDEO_SUFFIXES:
+            found.append(Path(place))
+        found += [
+            Path(place, name)
+            for name in sorted(names)
+            if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith(".")
+        ]
+    return found
+
+
 def _key(name: str) -> str:
     return "".join(ch for ch in name.casefold() if ch.isalnum())
 
@@ -296,7 +398,14 @@ def apply_splits(class_names: Iterable[str], wanted: Mapping[str, Split], source
 
 
 def _finish(
-    dataset: str, root: Path, rows: list[Row], splits_file: Path | None, notes: tuple[str, ...]
+    dataset: str,
+    root: Path,
+    rows: list[Row],
+    splits_file: Path | None,
+    notes: tuple[str, ...],
+    expected: Mapping[str, int] | None = None,
+    copies: Mapping[str, tuple[Path, ...]] | None = None,
+    homes: Mapping[str, Split] | None = None,
 ) -> Index:
     """Sort, name and split the rows; a class in two splits is a leak and is refused."""
     by_class: dict[str, Split] = {}
@@ -312,15 +421,35 @@ def _finish(
     names = sorted(by_class, key=lambda name: (order[by_class[name]], name))
     relative = [(_relative(path, root), name) for path, name, _ in rows]
     relative.sort(key=lambda row: (order[by_class[row[1]]], row[1], row[0]))
-    stems = Counter(os.path.splitext(place)[0] for place, _ in relative)
-    videos = []
-    for place, name in relative:
-        stem = os.path.splitext(place)[0]
-        videos.append(VideoRecord(stem if stems[stem] == 1 else place, place, name, by_class[name]))
+    ids = [_video_id(dataset, place, name) for place, name in relative]
+    times = Counter(ids)
+    videos = [
+        VideoRecord(video if times[video] == 1 else place, place, name, by_class[name])
+        for video, (place, name) in zip(ids, relative, strict=True)
+    ]
     repeated = [key for key, n in Counter(v.id for v in videos).items() if n > 1]
     if repeated:
         raise ClipspmError(f"{root}: the video {repeated[0]!r} is listed twice")
-    return Index(dataset, root, Plan(tuple(videos), tuple(names), {n: by_class[n] for n in names}), notes)
+    found = Counter(video.class_name for video in videos)
+    counts = {name: max((expected or {}).get(name, 0), found[name]) for name in names}
+    # under other splits than the data set's own it is not known where an absent class would belong
+    absent = (
+        ()
+        if splits_file
+        else tuple(
+            (name, home, (expected or {})[name])
+            for name, home in sorted((homes or {}).items())
+            if name not in found
+        )
+    )
+    plan = Plan(tuple(videos), tuple(names), {name: by_class[name] for name in names}, counts, absent)
+    return Index(dataset, root, plan, notes, copies or {})
+
+
+def _video_id(dataset: str, place: str, class_name: str) -> str:
+    """Of a benchmark: class and file name, wherever a copy keeps its files, as episodes are named by ids."""
+    stem = os.path.splitext(place)[0]
+    return f"{class_name}/{os.path.basename(stem)}" if dataset in BENCHMARKS else stem
 
 
 def _relative(path: Path, root: Path) -> str:

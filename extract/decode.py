@@ -2,23 +2,31 @@
 
 The frame at index ``i`` is, always, the ``i``-th frame that a sequential decode of the file yields.
 Indexed decoding (decord) breaks that promise without a word on streams with missing packet timestamps,
-edit lists, open groups of pictures or state that outlives a keyframe, and can even hang. So the packets
-are inspected first (no decoding, milliseconds), and decord is used only where nothing speaks against its
-index *and* the clip is long enough for seeking to pay; everything else is decoded from the start.
+edit lists, open groups of pictures or state that outlives a keyframe, repeats frames of damaged files,
+and can even hang. So the packets are inspected first (no decoding, milliseconds); where nothing speaks
+against an index *and* the clip is long enough for it to pay, the decoder seeks to the keyframe before each
+frame; everything else is decoded from the start. decord is there for those who ask for it, under the same
+conditions.
+
+A file that is cut off, or whose decoder reports damage in a frame that is taken or one that it builds on,
+is refused. Damage that leaves a valid stream cannot be seen: most formats hold no checksums.
 
 Shapes: T frames, H rows, W columns.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from stat import S_ISREG
+from typing import Any, BinaryIO, Literal
 
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 
 from clipspm.cache.errors import ClipspmError
 
@@ -91,12 +99,12 @@ def read_frames(
     try:
         if path.is_dir():
             result = _read_images(path, count)
-        elif not path.exists():
-            raise DecodeError("missing", path, "no such file")
-        elif not path.is_file():
+        elif not S_ISREG(path.stat().st_mode):
             raise DecodeError("unreadable", path, "not a regular file")
         else:
             result = _read_video(path, count, backend)
+    except FileNotFoundError:
+        raise DecodeError("missing", path, "no such file") from None
     except OSError as error:  # FFmpeg's errors are OSErrors or ValueErrors, depending on the code
         raise DecodeError("unreadable", path, _one_line(error)) from error
     except FFmpegError as error:
@@ -104,6 +112,20 @@ def read_frames(
     if result.total < min_frames:
         raise DecodeError("too short", path, f"{result.total} frames, at least {min_frames} asked for")
     return result
+
+
+def count_frames(path: Path) -> int:
+    """How many frames the packets of a video promise, without decoding one; raises :class:`DecodeError`."""
+    try:
+        if path.is_dir():
+            return sum(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir())
+        if not S_ISREG(path.stat().st_mode):
+            raise DecodeError("unreadable", path, "not a regular file")
+        return _inspect(path).shown
+    except FileNotFoundError:
+        raise DecodeError("missing", path, "no such file") from None
+    except (OSError, FFmpegError) as error:
+        raise DecodeError("unreadable", path, _one_line(error)) from error
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -123,7 +145,14 @@ class _Packets:
 
     shown: int  # packets that should give a frame
     trusted: bool  # an index over them is the index of a sequential decode
-    pts_seconds: np.ndarray  # sorted, [shown]; empty unless trusted
+    pts: tuple[int, ...] = ()  # sorted, in units of time_base; these three only if trusted
+    keyframes: tuple[int, ...] = ()  # their pts, sorted
+    time_base: float = 1.0
+
+    @property
+    def pts_seconds(self) -> np.ndarray:
+        """[shown]"""
+        return np.asarray(self.pts, np.float64) * self.time_base
 
 
 @contextmanager
@@ -139,6 +168,7 @@ def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _inspect(path: Path) -> _Packets:
+    _check_size(path)
     with _open_video(path) as (container, stream):
         promised, codec, time_base = stream.frames, stream.codec_context.name, stream.time_base
         pts: list[int | None] = []
@@ -156,9 +186,11 @@ def _inspect(path: Path) -> _Packets:
             keyframes.append(packet.is_keyframe)
             clean = clean and packet.pts is not None and packet.pts >= 0
         start_time = stream.start_time
-    if promised and len(pts) < 0.9 * promised and clean:
+    if promised and clean and len(pts) < 0.9 * promised:
         raise DecodeError(
-            "unreadable", path, f"cut off: its header promises {promised} frames, {len(pts)} are there"
+            "unreadable",
+            path,
+            f"cut off: its header promises {promised} frames, {len(pts)} are there",
         )
     trusted = (
         clean
@@ -171,8 +203,52 @@ def _inspect(path: Path) -> _Packets:
         and _closed_groups(pts, keyframes)
     )
     if not trusted:
-        return _Packets(len(pts), False, np.empty(0))
-    return _Packets(len(pts), True, np.sort(np.asarray(pts, np.float64)) * float(time_base))
+        return _Packets(len(pts), False)
+    known = [int(time) for time in pts if time is not None]
+    keys = sorted(time for time, is_key in zip(known, keyframes, strict=True) if is_key)
+    return _Packets(len(pts), True, tuple(sorted(known)), tuple(keys), float(time_base))
+
+
+def _check_size(path: Path) -> None:
+    """Refuse an MP4 or Matroska file that ends before what its own sizes say (ISO 14496-12, RFC 8794)."""
+    there = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(4096)
+        end = 0
+        if head[4:8] == b"ftyp":
+            end = _end_of_boxes(file, there)
+        elif head.startswith(b"\x1a\x45\xdf\xa3"):
+            size, start = _ebml_size(head, 4)
+            start += size or 0
+            if head[start : start + 4] == b"\x18\x53\x80\x67":
+                size, start = _ebml_size(head, start + 4)
+                end = start + (size or 0)
+    if end > there:
+        raise DecodeError("unreadable", path, f"cut off: {end} bytes promised, {there} are there")
+
+
+def _end_of_boxes(file: BinaryIO, there: int) -> int:
+    """Where the last of an MP4 file's top-level boxes says that it ends."""
+    at = 0
+    while at + 8 <= there:
+        file.seek(at)
+        head = file.read(16)
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:
+            size = int.from_bytes(head[8:16], "big")
+        if size < 8:  # 0: up to the end of the file; others make no sense
+            return at
+        at += size
+    return at
+
+
+def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
+    """The EBML size at ``at`` (None: unknown, as in live streams), and where what it sizes begins."""
+    length = 9 - data[at].bit_length() if at < len(data) and data[at] else 0
+    if not length or at + length > len(data):
+        return None, at
+    value = int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1)
+    return (None if value == (1 << 7 * length) - 1 else value), at + length
 
 
 def _closed_groups(pts: list[Any], keyframes: list[bool]) -> bool:
@@ -191,11 +267,13 @@ def _closed_groups(pts: list[Any], keyframes: list[bool]) -> bool:
 
 def _read_video(path: Path, count: int, backend: Backend) -> Frames:
     packets = _inspect(path)
-    if backend != "pyav" and packets.trusted:
-        wanted = backend == "decord" or packets.shown >= _SEEK_PAYS_FRAMES
-        found = _read_indexed(path, count, packets) if wanted else None
-        if found is not None:
-            return found
+    found = None
+    if packets.trusted and backend == "decord":
+        found = _read_indexed(path, count, packets)
+    elif packets.trusted and backend == "auto" and packets.shown >= _SEEK_PAYS_FRAMES:
+        found = _read_seeking(path, count, packets)
+    if found is not None:
+        return found
     return _read_sequential(path, count, packets.shown)
 
 
@@ -204,7 +282,7 @@ def _read_sequential(path: Path, count: int, estimate: int) -> Frames:
     totals = {max(1, estimate - missing) for missing in range(4)}  # encoders' delay often costs 1 or 2
     while True:
         wanted = {int(i) for total in totals for i in segment_middles(total, count)}
-        kept, total, fps = _decode(path, wanted)
+        kept, damaged, total, fps = _decode(path, wanted)
         if total == 0:
             raise DecodeError("unreadable", path, "no frame could be decoded")
         if total < 0.9 * estimate:
@@ -215,8 +293,19 @@ def _read_sequential(path: Path, count: int, estimate: int) -> Frames:
         if all(int(i) in kept for i in indices):
             break
         totals = {total}
-    chosen = [kept[int(i)] for i in indices]
-    images = {id(frame): _upright(frame) for frame in {id(f): f for f in chosen}.values()}
+    for i in indices:
+        if int(i) in damaged:
+            raise _damaged_frame(path, int(i))
+    return _frames(path, [kept[int(i)] for i in indices], indices, total, fps)
+
+
+def _damaged_frame(path: Path, index: int) -> DecodeError:
+    return DecodeError("unreadable", path, f"frame {index}, or one that it builds on, is damaged")
+
+
+def _frames(path: Path, chosen: list[Any], indices: np.ndarray, total: int, fps: float | None) -> Frames:
+    converter = VideoReformatter()  # one for all: most of a conversion is setting it up
+    images = {id(frame): _upright(frame, converter) for frame in {id(f): f for f in chosen}.values()}
     shapes = {image.shape for image in images.values()}
     if len(shapes) > 1:
         raise DecodeError("wrong size", path, f"the frame size changes within the video: {sorted(shapes)}")
@@ -230,10 +319,11 @@ def _read_sequential(path: Path, count: int, estimate: int) -> Frames:
     )
 
 
-def _decode(path: Path, wanted: set[int]) -> tuple[dict[int, Any], int, float | None]:
-    """One pass: the wanted frames by index, how many frames there are, frames per second."""
+def _decode(path: Path, wanted: set[int]) -> tuple[dict[int, Any], set[int], int, float | None]:
+    """One pass: the wanted frames by index, those of them that are damaged, the number of frames, and fps."""
     kept: dict[int, Any] = {}
-    total = 0
+    damaged: set[int] = set()
+    total, tainted = 0, False
     with _open_video(path) as (container, stream):
         fps = float(stream.average_rate) if stream.average_rate else None
         for packet in container.demux(stream):
@@ -246,15 +336,46 @@ def _decode(path: Path, wanted: set[int]) -> tuple[dict[int, Any], int, float | 
                     "unreadable", path, f"decoding fails after frame {total}: {_one_line(error)}"
                 ) from error
             for frame in decoded:
+                tainted = frame.is_corrupt or (tainted and not frame.key_frame)
                 if total in wanted:
                     kept[total] = frame
+                    if tainted:
+                        damaged.add(total)
                 total += 1
-    return kept, total, fps
+    return kept, damaged, total, fps
 
 
-def _upright(frame: Any) -> np.ndarray:
+def _read_seeking(path: Path, count: int, packets: _Packets) -> Frames | None:
+    """Decode only from the keyframe before each wanted frame, told by its time; None where that fails."""
+    indices = segment_middles(packets.shown, count)
+    wanted: dict[int, list[int]] = {}  # by keyframe, in order
+    for i in indices:
+        key = packets.keyframes[bisect_right(packets.keyframes, packets.pts[i]) - 1]
+        wanted.setdefault(key, []).append(packets.pts[i])
+    found: dict[int, Any] = {}
+    with _open_video(path) as (container, stream):
+        fps = float(stream.average_rate) if stream.average_rate else None
+        for key, times in wanted.items():
+            container.seek(key, stream=stream)
+            tainted = False
+            for frame in container.decode(stream):
+                if frame.pts is None or frame.pts > times[-1]:
+                    break
+                tainted = frame.is_corrupt or (tainted and not frame.key_frame)
+                if frame.pts in times:
+                    if tainted:
+                        raise _damaged_frame(path, packets.pts.index(frame.pts))
+                    found[frame.pts] = frame
+                if frame.pts == times[-1]:
+                    break
+    if any(packets.pts[i] not in found for i in indices):
+        return None
+    return _frames(path, [found[packets.pts[i]] for i in indices], indices, packets.shown, fps)
+
+
+def _upright(frame: Any, converter: VideoReformatter) -> np.ndarray:
     """A decoded frame as upright RGB, uint8 [H, W, 3]: the display rotation is applied."""
-    image = frame.to_ndarray(format="rgb24")
+    image = converter.reformat(frame, format="rgb24").to_ndarray()
     turns = round(frame.rotation / 90) % 4  # FFmpeg counts counter-clockwise, and so does rot90
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 

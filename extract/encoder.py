@@ -6,20 +6,24 @@ Shapes: B images, D a layer's width, C classes, P prompt templates.
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
+from clipspm.cache.disk import write_atomically
 from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.cache.home import home
-from clipspm.cache.store import write_atomically
+from clipspm.extract.clip import Clip, Cut
+from clipspm.extract.config import Precision
 from clipspm.extract.prompts import fill
 from clipspm.extract.weights import LoadedModel, load_model
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
 FINAL = "final"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 #: the relative error against float32 that ``auto`` accepts
@@ -56,7 +60,7 @@ class Encoder:
         pixel_norm: Literal["model", "none"] = "model",
     ) -> None:
         self.source: LoadedModel = load_model(model, pretrained)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = self.source.model.to(self.device)
         visual = self._model.visual
         self._kind = _tower_kind(visual)
@@ -66,15 +70,66 @@ class Encoder:
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(self.preprocessing.mean, device=self.device).view(shape[1:]) * 255
         self._std = torch.tensor(self.preprocessing.std, device=self.device).view(shape[1:]) * 255
+        #: on a GPU, clips are resized and put into batches beside the batch that is computed
+        self._aside = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.precision: str = precision if precision != "auto" else "fp32"
         probe = self._probe_images(2)
         self.dims = {layer: value.shape[-1] for layer, value in self.encode_images(probe).items()}
         if precision == "auto":
             self.precision = self._fastest_precision()
 
+    def pixel_buffer(self, count: int, *, here: bool = False) -> Tensor:
+        """Room for images, uint8 [count, crop, crop, 3]: on the device (``here``), or in main memory.
+
+        There it is pinned for a GPU, so that copies to it overlap.
+        """
+        crop = self.preprocessing.crop
+        shape = (count, crop, crop, 3)
+        if here:
+            return torch.empty(shape, dtype=torch.uint8, device=self.device)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+
+    @torch.inference_mode()
+    def views(self, clip: Clip) -> Tensor:
+        """A clip's views as uint8 [V * T, crop, crop, 3]; frames as decoded are resized on the device.
+
+        As Pillow does it: across, then down, each rounded to 8 bits, halves up. Only its weights are in fixed
+        point, and frames that are more than twice as tall as wide it may take down first. For :meth:`put`.
+        """
+        pixels = torch.from_numpy(clip.pixels)
+        if clip.cut is None:
+            return pixels.flatten(0, 1)
+        with self._beside():
+            return self._resized(pixels.to(self.device).permute(0, 3, 1, 2), clip.cut)
+
+    def put(self, frames: Tensor, room: Tensor) -> None:
+        """Copy :meth:`views` into a part of a :meth:`pixel_buffer` that no batch under way is read from."""
+        with self._beside():
+            room.copy_(frames)
+
+    def _beside(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._aside is None else torch.cuda.stream(self._aside)
+
+    def _resized(self, frames: Tensor, cut: Cut) -> Tensor:
+        pre = self.preprocessing
+        if frames.shape[-2:] != (cut.height, cut.width):
+            mode = InterpolationMode(pre.interpolation)
+            scaled = frames.float()
+            for height in (frames.shape[-2], cut.height):
+                scaled = resize(scaled, [height, cut.width], mode, antialias=True)
+                scaled = scaled.add_(0.5).floor_().clamp_(0, 255)
+            frames = scaled.to(torch.uint8)
+        views = []
+        for top, left, mirrored in cut.boxes:
+            view = frames[..., top : top + pre.crop, left : left + pre.crop]
+            views.append(view.flip(-1) if mirrored else view)
+        return torch.cat(views).permute(0, 2, 3, 1)
+
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> dict[str, Tensor]:
         """``pixels`` uint8 [B, 3, crop, crop] -> float32 features [B, D] per layer, on the device."""
+        if self._aside is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._aside)
         images = pixels.to(self.device, non_blocking=True).to(torch.float32)
         images = (images - self._mean).div_(self._std)
         dtype = _DTYPES[self.precision]
@@ -172,6 +227,35 @@ class Encoder:
         return sorted(runs)[2]
 
 
+class Underway:
+    """Features on their way from the device into main memory."""
+
+    def __init__(self, features: dict[str, Tensor]) -> None:
+        self._values = {layer: value.to("cpu", non_blocking=True) for layer, value in features.items()}
+        self._copied: torch.cuda.Event | None = None
+        device = next(iter(features.values())).device
+        if device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> dict[str, Tensor]:
+        """The features [B, D] per layer, once they, and nothing that was asked for later, are there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name; :class:`UsageError` where there is none that computes."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: cannot be used on this machine ({why})") from error
+    return device
+
+
 def parse_layers(text: str) -> tuple[str, ...]:
     """``"3,7,11,final"`` -> layer names, numbers ascending, ``final`` always included and last."""
     numbers = set()
@@ -179,7 +263,7 @@ def parse_layers(text: str) -> tuple[str, ...]:
         name = part.strip()
         if name == FINAL:
             continue
-        if not (name.isascii() and name.isdigit()):
+        if not (name.isascii() and name.isdigit() and len(name) < 6):
             raise UsageError(f"--layers {text!r}: {name!r} is neither a layer number nor 'final'")
         numbers.add(int(name))
     return (*(str(n) for n in sorted(numbers)), FINAL)

@@ -1,92 +1,63 @@
-"""``extract``: run the encoder once over every video and class name, and cache what it says.
-
-Shapes: N videos, V views, T frames, D a layer's width.
-"""
+"""``extract``: run the encoder once over every video and class name, and cache what it says."""
 
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 import clipspm
-from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.cache.disk import check_room, free_bytes
+from clipspm.cache.errors import ClipspmError
 from clipspm.cache.home import caches_dir, home
-from clipspm.cache.reader import open_cache
+from clipspm.cache.lock import writing
+from clipspm.cache.reader import open_cache, size_on_disk
 from clipspm.cache.spec import CacheSpec, Plan, VideoRecord
-from clipspm.cache.writer import CacheWriter, Format, check_same
-from clipspm.extract.clip import Clip, ClipSettings
+from clipspm.cache.store import find_store
+from clipspm.cache.verify import grown
+from clipspm.cache.writer import CacheWriter, check_same, parts_path
+from clipspm.engines import make_engine
+from clipspm.extract.config import ExtractConfig, Precision
 from clipspm.extract.datasets import NO_FLIP, Index, index_dataset
-from clipspm.extract.decode import DecodeError
-from clipspm.extract.encoder import Encoder, Precision, parse_layers
+from clipspm.extract.encoder import Encoder, check_device, parse_layers
 from clipspm.extract.prompts import load_templates
-from clipspm.extract.workers import decode_all
+from clipspm.extract.shards import Shard, ShardTask, Spent
 
 DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
-_FP16_MAX = 65504.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
-    """One extraction. Sizes in pixels, times in seconds."""
-
-    dataset: str
-    videos: Path | None = None
-    splits: Path | None = None
-    model: str | None = None
-    pretrained: str | None = None
-    precision: Precision = "auto"
-    pixel_norm: Literal["model", "none"] = "model"
-    device: str | None = None
-    layers: str = "final"
-    prompts: str = "photo"
-    frames: int = 8
-    views: int = 1
-    resize: int | None = None
-    min_frames: int = 1
-    format: Format = "zarr"
-    store_dtype: Literal["fp16", "fp32"] = "fp16"
-    out: Path | None = None
-    limit: int | None = None
-    workers: int | None = None
-    batch_size: int = 64
-    shard_size: int = 256
-    decode_timeout: float = 60.0
-    overwrite: bool = False
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("frames", "views", "batch_size", "shard_size", "min_frames"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("limit", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} must be at least 1, got {value}")
 
 
 @dataclass
 class Progress:
-    """How far an extraction is; times are the main process's wall clock, in seconds."""
+    """How far an extraction is. ``workers``: decoding processes beside each encoder; times in seconds."""
 
     total: int
+    workers: int = 1
     done: int = 0
     failed: int = 0
-    waiting: float = 0.0
-    encoding: float = 0.0
-    writing: float = 0.0
+    spent: Spent = field(default_factory=Spent)
     started: float = field(default_factory=time.perf_counter)
 
     @property
     def elapsed(self) -> float:
+        """Seconds."""
         return time.perf_counter() - self.started
+
+    def share(self) -> dict[str, float]:
+        """How much of the time each stage was busy, and the encoder waited; several encoders add up.
+
+        ``decoding`` is the mean over an encoder's workers. Stages overlap: no sum means anything.
+        """
+        elapsed, spent = max(self.elapsed, 1e-9), self.spent
+        return {
+            "decoding": spent.decoding / self.workers / elapsed,
+            "waiting for it": spent.waiting / elapsed,
+            "encoding": spent.encoding / elapsed,
+            "writing": spent.writing / elapsed,
+        }
 
 
 @dataclass(frozen=True)
@@ -103,6 +74,7 @@ class ExtractResult:
     share: dict[str, float]
     notes: tuple[str, ...]
     bytes_needed: int
+    bytes_free: int
     dry_run: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -130,19 +102,23 @@ def extract(
     layers = parse_layers(config.layers)
     if to_render:
         _render_demo(config, on_start)
-    index = index_dataset(config.dataset, config.videos, config.splits)
+    index = index_dataset(config.dataset, config.videos, config.splits, config.split_files)
     _check_writable(config.out or caches_dir())
+    for name in config.devices:
+        check_device(name)
     assert config.model is not None
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     encoder = Encoder(
         config.model,
         config.pretrained,
         layers=layers,
-        device=config.device,
+        device=config.devices[0] if config.devices else None,
         precision=_settled_precision(config),
         resize=config.resize,
         pixel_norm=config.pixel_norm,
     )
-    spec = _spec(config, encoder, templates)
+    spec = _spec(config, encoder, templates, _resized_by(config, encoder))
     path = config.out or caches_dir() / _default_name(config, index, spec)
     plan = _limited(index.plan, config, path)
     needed = _bytes_needed(spec, len(plan.videos), len(plan.class_names))
@@ -153,126 +129,99 @@ def extract(
         if path.exists() and not config.overwrite:
             check_same(path, open_cache(path).spec, spec)
         return _result(path, spec, plan, [], 0, 0, Progress(0), index, needed, dry_run=True)
-    _check_room(path, needed)
-    text = encoder.encode_text(plan.class_names, templates)
-    writer = CacheWriter(
-        path, spec, plan, text, format=config.format, shard_size=config.shard_size, overwrite=config.overwrite
-    )
-    already = sum(r.status != "pending" for r in writer.records)
-    progress = Progress(total=len(writer.records) - already)
-    _run(config, index, encoder, writer, progress, on_progress)
-    writer.finish()
+    there = sum(size_on_disk(place) for place in (path, parts_path(path)) if place.exists())
+    check_room(path, needed * (2 if config.format == "hdf5" else 1) - (0 if config.overwrite else there))
+    with writing(path) as news:
+        if news:
+            on_start(f"note: {news}")
+        text = encoder.encode_text(plan.class_names, templates)
+        writer = CacheWriter(
+            path,
+            spec,
+            plan,
+            text,
+            format=config.format,
+            shard_size=config.shard_size,
+            overwrite=config.overwrite,
+            retry_failed=config.retry_failed,
+        )
+        pending = writer.pending_shards()
+        todo = [Shard(number, {row: writer.records[row] for row in rows}) for number, rows in pending]
+        waiting = sum(len(shard.videos) for shard in todo)
+        already = len(writer.records) - waiting
+        progress = Progress(total=waiting, workers=_workers(config))
+        if todo:
+            task = _task(config, index, encoder, writer)
+            _run(config, task, todo, writer, progress, on_progress)
+        writer.finish()
     return _result(path, spec, plan, writer.records, progress.done, already, progress, index, needed)
 
 
 def _run(
     config: ExtractConfig,
-    index: Index,
-    encoder: Encoder,
+    task: ShardTask,
+    todo: list[Shard],
     writer: CacheWriter,
     progress: Progress,
     on_progress: Callable[[Progress], None],
 ) -> None:
-    shards = writer.pending_shards()
-    records = writer.records
-    jobs = ((index.root / records[row].path, records[row].id) for _, rows in shards for row in rows)
-    clips = decode_all(
-        jobs, _clip_settings(config, encoder), workers=_workers(config), timeout=config.decode_timeout
+    """Map the shards over the engine's workers and take each in as it comes."""
+    devices = config.devices
+    limit = config.most_failures(len(writer.records))
+    before = sum(r.status == "failed" for r in writer.records) - sum(
+        video.status == "failed" for shard in todo for video in shard.videos.values()
     )
-    with closing(clips):  # type: ignore[type-var]
-        for shard, rows in shards:
-            batcher = _Batcher(encoder, config, writer.spec)
-            outcomes: dict[int, VideoRecord] = {}
-            for row in rows:
-                start = time.perf_counter()
-                clip = next(clips)
-                progress.waiting += time.perf_counter() - start
-                outcomes[row] = _outcome(records[row], clip)
-                if isinstance(clip, Clip):
-                    progress.encoding += batcher.add(clip.pixels)
-                    progress.done += 1
-                else:
-                    progress.failed += 1
-                on_progress(progress)
-            seconds, features = batcher.finish()
-            progress.encoding += seconds
-            start = time.perf_counter()
-            writer.commit(shard, outcomes, features)
-            progress.writing += time.perf_counter() - start
-            on_progress(progress)
 
+    def listen(read: bool, spent: Spent) -> None:
+        progress.done += read
+        progress.failed += not read
+        progress.spent += spent
+        on_progress(progress)
+        if limit is not None and before + progress.failed > limit:
+            raise ClipspmError(
+                f"stopped: {before + progress.failed} of {len(writer.records)} videos failed, more than "
+                f"--max-failures {config.max_failures} allows. Finished shards are kept: the same command "
+                "with another limit goes on, with --retry-failed it tries the failed ones too"
+            )
 
-class _Batcher:
-    """Collects the frames of a shard's videos and encodes them in batches that cross video boundaries.
-
-    Batches are formed inside a shard and in its order, so that the numbers do not depend on the workers.
-    """
-
-    def __init__(self, encoder: Encoder, config: ExtractConfig, spec: CacheSpec) -> None:
-        self.encoder, self.spec, self.size = encoder, spec, config.batch_size
-        self.waiting: list[np.ndarray] = []
-        self.frames = 0
-        self.encoded: dict[str, list[np.ndarray]] = {layer: [] for layer in spec.layers}
-
-    def add(self, pixels: np.ndarray) -> float:
-        """``pixels`` uint8 [V, T, C, C, 3]. Returns the seconds spent encoding."""
-        flat = pixels.reshape(-1, *pixels.shape[2:])
-        self.waiting.append(flat)
-        self.frames += len(flat)
+    here = config.engine.name == "local" and len(devices) < 2
+    task = replace(task, listen=listen) if here else replace(task, encoder=None)
+    engine = make_engine(replace(config.engine, devices=devices, cpus=task.workers))
+    videos = {shard.number: shard.videos for shard in todo}
+    for done in engine.map(task, todo):
         start = time.perf_counter()
-        while self.frames >= self.size:
-            self._encode(self.size)
-        return time.perf_counter() - start
-
-    def finish(self) -> tuple[float, dict[str, np.ndarray]]:
-        """Seconds spent, and per layer the features [videos, V, T, D] in the store's type."""
-        start = time.perf_counter()
-        if self.frames:
-            self._encode(self.frames)
-        shape = (-1, self.spec.views, self.spec.frames)
-        features = {
-            layer: np.concatenate(parts).reshape(*shape, self.spec.dims[layer])
-            for layer, parts in self.encoded.items()
-            if parts
-        }
-        return time.perf_counter() - start, features
-
-    def _encode(self, count: int) -> None:
-        whole = np.concatenate(self.waiting) if len(self.waiting) > 1 else self.waiting[0]
-        batch, rest = whole[:count], whole[count:]
-        self.waiting = [rest] if len(rest) else []
-        self.frames = len(rest)
-        pixels = torch.from_numpy(np.ascontiguousarray(batch)).permute(0, 3, 1, 2)  # channels-last
-        for layer, values in self.encoder.encode_images(pixels).items():
-            self.encoded[layer].append(_to_store(values.cpu().numpy(), layer, self.spec.store_dtype))
+        writer.adopt(done.number)
+        progress.spent += Spent(writing=time.perf_counter() - start)
+        progress.spent += Spent(writing=done.spent.writing) if here else done.spent
+        if not here:  # told by the records: whoever staged the shard may have died before saying so
+            for row in videos[done.number]:
+                listen(writer.records[row].status == "ok", Spent())
+        on_progress(progress)
 
 
-def _to_store(values: np.ndarray, layer: str, dtype: str) -> np.ndarray:
-    if not np.isfinite(values).all():
-        raise ClipspmError(f"layer {layer} of the encoder gives NaN or infinite values: try --precision fp32")
-    if dtype == "fp32":
-        return values
-    largest = float(np.abs(values).max(initial=0.0))
-    if largest > _FP16_MAX:
-        raise ClipspmError(
-            f"layer {layer} reaches {largest:.0f}, more than fp16 holds ({_FP16_MAX:.0f}): "
-            "use --store-dtype fp32"
-        )
-    return values.astype(np.float16)
-
-
-def _outcome(record: VideoRecord, clip: Clip | DecodeError) -> VideoRecord:
-    if isinstance(clip, DecodeError):
-        return replace(record, status="failed", category=clip.category, error=clip.detail)
-    return replace(
-        record,
-        status="ok",
-        frames=clip.total,
-        fps=clip.fps,
-        indices=clip.indices,
-        pts_seconds=clip.pts_seconds,
-        backend=clip.backend,
+def _task(config: ExtractConfig, index: Index, encoder: Encoder, writer: CacheWriter) -> ShardTask:
+    several = len(config.devices) > 1
+    return ShardTask(
+        cache=writer.work.resolve(),
+        videos=index.root.resolve(),
+        spec=writer.spec,
+        model=_absolute(config.model or DEFAULT_MODEL),
+        pretrained=_absolute(config.pretrained) if config.pretrained else None,
+        pixel_norm=config.pixel_norm,
+        flip=config.dataset not in NO_FLIP,
+        batch_size=config.batch_size,
+        workers=_workers(config),
+        timeout=config.decode_timeout,
+        threads=config.threads or (_workers(config) if several else None),
+        encoder=encoder,
     )
+
+
+def _absolute(source: str) -> str:
+    """A model or weights, so that a process with another working directory finds the same."""
+    prefix = "local-dir:" if source.startswith("local-dir:") else ""
+    place = Path(source.removeprefix(prefix))
+    return f"{prefix}{place.resolve()}" if prefix or place.exists() else source
 
 
 # ------------------------------------------------------------------------------------------- settings
@@ -299,14 +248,37 @@ def _render_demo(config: ExtractConfig, on_start: Callable[[str], None]) -> None
     render_demo(config.videos, workers=_workers(config))
 
 
+def _begun(config: ExtractConfig) -> CacheSpec | None:
+    """What the cache at ``--out`` was begun with, if this run extends it: ``auto`` keeps to that."""
+    if config.out and not config.overwrite and (begun := grown(config.out)).exists():
+        return find_store(begun).spec()
+    return None
+
+
 def _settled_precision(config: ExtractConfig) -> Precision:
-    """``auto`` keeps to what the cache at ``--out`` was begun with."""
-    if config.precision == "auto" and config.out and config.out.exists() and not config.overwrite:
-        return open_cache(config.out).spec.precision  # type: ignore[return-value]
-    return config.precision
+    """``auto`` cannot measure on other machines."""
+    if config.precision != "auto":
+        return config.precision
+    if begun := _begun(config):
+        return begun.precision  # type: ignore[return-value]
+    return "fp16" if config.engine.gpus else "auto"
 
 
-def _spec(config: ExtractConfig, encoder: Encoder, templates: tuple[str, ...]) -> CacheSpec:
+def _resized_by(config: ExtractConfig, encoder: Encoder) -> Literal["pillow", "torch"]:
+    if config.resize_on != "auto":
+        return "torch" if config.resize_on == "encoder" else "pillow"
+    if begun := _begun(config):
+        return begun.resized_by
+    elsewhere = config.engine.name != "local"
+    return "torch" if (config.engine.gpus if elsewhere else encoder.device.type == "cuda") else "pillow"
+
+
+def _spec(
+    config: ExtractConfig,
+    encoder: Encoder,
+    templates: tuple[str, ...],
+    resized_by: Literal["pillow", "torch"],
+) -> CacheSpec:
     pre, source = encoder.preprocessing, encoder.source
     return CacheSpec(
         dataset=config.dataset,
@@ -324,20 +296,13 @@ def _spec(config: ExtractConfig, encoder: Encoder, templates: tuple[str, ...]) -
         resize=pre.resize,
         crop=pre.crop,
         interpolation=pre.interpolation,
+        resized_by=resized_by,
         mean=pre.mean,
         std=pre.std,
         prompts=templates,
         store_dtype=config.store_dtype,
         min_frames=config.min_frames,
         created_with=f"clipspm {clipspm.__version__}, torch {torch.__version__}, {encoder.device.type}",
-    )
-
-
-def _clip_settings(config: ExtractConfig, encoder: Encoder) -> ClipSettings:
-    pre = encoder.preprocessing
-    flip = config.dataset not in NO_FLIP
-    return ClipSettings(
-        config.frames, config.views, pre.resize, pre.crop, pre.interpolation, flip, config.min_frames
     )
 
 
@@ -355,7 +320,7 @@ def _limited(plan: Plan, config: ExtractConfig, path: Path) -> Plan:
         return plan
     held: set[str] = set()
     if not config.overwrite:
-        for place in (path, path.with_name(path.name + ".parts")):
+        for place in (path, parts_path(path)):
             if place.exists():
                 held |= {v.id for v in open_cache(place).videos}
     turn: Counter[str] = Counter()
@@ -369,8 +334,11 @@ def _limited(plan: Plan, config: ExtractConfig, path: Path) -> Plan:
 
 
 def _workers(config: ExtractConfig) -> int:
+    """Decoding processes beside each encoder: the cores of this machine, shared by its encoders."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return config.workers or max(1, min(16, available))
+    if config.engine.name != "local":
+        return config.workers or config.engine.cpus
+    return config.workers or max(1, min(16, available) // max(1, len(config.devices)))
 
 
 def _bytes_needed(spec: CacheSpec, videos: int, classes: int) -> int:
@@ -388,15 +356,6 @@ def _check_writable(path: Path) -> None:
         raise ClipspmError(f"cannot write to {place}: choose another --out, or set CLIPSPM_HOME")
 
 
-def _check_room(path: Path, needed: int) -> None:
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise ClipspmError(f"{place} has {free / 1e6:.0f} MB free, the cache needs {needed / 1e6:.0f} MB")
-
-
 def _result(
     path: Path,
     spec: CacheSpec,
@@ -410,12 +369,6 @@ def _result(
     *,
     dry_run: bool = False,
 ) -> ExtractResult:
-    elapsed = max(progress.elapsed, 1e-9)
-    share = {
-        "waiting for decoding": progress.waiting / elapsed,
-        "encoding": progress.encoding / elapsed,
-        "writing": progress.writing / elapsed,
-    }
     return ExtractResult(
         path=path,
         fingerprint=spec.fingerprint,
@@ -424,8 +377,9 @@ def _result(
         already=already,
         failures=tuple((r.path, r.category, r.error) for r in records if r.status == "failed"),
         seconds=progress.elapsed,
-        share={k: round(v, 3) for k, v in share.items()},
+        share={k: round(v, 3) for k, v in progress.share().items()},
         notes=index.notes,
         bytes_needed=needed,
+        bytes_free=free_bytes(path),
         dry_run=dry_run,
     )

@@ -51,8 +51,7 @@ class Reporter:
         """Called after every video."""
         count = now.done + now.failed
         rate = count / max(now.elapsed, 1e-9)
-        parts = (("decode", now.waiting), ("encode", now.encoding), ("write", now.writing))
-        split = " ".join(f"{name} {seconds / max(now.elapsed, 1e-9):.0%}" for name, seconds in parts)
+        split = ", ".join(f"{name} {value:.0%}" for name, value in now.share().items())
         detail = f"{now.failed} failed, {rate:.1f} videos/s, {split}"
         if self._bar is not None:
             if self._task is None:
@@ -67,7 +66,8 @@ class Reporter:
         """What was done, and a table of failures by reason."""
         if result.dry_run:
             self.message(
-                f"dry run: {result.videos} videos would take about {result.bytes_needed / 1e6:.1f} MB at "
+                f"dry run: {result.videos} videos would take about {result.bytes_needed / 1e6:.1f} MB "
+                f"({result.bytes_free / 1e6:.0f} MB are free) at "
                 f"{result.path} (fingerprint {result.fingerprint[:16]})"
             )
             return

@@ -37,7 +37,11 @@ def load_templates(source: str) -> tuple[str, ...]:
         raise ClipspmError(
             f"--prompts {source!r} is neither a set ({', '.join(TEMPLATES)}) nor a file of templates"
         )
-    lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClipspmError(f"--prompts {source}: not a text file in UTF-8 ({error})") from error
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
     wrong = [line for line in lines if line.count("{}") != 1]
     if wrong or not lines:
         raise ClipspmError(

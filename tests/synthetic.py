@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from clipspm.cache.reader import Coverage
 from clipspm.train_heads.config import TrainConfig, resolve_config
 from clipspm.train_heads.heads.base import Head, HeadOutput
 from clipspm.train_heads.heads.episode import Episode
@@ -42,8 +43,12 @@ class FakeCache:
     arrays: dict[str, Any] = field(repr=False)
     texts: np.ndarray = field(repr=False)
 
-    def features(self, layer: str = "final") -> Any:
+    def mapped(self, layer: str = "final") -> Any:
         return self.arrays[layer]
+
+    def coverage(self, split: str) -> Coverage:
+        found = sum(video.split == split for video in self.good)
+        return Coverage(found, found)
 
     def text(self) -> np.ndarray:
         return self.texts

@@ -1,6 +1,7 @@
 """The bank: only its split, the frames that were asked for, and the same numbers as the cache."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clipspm.cache import open_cache
 from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.cache.transform import convert
+from clipspm.train_heads import bank as bank_module
 from clipspm.train_heads.bank import Banks, FeatureBank, middles, read_rows
-from tests.synthetic import FakeCache, fake_cache
+from clipspm.train_heads.evaluate import evaluate
+from clipspm.train_heads.train import train
+from tests.synthetic import FakeCache, fake_cache, silent, tiny_config
+from tests.test_evaluate import real_cache
 
 CACHE = fake_cache(views=3, frames=8, extra_layers={"3": 5}).reordered(1)
 
@@ -126,3 +133,47 @@ def test_feature_that_is_not_finite_names_the_video() -> None:
     cache.arrays["final"][3, 0, 0, 0] = np.nan
     with pytest.raises(ClipspmError, match=r"video train class 00/v003 is not finite"):
         FeatureBank.from_cache(cache, "train")
+
+
+@pytest.mark.parametrize("name", ["c.zarr", "c.h5"])
+def test_features_left_in_the_files_are_the_same(tmp_path: Path, name: str) -> None:
+    """Batches, losses and predictions, for views and jitter too."""
+    fake = fake_cache({"train": 5, "val": 2, "test": 4}, per_class=7, views=1, frames=6)
+    cache = real_cache(tmp_path / "first.zarr", fake)
+    if name == "c.h5":
+        cache = open_cache(convert(cache.path, tmp_path / name))
+    held = FeatureBank.from_cache(cache, "train", mapped=False)
+    left = FeatureBank.from_cache(cache, "train", mapped=True)
+    assert left.nbytes() == 0 < held.nbytes()
+    videos = np.random.default_rng(0).integers(0, len(held.pool.ids), (3, 8))
+    for seed in (None, 1):
+        generators = [None if seed is None else torch.Generator().manual_seed(seed) for _ in range(2)]
+        got = [bank.gather(videos, 4, g) for bank, g in zip((left, held), generators, strict=True)]
+        assert torch.equal(*got) and got[0].dtype == torch.float32
+    shuffled = [FeatureBank.from_cache(cache, "test", mapped=m, shuffle_time=True) for m in (True, False)]
+    assert torch.equal(*(bank.gather(videos % 20, 4) for bank in shuffled))
+
+
+def test_a_cache_larger_than_memory_is_left_in_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = real_cache(tmp_path / "c.zarr", fake_cache())
+    results = []
+    for free in (1e12, 1000.0):
+        monkeypatch.setattr(bank_module, "free_memory", lambda device, free=free: free)
+        run = tmp_path / str(free)
+        train(cache, tiny_config(episodes=16), run, log=silent)
+        results.append(evaluate(run, cache, episodes=20, log=silent).as_dict()["protocols"])
+        assert Banks(cache).get("train").nbytes() == (0 if free == 1000.0 else 6 * 8 * 4 * 16 * 2)
+    assert results[0] == results[1]
+
+
+def test_damage_is_noticed_when_a_mapped_shard_is_first_touched(tmp_path: Path) -> None:
+    cache = real_cache(tmp_path / "c.zarr", fake_cache())
+    chunk = next(p for p in (cache.path / "layers" / "final" / "c").rglob("*") if p.is_file())
+    data = bytearray(chunk.read_bytes())
+    data[99] ^= 1
+    chunk.write_bytes(data)
+    bank = FeatureBank.from_cache(cache, "train", mapped=True)
+    with pytest.raises(ClipspmError, match=r"shard 0 of layer final is damaged .*--repair"):
+        bank.gather(np.array([[0]]), 4)

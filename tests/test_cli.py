@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -150,7 +151,7 @@ def test_a_second_extraction_does_nothing(
 def test_cache_commands(home: Path, cache: Path) -> None:
     info = json.loads(clipspm("cache", "info", cache, "--json", home=home).stdout)
     assert info["videos"] == {"ok": 30}
-    assert info["splits"]["train"] == {"classes": 3, "videos": 15}
+    assert info["splits"]["train"] == {"classes": 3, "videos": 15, "expected": 15}
     listed = json.loads(clipspm("cache", "list", "--json", home=home).stdout)
     assert [c["fingerprint"] for c in listed["caches"]] == [info["fingerprint"]]
     plain = clipspm("cache", "info", cache, home=home)
@@ -222,6 +223,7 @@ def test_typical_mistakes(home: Path, videos: Path, model: str, cache: Path, arg
     assert_one_clear_line(result, *(p.format(**places) for p in parts), code=code)
 
 
+@pytest.mark.slow
 def test_real_video_from_extract_to_ablate(shared_dir: Path, home: Path, tmp_path: Path) -> None:
     splits = tmp_path / "s.json"
     splits.write_text(json.dumps({"train": ["hug", "kick", "push"], "test": ["handshake", "point", "punch"]}))
@@ -239,3 +241,118 @@ def test_real_video_from_extract_to_ablate(shared_dir: Path, home: Path, tmp_pat
     )
     assert ablated.returncode == 0, ablated.stderr
     assert "without padm" in ablated.stdout
+
+
+# -------------------------------------------------------------------------------------------- many caches
+
+
+def test_verify_repair_convert_merge_pack_export(home: Path, model: str, cache: Path, tmp_path: Path) -> None:
+    assert clipspm("cache", "verify", cache, home=home).returncode == 0
+    report = json.loads(clipspm("cache", "verify", cache, "--json", home=home).stdout)
+    assert report["ok"] and report["findings"] == []
+    copy = tmp_path / "copy.h5"
+    assert clipspm("cache", "convert", cache, copy, home=home).returncode == 0
+    assert open_cache(copy).videos == open_cache(cache).videos
+    assert clipspm("cache", "pack", copy, tmp_path / "packed", home=home).returncode == 0
+    assert clipspm("cache", "export", copy, tmp_path / "e.npz", home=home).returncode == 0
+    merged = clipspm("cache", "merge", copy, tmp_path / "packed", "--out", tmp_path / "m", home=home)
+    assert merged.returncode == 0
+    damaged = bytearray(copy.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    copy.write_bytes(bytes(damaged))
+    found = clipspm("cache", "verify", copy, home=home)
+    assert found.returncode == 1 and "findings" in found.stdout and "Traceback" not in found.stderr
+    assert_one_clear_line(clipspm("cache", "export", cache, tmp_path / "x.csv", home=home), ".npz", code=2)
+    assert_one_clear_line(clipspm("cache", "convert", cache, tmp_path / "m", home=home), "exists", code=2)
+    assert_one_clear_line(
+        clipspm("cache", "export", cache, tmp_path / "no" / "x.safetensors", home=home), "no folder", code=2
+    )
+    assert_one_clear_line(clipspm("cache", "verify", tmp_path / "none", home=home), "no cache at")
+
+
+def test_a_cache_that_is_not_complete_is_refused(home: Path, cache: Path, tmp_path: Path) -> None:
+    import shutil
+
+    part = tmp_path / "part"
+    shutil.copytree(cache, part)
+    (part / "SHA256SUMS").unlink()
+    (part / "ledger.jsonl").write_bytes(b"")
+    assert_one_clear_line(
+        clipspm("train-heads", "--cache", part, home=home), "is not complete", "--allow-partial"
+    )
+    result = clipspm("train-heads", "--cache", part, "--allow-partial", home=home)
+    assert_one_clear_line(result, "need", code=2)  # nothing is left to train on
+
+
+@pytest.mark.parametrize(
+    ("options", "part", "code"),
+    [
+        (("--max-failures", "many"), "a share like 5%", 2),
+        (("--engine", "pbs"), "engine", 2),
+        (("--engine", "slurm", "--slurm", "partition"), "expected KEY=VALUE, for example partition=gpu", 2),
+        (("--slurm", "partition=gpu"), "needs --engine slurm", 2),
+        (("--jobs", "3"), "--jobs needs --engine", 2),
+        (("--device", "cpu,cpu", "--engine", "ray"), "several devices", 2),
+        (("--decode-timeout", "0"), "more than 0 seconds", 2),
+        (("--threads", "0"), "at least 1", 2),
+        (("--threads", "1000000"), "at most 1024", 2),
+        (("--device", "foo"), "--device foo: cannot be used", 2),
+        (("--device", "cpu,meta"), "--device meta: cannot be used", 2),
+        (("--out", "."), "names no cache", 2),
+        (("--out", "two\nlines.h5"), "names no cache", 2),
+        (("--prompts", "/bin/ls"), "not a text file in UTF-8", 1),
+        (("--layers", "9" * 5000), "neither a layer number nor 'final'", 2),
+        (("--engine", "slurm", "--gpus", "nan"), "--gpus is nan", 2),
+    ],
+)
+def test_wrong_extract_options(
+    home: Path, videos: Path, model: str, options: tuple[str, ...], part: str, code: int
+) -> None:
+    result = clipspm(
+        "extract", "--dataset", "folder", "--videos", videos, "--model", model, *options, home=home
+    )
+    assert_one_clear_line(result, part, code=code)
+
+
+@pytest.mark.parametrize("name", ["a::b.zarr", "[x] #?&.zarr", os.fsdecode(b"\xfe.h5"), "s3:x.zarr"])
+def test_a_cache_may_have_any_name(home: Path, videos: Path, model: str, tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    options = ("--limit", 3, "--format", "hdf5" if name.endswith("h5") else "zarr")
+    done = clipspm(
+        "extract", "--dataset", "folder", "--videos", videos, "--model", model, "--precision", "fp32",
+        "--out", out, *options, home=home,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    verified = clipspm("cache", "verify", out, "--json", home=home)
+    assert json.loads(verified.stdout)["ok"], verified.stdout
+
+
+def test_datasets_lists_the_benchmarks(home: Path) -> None:
+    shown = clipspm("datasets", home=home)
+    assert shown.returncode == 0 and "ssv2-full" in shown.stdout and "77500/1926/2857" in shown.stdout
+    found = json.loads(clipspm("datasets", "--json", home=home).stdout)["datasets"]
+    assert found[0]["name"] == "hmdb51" and found[0]["splits"]["test"] == {"classes": 10, "videos": 1292}
+
+
+def test_datasets_check_says_what_is_missing(home: Path, tmp_path: Path) -> None:
+    for i in range(3):
+        write_video(tmp_path / "v" / "brush_hair" / f"{i}.avi", numbered_frames(9), codec="mpeg4")
+    (tmp_path / "v" / "brush_hair" / "3.avi").touch()
+    result = clipspm("datasets", "check", "hmdb51", "--videos", tmp_path / "v", home=home)
+    assert result.returncode == 1 and "brush hair" in result.stdout
+    assert "51 classes have fewer than 6 usable videos, 'cartwheel' has 0" in result.stdout
+    few = clipspm(
+        "datasets", "check", "hmdb51", "--videos", tmp_path / "v", "--shots", "2", "--min-frames", "5", "--json",
+        home=home,
+    )  # fmt: skip
+    assert few.returncode == 1  # one class has enough, the fifty others have nothing
+    assert [c["class"] for c in json.loads(few.stdout)["classes"] if c["usable"] >= 3] == ["brush hair"]
+    (row,) = [c for c in json.loads(few.stdout)["classes"] if c["class"] == "brush hair"]
+    assert (row["found"], row["unreadable"], row["usable"]) == (4, 1, 3) and row["missing"] == row[
+        "expected"
+    ] - 4
+    assert_one_clear_line(clipspm("datasets", "check", "hmdb52", home=home), "hmdb51", code=2)
+    lists = clipspm(
+        "extract", "--dataset", "hmdb51", "--videos", tmp_path / "v", "--split-files", tmp_path, home=home
+    )
+    assert_one_clear_line(lists, "holds no list of videos")

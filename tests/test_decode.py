@@ -4,6 +4,7 @@ import os
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from PIL import Image
 
 from clipspm.extract import DecodeError, read_frames, segment_middles
 from clipspm.extract.decode import natural_key
+from tests.hostile import textured
 from tests.media import (
     cut_without_decoding,
     numbered_frames,
@@ -48,12 +50,13 @@ def test_real_clips_give_the_sequential_frames(shared_dir: Path, count: int) -> 
     backends = set()
     for clip in clips:
         reference, times = sequential(clip)
-        found = read_frames(clip, count)
-        assert found.total == len(reference), clip.name
-        np.testing.assert_array_equal(found.indices, segment_middles(len(reference), count))
-        np.testing.assert_array_equal(found.frames, reference[found.indices], err_msg=clip.name)
-        np.testing.assert_allclose(found.pts_seconds, times[found.indices], atol=1e-6)
-        backends.add(found.backend)
+        for backend in ("auto", "decord"):
+            found = read_frames(clip, count, backend=backend)  # type: ignore[arg-type]
+            assert found.total == len(reference), clip.name
+            np.testing.assert_array_equal(found.indices, segment_middles(len(reference), count))
+            np.testing.assert_array_equal(found.frames, reference[found.indices], err_msg=clip.name)
+            np.testing.assert_allclose(found.pts_seconds, times[found.indices], atol=1e-6)
+            backends.add(found.backend)
     assert backends == {"pyav", "decord"}  # both ways are exercised
 
 
@@ -196,6 +199,60 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, codec: str, ke
     else:  # only the container's tail is missing: what is there must still be right
         assert keep > 0.9 and found.total >= 0.9 * 120
         np.testing.assert_array_equal(found.frames, sequential(path)[0][found.indices])
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(("suffix", "codec"), [(".webm", "libvpx"), (".mkv", "libx264"), (".mp4", "libx264")])
+def test_files_that_state_their_size_are_refused_when_cut_anywhere(
+    tmp_path: Path, suffix: str, codec: str, keep: float
+) -> None:
+    path = write_video(tmp_path / f"cut{suffix}", numbered_frames(60), codec=codec)
+    assert read_frames(path, 4).total == 60
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    with pytest.raises(DecodeError, match="cut off|Invalid data") as caught:
+        read_frames(path, 4)
+    assert caught.value.category == "unreadable"
+
+
+def reported_damage(path: Path) -> set[int] | None:
+    """Frames that the decoder reports as damaged, or that follow one before the next keyframe; None: it fails."""
+    found, tainted = set(), False
+    try:
+        with av.open(str(path)) as container:
+            for i, frame in enumerate(container.decode(video=0)):
+                tainted = frame.is_corrupt or (tainted and not frame.key_frame)
+                if tainted:
+                    found.add(i)
+    except av.FFmpegError:
+        return None
+    return found
+
+
+@pytest.mark.parametrize("frames", [60, 400])  # from the start; seeking
+def test_a_frame_that_is_reported_damaged_is_refused(tmp_path: Path, frames: int) -> None:
+    whole = write_video(tmp_path / "whole.mp4", textured(frames), options={"g": "50"})
+    wanted = set(read_frames(whole, 8).indices.tolist())
+    data, rng = whole.read_bytes(), np.random.default_rng(0)
+    refused = kept = 0
+    for number in range(24):
+        hurt = bytearray(data)
+        start, size = int(len(data) * (0.05 + 0.035 * number)), (20, 2000)[number % 2]
+        hurt[start : start + size] = rng.bytes(size)
+        path = tmp_path / "hurt.mp4"
+        path.write_bytes(bytes(hurt))
+        damaged = reported_damage(path)
+        try:
+            found = read_frames(path, 8)
+        except DecodeError as error:
+            assert error.category == "unreadable" and damaged != set()
+            refused += 1
+        else:
+            assert not damaged or not damaged & wanted
+            kept += 1
+            if damaged is not None:
+                np.testing.assert_array_equal(found.frames, sequential(path)[0][found.indices])
+    assert refused >= 5 and kept >= 2
 
 
 def test_special_files_do_not_hang(tmp_path: Path) -> None:

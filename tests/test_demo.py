@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.test_cli import clipspm
 
 
+@pytest.mark.slow  # .ci/run runs the demo itself
 def test_the_demo_beats_the_order_blind_prototype(tmp_path: Path) -> None:
     result = clipspm("demo", "--quick", "--json", "--out", tmp_path / "demo", home=tmp_path)
     assert result.returncode == 0, result.stderr

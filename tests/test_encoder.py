@@ -188,8 +188,12 @@ def test_an_unreachable_hub_says_so_within_seconds(monkeypatch: pytest.MonkeyPat
 
     import clipspm.extract.weights as weights
 
+    def never(*args: object, **options: object) -> None:
+        time.sleep(30)
+        raise socket.gaierror
+
     monkeypatch.setattr(weights, "_already_downloaded", lambda cfg: False)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: time.sleep(30))
+    monkeypatch.setattr(socket, "getaddrinfo", never)
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     start = time.perf_counter()

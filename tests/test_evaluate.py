@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from clipspm.cache import Cache, CacheWriter, Plan, VideoRecord, open_cache
 from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.train_heads import scoring
 from clipspm.train_heads.bank import FeatureBank
 from clipspm.train_heads.episodes import Episodes, EpisodeSpec, draw
 from clipspm.train_heads.evaluate import evaluate, load_evaluation
@@ -231,7 +233,8 @@ def real_cache(path: Path, fake: FakeCache, split: str | None = None) -> Cache:
     spec = replace(SPEC, dataset="fake", layers=tuple(dims), dims=dims, frames=fake.spec.frames, views=1)
     splits = {name: split or home for name, home in fake.class_splits.items()}
     videos = tuple(VideoRecord(v.id, v.id, v.class_name, splits[v.class_name]) for v in fake.good)
-    writer = CacheWriter(path, spec, Plan(videos, fake.class_names, splits), fake.texts[:, None])
+    texts = np.repeat(fake.texts[:, None], len(spec.prompts), axis=1)
+    writer = CacheWriter(path, spec, Plan(videos, fake.class_names, splits), texts)
     for shard, rows in writer.pending_shards():
         outcomes = {r: replace(writer.records[r], status="ok", frames=fake.spec.frames) for r in rows}
         writer.commit(shard, outcomes, {k: fake.arrays[k][list(rows)] for k in dims})
@@ -256,3 +259,30 @@ def test_splits_given_in_training_hold_in_evaluation(tmp_path: Path, named: bool
     train(plain.with_splits(CACHE.class_splits), tiny_config(episodes=16), tmp_path / "r", log=silent)
     result = evaluate(tmp_path / "r", tmp_path / "c.zarr" if named else None, episodes=5, log=silent)
     assert all(name.startswith("test") for name in result.episodes.class_names)
+
+
+@pytest.mark.parametrize("protocol", ["inductive", "transductive"])
+def test_recalling_videos_changes_no_logit(protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    torch.manual_seed(0)
+    head = build_head("clip-spm", dim=16, frames=4, config={"heads": 2, "head_width": 8, "ffn_width": 24})
+    with torch.no_grad():
+        for p in head.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    forward = head.forward
+
+    def watched(**call: Any) -> Any:
+        assert ("support_recalled" in call) == (head.recall_bytes(4) < scoring._RECALL_LIMIT)
+        output = forward(**call)
+        seen.append(output.logits)
+        return output
+
+    monkeypatch.setattr(head, "forward", watched)
+    bank = FeatureBank.from_cache(fake_cache(), "test")
+    episodes = draw(EpisodeSpec(dataset="fake", split="test", queries=2), bank.pool, 40)
+    with_memory = predict(head, bank, episodes, frames=4, protocol=protocol, batch=16)
+    monkeypatch.setattr(scoring, "_RECALL_LIMIT", 0)
+    without = predict(head, bank, episodes, frames=4, protocol=protocol, batch=16)
+    assert (with_memory == without).all()
+    recalled, plain = torch.cat(seen).chunk(2)
+    torch.testing.assert_close(recalled, plain, rtol=1e-4, atol=1e-4)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from clipspm.cache import ClipspmError, open_cache
 from clipspm.extract import ExtractConfig, extract, read_frames
-from clipspm.extract.clip import ClipSettings, load_clip, resized_shape
-from clipspm.extract.workers import decode_all
+from clipspm.extract.clip import Clip, ClipSettings, load_clip, resized_shape
+from clipspm.extract.workers import DecodePool
 from tests.media import TINY_CONFIG, numbered_frames, tiny_local_dir, write_video
 
 
@@ -149,9 +149,14 @@ def test_a_hanging_or_dying_decoder_costs_one_video(
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     jobs = [(good[0], "a"), (Path("hang"), "b"), (good[1], "c"), (Path("die"), "d"), (good[2], "e")]
-    found = list(decode_all(jobs, settings, workers=2, timeout=4.0))
-    kinds = [getattr(f, "category", "ok") for f in found]
-    assert kinds == ["ok", "timeout", "ok", "crashed", "ok"]
+    jobs += [(path, "f") for path in good * 4]  # more than have room in the shared memory
+    kinds = []
+    with DecodePool(settings, workers=2, timeout=4.0) as pool:
+        for (path, video_id), found in zip(jobs, pool.stream(jobs), strict=True):
+            kinds.append(getattr(found, "category", "ok"))
+            if isinstance(found, Clip):
+                np.testing.assert_array_equal(found.pixels, load_clip(path, video_id, settings).pixels)
+    assert kinds == ["ok", "timeout", "ok", "crashed", "ok", *["ok"] * 12]
 
 
 def test_views(videos: Path) -> None:

@@ -15,9 +15,9 @@ from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.train_heads import trainer as trainer_module
 from clipspm.train_heads.bank import FeatureBank
 from clipspm.train_heads.config import TrainConfig, from_dict, recipe_names, resolve_config
+from clipspm.train_heads.guards import guard_classes
 from clipspm.train_heads.heads.registry import HEADS
 from clipspm.train_heads.optim import lr_at
-from clipspm.train_heads.request import guard_classes
 from clipspm.train_heads.runs import Run, default_run_dir
 from clipspm.train_heads.scoring import make_batch
 from clipspm.train_heads.train import train
@@ -265,7 +265,8 @@ def test_training_learns(tmp_path: Path) -> None:
 
 def test_run_directory_holds_what_it_says(tmp_path: Path) -> None:
     result = train(CACHE, tiny_config(), tmp_path / "r", log=silent)
-    names = {p.name for p in (tmp_path / "r").iterdir()}
+    names = {p.name for p in (tmp_path / "r").iterdir() if not p.name.startswith(".")}
+    chosen_on = Run.open(tmp_path / "r").results()["training"]["val_episodes"]["hash"]
     assert names == {
         "config.json",
         "metrics.jsonl",
@@ -273,6 +274,7 @@ def test_run_directory_holds_what_it_says(tmp_path: Path) -> None:
         "last.safetensors",
         "trainer.safetensors",
         "results.json",
+        f"episodes-{chosen_on}.npz",
     }
     run = Run.open(tmp_path / "r")
     assert run.config == result.config

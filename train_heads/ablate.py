@@ -5,22 +5,27 @@ what they depend on (configuration and cache), so that a finished one is never t
 table asks for it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 import clipspm
 from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.cache.reader import open_cache
+from clipspm.engines import EngineConfig, make_engine
 from clipspm.train_heads.bank import Banks
 from clipspm.train_heads.comparison import AblationResult, Row
 from clipspm.train_heads.config import DEFAULT_HEAD, TrainConfig, checked, load_recipe, near, resolve_config
 from clipspm.train_heads.episodes import Episodes, EpisodeSpec, check_request, draw
 from clipspm.train_heads.evaluate import PROTOCOLS, EvalResult, evaluate, load_evaluation
 from clipspm.train_heads.heads.base import Protocol
-from clipspm.train_heads.pool import FeatureSource, Pool, content_digest
+from clipspm.train_heads.pool import SPLITS, FeatureSource, Pool, content_digest
 from clipspm.train_heads.progress import Reporter, Say
 from clipspm.train_heads.request import fit_to_cache, resolve_device
 from clipspm.train_heads.runs import HeadShape, Run
@@ -90,17 +95,20 @@ def ablate(
     episode_seed: int = 0,
     keep_weights: bool = True,
     banks: Banks | None = None,
+    engine: EngineConfig | None = None,
     log: Say | None = None,
 ) -> AblationResult:
     """Train and score every row of :func:`ablation_rows` with every seed; write the tables into ``out_dir``.
 
     All cells are scored on the same ``episodes`` test episodes. Cells lie in ``out_dir/cells``; those that
     are finished are read, those that were interrupted go on. ``keep_weights`` False keeps only the
-    predictions of finished cells, True the selected weights too. Raises :class:`UsageError` before any
+    predictions of finished cells, True the selected weights too. ``engine``: train cells elsewhere (Slurm,
+    Ray; they must see the same files) or several at a time (one per entry of its ``devices``, which may name
+    one device more than once), with the same results up to rounding. Raises :class:`UsageError` before any
     work if the cache cannot give what is asked.
     """
     reporter = Reporter(log)
-    out = Path(out_dir)
+    out = Path(out_dir).absolute()
     if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError(f"seeds are {list(seeds)}; at least one is needed, and each once")
     rows = ablation_rows(base, drops=drops, grid=grid, heads=heads, extra=extra)
@@ -127,22 +135,35 @@ def ablate(
     drawn = draw(spec, pool, episodes)
     untrained, layers = _needs(cache, rows)
     device = resolve_device(base.device)
+    for name in engine.devices if engine else ():
+        resolve_device(name)
     if banks is None or not banks.serve(cache, layers, device):
         banks = Banks(cache, layers, device)
-    table, trained = [], 0
+    planned: dict[str, list[Cell]] = {}
+    for name, config in rows.items():
+        seeded = [replace(config, seed=0)] if name in untrained else [replace(config, seed=s) for s in seeds]
+        planned[name] = [Cell(cell, out / "cells" / cell_name(cell, cache)) for cell in seeded]
+    trained = 0
+    if engine is not None and (engine.name != "local" or len(engine.devices) > 1):
+        task = CellTask.of(cache, drawn, out, protocols, keep_weights, layers)
+        if len(engine.devices) > 1:  # they share the cores of this machine
+            task = replace(task, threads=max(1, torch.get_num_threads() // len(engine.devices)))
+        every = {cell.path: cell for cells in planned.values() for cell in cells}  # rows may share cells
+        todo = [cell for cell in every.values() if not cell.scored(drawn, protocols)]
+        for path in make_engine(engine).map(task, todo) if todo else ():
+            trained += 1
+            reporter.say(f"{path.name} is done, {trained} of {len(todo)}")
+    table = []
     selection = "none"
     for name, config in rows.items():
         found: list[EvalResult] = []
-        cells = []
-        for seed in seeds[:1] if name in untrained else seeds:
-            cell = replace(config, seed=0 if name in untrained else seed)
-            path = out / "cells" / cell_name(cell, cache)
-            reporter.say(f"{name}, seed {seed}: {path.name}")
-            result, new = _cell(cache, cell, path, drawn, protocols, banks, log, keep_weights)
+        for cell in planned[name]:
+            reporter.say(f"{name}, seed {cell.config.seed}: {cell.path.name}")
+            result, new = _cell(cache, cell, drawn, protocols, banks, log, keep_weights)
             found.append(result)
             trained += new
-            cells.append(path)
             selection = result.facts["selection"]
+        cells = [cell.path for cell in planned[name]]
         repeat = len(seeds) // len(found)
         accuracies = {p: np.stack([r.accuracies(p) for r in found] * repeat) for p in protocols}
         table.append(Row(name, config, tuple(cells), accuracies))
@@ -155,6 +176,7 @@ def ablate(
         "episodes": len(drawn),
         "episode_hash": drawn.hash,
         "cache_fingerprint": cache.spec.fingerprint,
+        "coverage": {s: (cache.coverage(s).found, cache.coverage(s).expected) for s in SPLITS},
         "recipe": base.recipe,
         "selection": selection,
         "version": clipspm.__version__,
@@ -163,6 +185,86 @@ def ablate(
     result_table = AblationResult(tuple(table), tuple(seeds), drawn, facts, trained)
     result_table.save(out)
     return result_table
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A configuration with its seed, and the run directory it belongs in."""
+
+    config: TrainConfig
+    path: Path
+
+    def scored(self, episodes: Episodes, protocols: Sequence[Protocol]) -> EvalResult | None:
+        """What a finished cell says of these episodes, if it was asked before."""
+        if not ((self.path / "config.json").exists() and Run.open(self.path).finished):
+            return None
+        try:
+            known = load_evaluation(self.path, episodes.hash)
+        except ClipspmError:
+            return None
+        return known if set(protocols) <= set(known.protocols) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellTask:
+    """Trains and scores cells in a worker process that sees the same files."""
+
+    cache: Path
+    class_splits: dict[str, Any]
+    content: str
+    episodes: Path
+    protocols: tuple[Protocol, ...]
+    keep_weights: bool
+    layers: tuple[str, ...]
+    threads: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        cache: FeatureSource,
+        episodes: Episodes,
+        out: Path,
+        protocols: Sequence[Protocol],
+        keep_weights: bool,
+        layers: set[str],
+    ) -> "CellTask":
+        """The task of scoring cells of ``cache`` on ``episodes``, which are written into ``out``."""
+        file = out.absolute() / f"episodes-{episodes.hash}.npz"
+        episodes.save(file)
+        return cls(
+            cache=Path(cache.path).resolve(),
+            class_splits=dict(cache.class_splits),
+            content=content_digest(cache),
+            episodes=file,
+            protocols=tuple(protocols),
+            keep_weights=keep_weights,
+            layers=tuple(sorted(layers)),
+        )
+
+    @contextmanager
+    def open(self, device: str | None = None) -> Iterator[Callable[[Iterable[Cell]], Iterator[Path]]]:
+        """Read the cache once; yields what turns cells into their finished run directories."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        cache = open_cache(self.cache).with_splits(self.class_splits)
+        cache = cache.require(SPLITS, allow_partial=content_digest(cache) != self.content)
+        if content_digest(cache) != self.content:
+            raise ClipspmError(f"{self.cache} holds other videos here than where the ablation was started")
+        banks = Banks(cache, self.layers, resolve_device(device or "auto"))
+        episodes = Episodes.load(self.episodes)
+
+        def work(cells: Iterable[Cell]) -> Iterator[Path]:
+            for cell in cells:
+                if device is not None:
+                    cell = replace(cell, config=replace(cell.config, device=device))
+                _cell(cache, cell, episodes, self.protocols, banks, _silent, self.keep_weights)
+                yield cell.path
+
+        yield work
+
+
+def _silent(line: str) -> None:
+    """Workers say nothing: the process that maps them does."""
 
 
 def cell_name(config: TrainConfig, cache: FeatureSource) -> str:
@@ -186,8 +288,7 @@ def _needs(cache: FeatureSource, rows: Mapping[str, TrainConfig]) -> tuple[set[s
 
 def _cell(
     cache: FeatureSource,
-    config: TrainConfig,
-    path: Path,
+    cell: Cell,
     episodes: Episodes,
     protocols: Sequence[Protocol],
     banks: Banks,
@@ -195,14 +296,11 @@ def _cell(
     keep_weights: bool,
 ) -> tuple[EvalResult, bool]:
     """The scores of one cell and whether it had to be trained."""
+    known = cell.scored(episodes, protocols)
+    if known is not None:
+        return known, False
+    config, path = cell.config, cell.path
     new = not ((path / "config.json").exists() and Run.open(path).finished)
-    if not new:
-        try:
-            known = load_evaluation(path, episodes.hash)
-        except ClipspmError:
-            known = None
-        if known is not None and set(protocols) <= set(known.protocols):
-            return known, False
     if new or not list(path.glob("*.safetensors")):
         _forget(path, finished=not new)
         train(cache, config, path, resume=True, log=log, banks=banks)

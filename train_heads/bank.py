@@ -5,8 +5,10 @@ a test video. Shapes: E episodes, S or Q videos of an episode, V cached views, T
 sampled from them, D feature width, C classes of the split.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,36 @@ class Clips:
     frames: Tensor
 
 
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free where features would be held; infinity where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        return 1024.0 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+    except (OSError, StopIteration, ValueError):
+        return float("inf")
+
+
+class MappedRows:
+    """Features of a pool's videos that stay in the cache's files; ``shape`` [N, V, T', D]."""
+
+    def __init__(self, source: Any, pool: Pool) -> None:
+        self._source, self._pool = source, pool
+        self.shape: tuple[int, ...] = (len(pool.ids), *source.shape[1:])
+
+    def take(self, clips: Clips) -> Tensor:
+        """The features of ``clips``, [E, S, T, D], on the CPU: each video is read once."""
+        videos, place = torch.unique(clips.videos.cpu(), return_inverse=True)
+        rows = self._pool.rows[videos.numpy()]
+        block = self._source.take(rows)
+        if not np.isfinite(block).all():
+            which = int(np.argmin(np.isfinite(block).all((1, 2, 3))))
+            raise ClipspmError(f"features of video {self._pool.ids[int(videos[which])]} are not finite")
+        index = (place[..., None], clips.views.cpu()[..., None], clips.frames.cpu())
+        return torch.from_numpy(block)[index]
+
+
 class FeatureBank:
     """Features, text and labels of one split.
 
@@ -50,7 +82,7 @@ class FeatureBank:
     def __init__(
         self,
         pool: Pool,
-        features: dict[str, Tensor],
+        features: "Mapping[str, Tensor | MappedRows]",
         text: Tensor,
         *,
         dtype: torch.dtype = torch.float32,
@@ -78,16 +110,28 @@ class FeatureBank:
         dtype: torch.dtype = torch.float32,
         *,
         shuffle_time: bool = False,
+        mapped: bool | None = None,
     ) -> "FeatureBank":
-        """Read one split. Features stay in the cache's precision; ``gather`` returns ``dtype``."""
+        """Read one split. Features stay in the cache's precision; ``gather`` returns ``dtype``.
+
+        ``mapped``: leave them in the cache's files and read what each batch needs; None: where they take more
+        than half of the memory that is free.
+        """
         pool = Pool.from_cache(cache, split)
-        features = {}
+        if mapped is None:
+            spec = cache.spec
+            width = sum(spec.dims[layer] for layer in layers if layer in spec.dims)
+            mapped = 4 * spec.views * spec.frames * width * len(pool.ids) > free_memory(torch.device(device))
+        features: dict[str, Tensor | MappedRows] = {}
         for layer in layers:
             if layer not in cache.spec.layers:
                 known = ", ".join(cache.spec.layers)
                 raise UsageError(f"{cache.path} has no layer {layer!r}: it holds {known}")
-            stored = torch.from_numpy(read_rows(cache.features(layer), pool.rows))
-            finite = stored.flatten(1).sum(1, dtype=torch.float64).isfinite()
+            if mapped:
+                features[layer] = MappedRows(cache.mapped(layer), pool)
+                continue
+            stored = torch.from_numpy(read_rows(cache.mapped(layer), pool.rows))
+            finite = torch.cat([part.flatten(1).isfinite().all(1) for part in stored.split(_BLOCK)])
             if not bool(finite.all()):
                 video = pool.ids[int((~finite).nonzero()[0])]
                 raise ClipspmError(
@@ -155,6 +199,8 @@ class FeatureBank:
     def take(self, clips: Clips, layer: str = "final") -> Tensor:
         """The features of ``clips``, [E, S, T, D]."""
         store = self._features[layer]
+        if isinstance(store, MappedRows):
+            return store.take(clips).to(self.device, self.dtype)
         return store[clips.videos[..., None], clips.views[..., None], clips.frames].to(self.dtype)
 
     def gather(
@@ -168,8 +214,8 @@ class FeatureBank:
         return self.take(self.sample(videos, frames, generator), layer)
 
     def nbytes(self) -> int:
-        """Bytes of the features held."""
-        return sum(store.nbytes for store in self._features.values())
+        """Bytes of the features held in memory."""
+        return sum(store.nbytes for store in self._features.values() if isinstance(store, Tensor))
 
     def _eval_keys(self) -> Tensor:
         """[N, T']: a fixed random order of each video's frames, the same for every batch and episode."""
@@ -211,9 +257,12 @@ class Banks:
         self.device = torch.device(device)
         self.dtype = dtype
         self._banks: dict[Split, FeatureBank] = {}
+        self._closed: set[Split] = set()
 
     def get(self, split: Split, *, shuffle_time: bool = False) -> FeatureBank:
         """The bank of ``split``."""
+        if split in self._closed:
+            raise ClipspmError(f"leak: the {split} split is asked for while a head is trained and selected")
         if split not in self._banks:
             self._banks[split] = FeatureBank.from_cache(
                 self.cache, split, self.layers, self.device, self.dtype
@@ -222,6 +271,15 @@ class Banks:
         if not shuffle_time:
             return bank
         return FeatureBank(bank.pool, bank._features, bank.text, dtype=bank.dtype, shuffle_time=True)
+
+    @contextmanager
+    def closed(self, split: Split) -> Iterator[None]:
+        """Within, asking for ``split`` is an error."""
+        self._closed.add(split)
+        try:
+            yield
+        finally:
+            self._closed.discard(split)
 
     def serve(self, cache: FeatureSource, layers: Collection[str], device: torch.device) -> bool:
         """Whether these banks hold what a training on ``cache`` with ``layers`` on ``device`` needs."""

@@ -1,5 +1,6 @@
 """Rows of configurations scored on the same episodes, with paired differences: the result of an ablation."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,25 @@ class AblationResult:
         for name, text in (("ablation.csv", self.csv()), ("ablation.tex", self.table().latex())):
             with replacing(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
+
+
+def together(results: Sequence[AblationResult]) -> AblationResult:
+    """One result over several class splits: their episodes one after the other, row by row."""
+    first = results[0]
+    if len(results) == 1:
+        return first
+    rows = []
+    for row in first.rows:
+        same = [result[row.name] for result in results]
+        accuracies = {p: np.concatenate([r.accuracies[p] for r in same], axis=1) for p in first.protocols}
+        rows.append(Row(row.name, row.config, tuple(c for r in same for c in r.cells), accuracies))
+    facts = {
+        **first.facts,
+        "episodes": sum(r.facts["episodes"] for r in results),
+        "episode_hash": " ".join(r.facts["episode_hash"] for r in results),
+        "class_splits": len(results),
+    }
+    return AblationResult(tuple(rows), first.seeds, first.episodes, facts, sum(r.trained for r in results))
 
 
 def _signed(effect: Difference) -> str:

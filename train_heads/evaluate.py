@@ -12,16 +12,20 @@ import torch
 import clipspm
 from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.cache.reader import open_cache
-from clipspm.train_heads.bank import Banks, FeatureBank, check_frames
+from clipspm.engines.allocator import keep_pages
+from clipspm.train_heads.bank import Banks, check_frames
+from clipspm.train_heads.classwise import ClassTable, class_interval
 from clipspm.train_heads.config import Precision
 from clipspm.train_heads.episodes import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.guards import guard_labels, guard_test_classes
 from clipspm.train_heads.heads.base import Head, Protocol
 from clipspm.train_heads.pool import FeatureSource, Split
 from clipspm.train_heads.progress import Reporter, Say
 from clipspm.train_heads.request import resolve_device
-from clipspm.train_heads.runs import Run, Weights, save_arrays
-from clipspm.train_heads.scoring import accuracies, predict
+from clipspm.train_heads.runs import Run, save_arrays
+from clipspm.train_heads.scoring import accuracies, autocast, evaluating, predict, recall_videos
 from clipspm.train_heads.stats import Estimate, estimate
+from clipspm.train_heads.streams import digest
 from clipspm.train_heads.tables import Table
 
 PROTOCOLS: tuple[Protocol, ...] = ("inductive", "transductive")
@@ -52,31 +56,56 @@ class EvalResult:
         """Mean accuracy and the half width of its 95 % interval, 1.96 * std / sqrt(n)."""
         return estimate(self.accuracies(protocol))
 
+    def classes(self, protocol: Protocol = "inductive") -> ClassTable:
+        """Accuracy by class and the confusion matrix."""
+        return ClassTable.of(self.predictions[protocol], self.episodes)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for ``results.json`` and ``--json``."""
-        scores = {p: _plain(self.estimate(p)) for p in self.protocols}
-        return {**self.facts, "protocols": scores}
+        return {**self.facts, "protocols": {p: self._scores(p) for p in self.protocols}}
+
+    def _scores(self, protocol: Protocol) -> dict[str, Any]:
+        score, values, by_class = self.estimate(protocol), self.accuracies(protocol), self.classes(protocol)
+        return {
+            "accuracy": score.mean,
+            "interval95": score.half,
+            "classes95": class_interval(values, self.episodes),
+            "per_class": {
+                name: None if np.isnan(value) else float(value)
+                for name, value in zip(by_class.names, by_class.accuracies, strict=True)
+            },
+            "confusion": by_class.confusion.tolist(),
+        }
 
     def table(self) -> Table:
         """Accuracy in per cent with its 95 % interval, a row per protocol."""
-        facts, scores = self.facts, {p: self.estimate(p) for p in self.protocols}
-        rows = [(p, f"{100 * s.mean:.2f} ± {100 * s.half:.2f}") for p, s in scores.items()]
-        request = f"{facts['way']}-way {facts['shots']}-shot"
+        facts, rows = self.facts, []
+        for p in self.protocols:
+            score, other = self.estimate(p), class_interval(self.accuracies(p), self.episodes)
+            classes = f"{100 * other[0]:.1f} to {100 * other[1]:.1f}" if other else "-"
+            own = f" ± {100 * score.half:.2f}" if score.n > 1 else ""
+            rows.append((p, f"{100 * score.mean:.2f}{own}", classes))
+        request = self.episodes.spec.describe()
         title = f"{facts['dataset']}: {request}, {facts['episodes']} {facts['split']} episodes"
         notes = (
-            "accuracy ± 95 % interval over episodes, in %",
+            "in %; ±: 95 % interval over episodes; other classes: over another draw of test classes",
             f"episodes {self.name}, cache {facts['cache_fingerprint'][:16]}, selection: {facts['selection']}",
+            *_gap(facts),
         )
-        return Table((facts["head"], "accuracy"), rows, title, notes)
+        return Table((facts["head"], "accuracy", "other classes"), rows, title, notes)
 
     @property
     def name(self) -> str:
-        """What the files of this evaluation are named after: the hash of its episodes."""
-        return self.episodes.hash
+        """What this is filed under: the hash of its episodes, and a mark of what was unlike the run's own."""
+        return self.episodes.hash + self.facts.get("unlike", "")
 
 
-def _plain(score: Estimate) -> dict[str, float]:
-    return {"accuracy": score.mean, "interval95": score.half}
+def _gap(facts: dict[str, Any]) -> list[str]:
+    """What a table says where videos of the data set are missing."""
+    coverage = facts.get("coverage")
+    if not coverage or coverage["found"] >= coverage["expected"]:
+        return []
+    return [f"coverage: {coverage['found']} of {coverage['expected']} {facts['split']} videos"]
 
 
 def evaluate(
@@ -90,12 +119,15 @@ def evaluate(
     frames: int | None = None,
     protocols: Sequence[Protocol] = PROTOCOLS,
     seed: int = 0,
+    dirichlet: int = 0,
+    sources: str = "",
     split: Split = "test",
-    weights: Weights | None = None,
+    weights: str | None = None,
     device: str = "auto",
     precision: Precision | None = None,
     batch: int | None = None,
     shuffle_time: bool | None = None,
+    allow_partial: bool = False,
     banks: Banks | None = None,
     log: Say | None = None,
 ) -> EvalResult:
@@ -104,16 +136,19 @@ def evaluate(
     What is left open is taken from the run (``way``, ``shots``, ``frames``, ``precision``, and the cache it
     was trained on, under its class splits); a bare head needs ``cache`` and defaults to 5-way 1-shot. For a
     run, the episodes, the predictions and a part of ``results.json`` are written into its directory.
+    ``dirichlet``, ``sources``: other kinds of episodes, see :class:`~.episodes.EpisodeSpec`.
     ``batch``: episodes at a time (chosen by size otherwise; the episodes do not depend on it).
+    ``allow_partial``: leave out what is missing or damaged in a cache that is opened here.
     """
     reporter = Reporter(log)
+    keep_pages()
     run = target if isinstance(target, Run) else None if isinstance(target, Head) else Run.open(target)
     if run is not None and (cache is None or isinstance(cache, str | Path)):
-        cache = as_trained(run, cache)
+        cache = as_trained(run, cache, split, allow_partial=allow_partial)
     elif cache is None:
         raise UsageError("evaluating a head needs a cache")
     elif isinstance(cache, str | Path):
-        cache = open_cache(cache)
+        cache = open_cache(cache).require((split,), allow_partial=allow_partial)
     if isinstance(target, Head):
         head, chosen, config = target, None, None
     else:
@@ -135,23 +170,31 @@ def evaluate(
             f"{run.path} is for features of width {run.shape.dim}, {cache.path} has {bank.text.shape[-1]}"
         )
     if isinstance(episodes, Episodes):
+        if episodes.spec.dataset != cache.spec.dataset:
+            raise UsageError(
+                f"the episodes are of {episodes.spec.dataset}, {cache.path} holds {cache.spec.dataset}"
+            )
         drawn = episodes.on(bank.pool)
+        drawn.check_classes(bank.pool)
     else:
         spec = EpisodeSpec(
             dataset=cache.spec.dataset,
             split=split,
-            way=way or (config.way if config else 5),
-            shot=shots or (config.shots if config else 1),
+            way=way if way is not None else config.way if config else 5,
+            shot=shots if shots is not None else config.shots if config else 1,
             queries=queries,
             seed=seed,
+            dirichlet=dirichlet,
+            sources=sources,
         )
-        if episodes < 1:
-            raise UsageError(f"{episodes} episodes asked for; at least 1 is needed")
         drawn = draw(spec, bank.pool, episodes)
     arithmetic: Precision = precision or (config.precision if config else "float32")
     head = head.to(found_device)
     predictions: dict[Protocol, npt.NDArray[np.int64]] = {}
+    with evaluating(head), autocast(found_device, arithmetic):
+        memory = recall_videos(head, bank, drawn, frames)
     for protocol in protocols:
+        guard_labels(head, bank, drawn[:1], frames, protocol)
         with reporter.task(f"{split} episodes, {protocol}", len(drawn)) as advance:
             predictions[protocol] = predict(
                 head,
@@ -162,7 +205,9 @@ def evaluate(
                 precision=arithmetic,
                 batch=batch,
                 advance=advance,
+                memory=memory,
             )
+    covered = cache.coverage(split)
     facts = {
         "dataset": cache.spec.dataset,
         "split": split,
@@ -173,29 +218,60 @@ def evaluate(
         "shots": drawn.spec.shot,
         "queries": drawn.spec.queries,
         "seed": drawn.spec.seed,
+        "dirichlet": drawn.spec.dirichlet,
+        "sources": drawn.spec.sources,
         "frames": frames,
         "shuffle_time": shuffle,
         "precision": arithmetic,
         "device": str(found_device),
         "weights": chosen,
-        "selection": run.results().get("selection", "none") if run else "none",
+        **_selection(run, chosen),
         "cache_fingerprint": cache.spec.fingerprint,
+        "coverage": {"expected": covered.expected, "found": covered.found},
         "head": config.head if config else type(head).__name__,
         "head_config": dict(config.head_config) if config else None,
         "version": clipspm.__version__,
         "torch": torch.__version__,
         "interval": "1.96 * std / sqrt(n) over episodes, which share clips and classes",
     }
+    if run is not None:
+        facts["unlike"] = _unlike(run, facts)
     result = EvalResult(drawn, predictions, facts)
     if run is not None:
         _write(run, result)
     return result
 
 
-def as_trained(run: Run, path: str | Path | None = None) -> FeatureSource:
+def _selection(run: Run | None, weights: str | None) -> dict[str, Any]:
+    """The split that chose the weights, and the hash of the episodes it did so on."""
+    if run is None or weights != run.which_weights():
+        return {"selection": f"by hand ({weights})" if weights else "none", "selection_episodes": None}
+    results = run.results()
+    chosen_on = results.get("training", {}).get("val_episodes", {}).get("hash")
+    return {"selection": results.get("selection", "none"), "selection_episodes": chosen_on}
+
+
+def _unlike(run: Run, facts: dict[str, Any]) -> str:
+    """Empty for an evaluation with the run's own weights, frames, arithmetic and features, else a suffix."""
+    config = run.config
+    own = {
+        "weights": run.which_weights(),
+        "frames": config.frames or facts["frames"],
+        "shuffle_time": config.shuffle_time,
+        "precision": config.precision,
+        "cache_fingerprint": run.cache.get("fingerprint", facts["cache_fingerprint"]),
+    }
+    other = {key: facts[key] for key, value in own.items() if facts[key] != value}
+    return f"-{digest('clipspm-evaluation-v1', other).hex()[:8]}" if other else ""
+
+
+def as_trained(
+    run: Run, path: str | Path | None = None, split: Split = "test", *, allow_partial: bool = False
+) -> FeatureSource:
     """The cache of ``run`` (or the one at ``path``), under the class splits that it was trained with.
 
-    A cache of other classes keeps its own splits, and so does every cache where ``run`` was imported.
+    A cache of other classes keeps its own splits, and so does every cache where ``run`` was imported. One
+    whose ``split`` is not complete is refused unless ``allow_partial``.
     """
     if run.imported and path is None:
         raise UsageError(f"{run.path} was imported and has no cache of its own: give one with --cache PATH")
@@ -207,32 +283,46 @@ def as_trained(run: Run, path: str | Path | None = None) -> FeatureSource:
         raise ClipspmError(f"{run.path} needs its cache (or another with --cache): {error}") from error
     splits = run.cache["class_splits"]
     other = cache.class_splits == splits or set(cache.class_names) != set(splits)
-    return cache if other else cache.with_splits(splits)
-
-
-def guard_test_classes(run: Run, bank: FeatureBank) -> None:
-    """Refuse to test on classes that ``run`` trained on or selected its weights on."""
-    if run.imported or bank.pool.dataset != run.cache["dataset"]:
-        return
-    seen = {name: split for name, split in run.cache["class_splits"].items() if split in ("train", "val")}
-    leaked = [name for name in bank.pool.names if name in seen]
-    if leaked:
-        raise ClipspmError(
-            f"leak: test class {leaked[0]!r} was in the {seen[leaked[0]]} split when {run.path} was trained"
-        )
+    return (cache if other else cache.with_splits(splits)).require((split,), allow_partial=allow_partial)
 
 
 def _write(run: Run, result: EvalResult) -> None:
-    """Episodes, predictions and a part of ``results.json``."""
-    result.episodes.save(run.path / f"episodes-{result.name}.npz")
-    arrays = {str(p): found.astype(np.int16) for p, found in result.predictions.items()}
-    save_arrays(run.path / f"eval-{result.name}.npz", arrays)
-    evaluations = {**run.results().get("evaluations", {}), result.name: result.as_dict()}
-    run.update_results(evaluations=evaluations)
+    """Episodes, predictions and a part of ``results.json``; another protocol of the same stays beside it."""
+    name, content = result.name, result.as_dict()
+    result.episodes.save(run.path / f"episodes-{result.episodes.hash}.npz")
+    with run.editing() as results:
+        evaluations = results.setdefault("evaluations", {})
+        before = evaluations.pop(name, {})
+        arrays = _predictions(run, name, result.episodes) if before else {}
+        arrays |= {str(p): found.astype(np.int16) for p, found in result.predictions.items()}
+        save_arrays(run.path / f"eval-{name}.npz", arrays)
+        protocols = {**before.get("protocols", {}), **content["protocols"]}
+        kept = {k: before[k] for k in ("selection_bias",) if k in before}
+        content["protocols"] = {p: protocols[p] for p in PROTOCOLS if p in arrays and p in protocols}
+        evaluations[name] = {**content, **kept}
+
+
+def _predictions(run: Run, name: str, episodes: Episodes) -> dict[str, npt.NDArray[np.int64]]:
+    """By protocol, what was predicted in an evaluation, [n, Q]."""
+    path = run.path / f"eval-{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {str(p): file[p] for p in PROTOCOLS if p in file}
+        for array in found.values():
+            if array.dtype.kind not in "iu" or array.shape != episodes.query.shape:
+                raise ValueError(f"predictions of shape {array.shape} for queries of {episodes.query.shape}")
+            if int(array.min()) < 0 or int(array.max()) >= episodes.spec.way:
+                raise ValueError(f"a prediction is no class of {episodes.spec.way}")
+        if not found:
+            raise ValueError("it holds no predictions")
+    except Exception as error:  # damaged bytes can fail in any way
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ClipspmError(f"cannot read {path}: {what}") from error
+    return {p: array.astype(np.int64) for p, array in found.items()}
 
 
 def load_evaluation(run: Run | str | Path, name: str | None = None) -> EvalResult:
-    """An evaluation that a run holds, by the hash of its episodes (default: the newest)."""
+    """An evaluation that a run holds, by its name (default: the newest)."""
     run = run if isinstance(run, Run) else Run.open(run)
     evaluations = run.results().get("evaluations", {})
     if not evaluations:
@@ -240,11 +330,11 @@ def load_evaluation(run: Run | str | Path, name: str | None = None) -> EvalResul
     name = name or list(evaluations)[-1]
     if name not in evaluations:
         raise ClipspmError(f"{run.path} holds no evaluation {name}; it has {', '.join(evaluations)}")
-    episodes = Episodes.load(run.path / f"episodes-{name}.npz")
-    try:
-        with np.load(run.path / f"eval-{name}.npz", allow_pickle=False) as file:
-            predictions = {p: file[p].astype(np.int64) for p in PROTOCOLS if p in file}
-    except (OSError, ValueError) as error:
-        raise ClipspmError(f"cannot read {run.path / f'eval-{name}.npz'}: {error}") from error
-    facts = {k: v for k, v in evaluations[name].items() if k != "protocols"}
-    return EvalResult(episodes, predictions, facts)
+    hashed = name.partition("-")[0]
+    file = run.path / f"episodes-{hashed}.npz"
+    episodes = Episodes.load(file)
+    if episodes.hash != hashed:
+        raise ClipspmError(f"{file} holds other episodes ({episodes.hash}) than its name says")
+    predictions = _predictions(run, name, episodes)
+    facts = {k: v for k, v in evaluations[name].items() if k not in ("protocols", "selection_bias")}
+    return EvalResult(episodes, {p: predictions[p] for p in PROTOCOLS if p in predictions}, facts)

@@ -12,7 +12,9 @@ from clipspm.train_heads.config import TrainConfig
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """Adam (decay added to the gradient) or AdamW (decay apart from it)."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    parameters = list(parameters)
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)  # one pass over the weights, not ten
+    return kind(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
 
 
 def lr_at(step: int, steps: int, config: TrainConfig) -> float:

@@ -43,11 +43,20 @@ class Video(Protocol):
     def split(self) -> str: ...
 
 
+class Coverage(Protocol):
+    """Videos that a complete data set has in a split, and those that are here and could be read."""
+
+    @property
+    def expected(self) -> int: ...
+    @property
+    def found(self) -> int: ...
+
+
 class FeatureSource(Protocol):
     """The surface of a cache that stage two relies on (:class:`clipspm.cache.Cache` has it).
 
-    ``good``: the N videos that have features, row by row; ``features(layer)`` [N, V, T, D];
-    ``text()`` [C, D], a row per name of ``class_names``.
+    ``good``: the N videos that have features, row by row; ``mapped(layer)`` [N, V, T, D], of which slices of
+    rows are read; ``text()`` [C, D], a row per name of ``class_names``.
     """
 
     @property
@@ -60,7 +69,8 @@ class FeatureSource(Protocol):
     def class_names(self) -> Sequence[str]: ...
     @property
     def class_splits(self) -> Mapping[str, str]: ...
-    def features(self, layer: str = "final") -> Any: ...
+    def coverage(self, split: Split, /) -> Coverage: ...
+    def mapped(self, layer: str = "final") -> Any: ...
     def text(self) -> npt.NDArray[np.float32]: ...
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from clipspm.cache.errors import ClipspmError, UsageError
-from clipspm.train_heads.bank import FeatureBank, check_frames
+from clipspm.cache.errors import UsageError
+from clipspm.train_heads.bank import check_frames
 from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes import check_request
 from clipspm.train_heads.pool import FeatureSource, Pool
@@ -63,13 +63,3 @@ def fit_to_cache(config: TrainConfig, cache: FeatureSource, say: Say) -> TrainCo
         except UsageError as error:
             say(f"warning: this run cannot be tested as it is trained: {error}")
     return replace(config, queries=queries, frames=frames)
-
-
-def guard_classes(cache: FeatureSource, bank: FeatureBank) -> None:
-    """Refuse to go on if ``bank`` (of ``train`` or ``val``) holds a class that is not of its split."""
-    strangers = [n for n in bank.pool.names if cache.class_splits.get(n) != bank.pool.split]
-    if strangers or bank.pool.split == "test":
-        raise ClipspmError(
-            f"leak: {bank.pool.split} bank holds class {(strangers or bank.pool.names)[0]!r} of split "
-            f"{cache.class_splits.get((strangers or bank.pool.names)[0])!r}; training must not see it"
-        )

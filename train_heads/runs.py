@@ -1,21 +1,24 @@
 """A run directory: what was asked, what was learnt, what was measured.
 
 ``config.json``: the resolved configuration, the cache it was made for, and what the head was built for.
-``metrics.jsonl``: one line per logged step. ``best.safetensors``, ``last.safetensors``: weights.
+``metrics.jsonl``: one line per logged step. ``best.safetensors``, ``last.safetensors``: weights;
+``step-NNNNNN.safetensors``: those kept on the way.
 ``trainer.safetensors``: weights, optimiser and position, for an exact resume. ``results.json``: how
 training ended and every evaluation. ``episodes-HASH.npz``: the episodes of an evaluation;
 ``eval-HASH.npz``: what was predicted in them, [n, Q] per protocol.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,7 +32,6 @@ from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.registry import build_head
 from clipspm.train_heads.pool import FeatureSource, content_digest
 
-Weights = Literal["best", "last"]
 _WEIGHTS = ("best.safetensors", "last.safetensors")
 
 
@@ -125,26 +127,32 @@ class Run:
 
     # weights
 
-    def save_weights(self, which: Weights, head: Head, **facts: Any) -> None:
-        """Write the weights of ``head`` as ``best`` or ``last``, with ``facts`` in the file's metadata."""
+    def save_weights(self, which: str, head: Head, **facts: Any) -> None:
+        """Write the weights of ``head`` as ``best``, ``last`` or one of :meth:`checkpoints`.
+
+        ``facts`` go into the file's metadata.
+        """
         tensors = {name: value.detach().cpu().clone() for name, value in head.state_dict().items()}
         _save(self.path / f"{which}.safetensors", tensors, {"head": self.config.head, **facts})
 
-    def which_weights(self) -> Weights:
+    def which_weights(self) -> str:
         """``best`` where there is one, else ``last``; neither is an error that says what to do."""
-        options: tuple[Weights, ...] = ("best", "last")
-        for which in options:
+        for which in ("best", "last"):
             if (self.path / f"{which}.safetensors").is_file():
                 return which
         raise ClipspmError(f"{self.path} holds no weights yet: finish it with train-heads --resume")
 
-    def load_head(self, which: Weights | None = None, device: torch.device | str = "cpu") -> Head:
+    def checkpoints(self) -> list[str]:
+        """The weights that were kept on the way (``train-heads --keep-checkpoints``), in order."""
+        return sorted(file.stem for file in self.path.glob("step-*.safetensors"))
+
+    def load_head(self, which: str | None = None, device: torch.device | str = "cpu") -> Head:
         """The trained head in evaluation mode."""
         head = self.shape.build(self.config)
         self.load_weights(head, which)
         return head.to(device).eval()
 
-    def load_weights(self, head: Head, which: Weights | None = None) -> dict[str, Any]:
+    def load_weights(self, head: Head, which: str | None = None) -> dict[str, Any]:
         """Load weights into ``head``; returns the facts saved with them."""
         file = self.path / f"{which or self.which_weights()}.safetensors"
         tensors, facts = _load(file)
@@ -204,9 +212,18 @@ class Run:
             raise ClipspmError(f"{file} is damaged: {error}") from error
         return content
 
+    @contextmanager
+    def editing(self) -> Iterator[dict[str, Any]]:
+        """The content of ``results.json``, written back when the block ends; one process at a time."""
+        with FileLock(str(self.path / ".results.lock")):
+            content = self.results()
+            yield content
+            write_json(self.path / "results.json", content)
+
     def update_results(self, **parts: Any) -> None:
         """Set top-level parts of ``results.json``."""
-        write_json(self.path / "results.json", {**self.results(), **parts})
+        with self.editing() as content:
+            content.update(parts)
 
     @property
     def finished(self) -> bool:

@@ -5,7 +5,7 @@ Shapes: E episodes of a batch, S supports, Q queries, C ways, T frames, D width;
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -18,8 +18,10 @@ from clipspm.train_heads.bank import FeatureBank
 from clipspm.train_heads.config import Precision
 from clipspm.train_heads.episodes import Episodes
 from clipspm.train_heads.heads.base import BaseClasses, Head, HeadOutput, Protocol
+from clipspm.train_heads.heads.recall import Recalled
 from clipspm.train_heads.progress import Advance
 
+_RECALL_LIMIT = 1.5e9  # bytes of what is known of videos before they are scored
 _TUNE_LIMIT = 64  # more combinations than this are searched one setting at a time
 
 
@@ -35,6 +37,7 @@ class EpisodeBatch:
     support_shallow: Tensor | None
     query_shallow: Tensor | None
     base: BaseClasses | None
+    recalled: dict[str, Recalled] | None = None
 
     def through(self, head: Head, protocol: Protocol, *, training: bool = False) -> HeadOutput:
         """Run ``head``; only training passes on query labels and base classes."""
@@ -48,6 +51,7 @@ class EpisodeBatch:
             base=self.base if training else None,
             support_shallow=self.support_shallow,
             query_shallow=self.query_shallow,
+            **({} if self.recalled is None else self.recalled),
         )
         return output
 
@@ -118,17 +122,25 @@ def predict(
     precision: Precision = "float32",
     batch: int | None = None,
     advance: Advance | None = None,
+    memory: "Memory | None" = None,
 ) -> npt.NDArray[np.int64]:
-    """The class (0..C-1) with the highest logit for every query, [n, Q]."""
+    """The class (0..C-1) with the highest logit for every query, [n, Q].
+
+    ``memory``: of :func:`recall_videos`, if these or other episodes were scored with the same weights before.
+    """
     step = batch or batch_size(episodes, frames, bank.text.shape[-1], protocol, bank.device)
     episodes = episodes.on(bank.pool)
     found = []
     check = head.check
     with evaluating(head), autocast(bank.device, precision):
+        memory = memory or recall_videos(head, bank, episodes, frames)
         for start in range(0, len(episodes), step):
             head.check = check and start == 0  # shapes and labels are alike in every batch
             part = episodes[start : start + step]
-            logits = make_batch(bank, part, frames, None, head.shallow_layer).through(head, protocol).logits
+            gathered = make_batch(bank, part, frames, None, head.shallow_layer)
+            if memory is not None:
+                gathered = memory.added_to(gathered, part)
+            logits = gathered.through(head, protocol).logits
             if not bool(torch.isfinite(logits).all()):
                 raise ClipspmError(
                     f"the head's logits are not finite in episodes {start}..{start + len(part) - 1} "
@@ -138,6 +150,40 @@ def predict(
             if advance is not None:
                 advance(len(part), "")
     return np.concatenate(found) if found else np.empty((0, episodes.query.shape[1]), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a head recalls of the videos that some episodes need; ``place`` [N]: where in it a video is."""
+
+    support: Recalled
+    query: Recalled
+    place: Tensor
+
+    def added_to(self, batch: EpisodeBatch, episodes: Episodes) -> EpisodeBatch:
+        """``batch`` of ``episodes`` with what is known of its videos."""
+        support, query = (
+            self.place[torch.from_numpy(np.ascontiguousarray(v)).to(self.place.device)]
+            for v in (episodes.support, episodes.query)
+        )
+        known = {"support_recalled": self.support[support], "query_recalled": self.query[query]}
+        return replace(batch, recalled=known)
+
+
+def recall_videos(head: Head, bank: FeatureBank, episodes: Episodes, frames: int) -> Memory | None:
+    """Let ``head`` see each video of ``episodes`` once, if most are in several and the head gains by it."""
+    used = np.unique(np.concatenate([episodes.support.ravel(), episodes.query.ravel()]))
+    if 2 * used.size > episodes.support.size + episodes.query.size:
+        return None
+    if head.recall_bytes(frames) * used.size > _RECALL_LIMIT:
+        return None
+    text = bank.text[torch.from_numpy(bank.pool.labels[used]).to(bank.device)]
+    recalled = head.recall(bank.gather(used[None], frames)[0], text)
+    if recalled is None:
+        return None
+    place = torch.full((len(bank.pool.ids),), -1, device=bank.device)
+    place[torch.from_numpy(used).to(bank.device)] = torch.arange(used.size, device=bank.device)
+    return Memory(*recalled, place)
 
 
 def accuracies(predictions: npt.NDArray[np.int64], episodes: Episodes) -> npt.NDArray[np.float64]:

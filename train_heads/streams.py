@@ -70,3 +70,20 @@ def sample_distinct(raw: UInts, size: npt.ArrayLike) -> Ints:
         taken[:, i] = pick
         ascending = np.sort(taken[:, : i + 1], axis=1)
     return taken
+
+
+def urn(raw: UInts, room: Ints, alpha: int) -> Ints:
+    """How many of ``raw.shape[1]`` balls fall into each box of Polya's urn: ``room`` [R, C] -> counts [R, C].
+
+    A ball goes to box c with a weight of ``alpha`` plus the balls it has, 0 once it holds ``room[r, c]``.
+    Where no box fills up that is a multinomial draw with proportions from Dirichlet(alpha, ..., alpha), with
+    integers only.
+    """
+    if raw.size and int(room.sum(1).min()) < raw.shape[1]:
+        raise ValueError(f"cannot put {raw.shape[1]} balls into boxes for {int(room.sum(1).min())}")
+    counts = np.zeros_like(room)
+    for word in raw.T:
+        edges = np.where(counts < room, alpha + counts, 0).cumsum(1)
+        box = (below(word, edges[:, -1])[:, None] >= edges).sum(1)
+        counts[np.arange(len(counts)), box] += 1
+    return counts

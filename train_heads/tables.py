@@ -1,4 +1,4 @@
-"""A table of results as text on the terminal, CSV, LaTeX (booktabs) or plain values."""
+"""A table of results as text on the terminal, CSV, Markdown or LaTeX (booktabs)."""
 
 import csv
 import io
@@ -6,19 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.table import Table as RichTable
+from rich.text import Text
 
 _LATEX = str.maketrans(
     {
-        "&": r"\&",
-        "%": r"\%",
-        "_": r"\_",
-        "#": r"\#",
-        "$": r"\$",
+        **{c: "\\" + c for c in "&%_#${}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
         "±": r"$\pm$",
         "−": "$-$",
         "\\": r"\textbackslash{}",
     }
 )
+_MARKDOWN = str.maketrans({c: "\\" + c for c in "\\|`*_<"})
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 @dataclass(frozen=True)
@@ -42,13 +49,12 @@ class Table:
 
     def rich(self) -> RichTable:
         """For the terminal."""
-        table = RichTable(
-            title=self.title or None, caption="\n".join(self.notes) or None, caption_justify="left"
-        )
+        title, caption = Text(self.title), Text("\n".join(self.notes))  # plain text: [x] is no markup
+        table = RichTable(title=title or None, caption=caption or None, caption_justify="left")
         for i, name in enumerate(self.columns):
-            table.add_column(name, justify="left" if self._is_text(i) else "right", no_wrap=True)
+            table.add_column(Text(name), justify="left" if self._is_text(i) else "right", overflow="fold")
         for i, row in enumerate(self.rows):
-            table.add_row(*row, end_section=self._ends_block(i))
+            table.add_row(*map(Text, row), end_section=self._ends_block(i))
         return table
 
     def csv(self) -> str:
@@ -59,15 +65,24 @@ class Table:
         writer.writerows(self.rows)
         return out.getvalue()
 
+    def markdown(self) -> str:
+        """A Markdown table; title and notes as paragraphs."""
+        cells = [[_line(cell).translate(_MARKDOWN) for cell in row] for row in (self.columns, *self.rows)]
+        lines = ["| " + " | ".join(row) + " |" for row in cells]
+        lines.insert(1, "|" + "---|" * len(self.columns))
+        parts = [_line(self.title), "\n".join(lines), "\n".join(_line(note) for note in self.notes)]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
     def latex(self) -> str:
-        """A ``tabular`` with booktabs rules; title and notes as comments."""
-        head = [f"% {line}" for line in (self.title, *self.notes) if line]
+        """A ``tabular`` with booktabs rules; title and notes as comments, notes of marks (``[a]:``) below."""
+        head = [f"% {_line(line)}" for line in (self.title, *self.notes) if line]
+        marks = [_line(note).translate(_LATEX) for note in self.notes if note.startswith("[")]
         body = []
         for i, row in enumerate(self.rows):
-            body.append(" & ".join(cell.translate(_LATEX) for cell in row) + r" \\")
+            body.append(" & ".join(_line(cell).translate(_LATEX) for cell in row) + r" \\")
             body += [r"\midrule"] * self._ends_block(i)
         kinds = "".join("l" if self._is_text(i) else "r" for i in range(len(self.columns)))
-        names = " & ".join(name.translate(_LATEX) for name in self.columns) + r" \\"
+        names = " & ".join(_line(name).translate(_LATEX) for name in self.columns) + r" \\"
         return "\n".join(
             [
                 *head,
@@ -78,6 +93,7 @@ class Table:
                 *body,
                 r"\bottomrule",
                 r"\end{tabular}",
+                *(rf"\par{{\footnotesize {mark}}}" for mark in marks),
                 "",
             ]
         )

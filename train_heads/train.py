@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from clipspm.cache.errors import UsageError
+from clipspm.engines.allocator import keep_pages
 from clipspm.train_heads.bank import Banks
 from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.metrics import JsonLines, MetricLogger, Several, TensorBoard
@@ -29,17 +30,21 @@ def train(
     resume: bool = False,
     log: Say | None = None,
     tensorboard: bool = False,
+    keep_checkpoints: int = 0,
     banks: Banks | None = None,
 ) -> TrainResult:
     """Train ``config.head`` on ``cache`` and write a run directory.
 
     ``resume`` goes on from the last checkpoint in ``run_dir`` (starts anew if there is none); weights are
     then bit for bit those of an uninterrupted run on the same machine; ``config`` None means the run's own.
+    ``keep_checkpoints``: keep the weights at so many validations, evenly over the training (what selecting on
+    test would have been worth: :func:`~.selection.selection_bias`).
     ``banks``: features already on the device, shared between trainings. ``log`` takes the lines otherwise
     shown on standard error.
     Raises :class:`UsageError` before any work if the cache cannot give what is asked.
     """
     reporter = Reporter(log)
+    keep_pages()
     if config is None:
         if not resume:
             raise UsageError("training needs a configuration, unless it resumes a run")
@@ -57,16 +62,20 @@ def train(
     run = _open_run(cache, config, shape, Path(run_dir), resume)
     if run.finished:
         reporter.say(f"{run.path} is finished already")
+        if keep_checkpoints and not run.checkpoints():
+            raise UsageError(f"{run.path} is finished and kept no checkpoints: train into another --run-dir")
         return _finished(run, device)
     metrics: list[MetricLogger] = [JsonLines(run.path / "metrics.jsonl")]
     if tensorboard:
         metrics.append(TensorBoard(run.path / "tensorboard"))
-    trainer = Trainer(cache, run, head.to(device), banks, Several(metrics), reporter)
-    try:
-        with _seeds_of_its_own(device):
+    with banks.closed("test"), _seeds_of_its_own(device):
+        trainer = Trainer(
+            cache, run, head.to(device), banks, Several(metrics), reporter, keep_checkpoints=keep_checkpoints
+        )
+        try:
             return trainer.run_to_end()
-    finally:
-        trainer.metrics.close()
+        finally:
+            trainer.metrics.close()
 
 
 def _open_run(cache: FeatureSource, config: TrainConfig, shape: HeadShape, path: Path, resume: bool) -> Run:

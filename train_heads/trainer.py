@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 import clipspm
-from clipspm.cache.errors import ClipspmError
+from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.train_heads.augment import mix_motion
 from clipspm.train_heads.bank import Banks, FeatureBank
 from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.guards import guard_classes
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.metrics import MetricLogger
 from clipspm.train_heads.optim import lr_at, make_optimizer
 from clipspm.train_heads.pool import FeatureSource, Pool
 from clipspm.train_heads.progress import Reporter
-from clipspm.train_heads.request import guard_classes
 from clipspm.train_heads.runs import Run
 from clipspm.train_heads.scoring import accuracies, autocast, make_batch, predict, tune
 from clipspm.train_heads.streams import derive_seed
@@ -64,6 +64,7 @@ class _Progress:
     best_step: int = 0
     seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
+    keep_checkpoints: int = 0
 
 
 class Trainer:
@@ -77,6 +78,8 @@ class Trainer:
         banks: Banks,
         metrics: MetricLogger,
         reporter: Reporter,
+        *,
+        keep_checkpoints: int = 0,
     ) -> None:
         self.run, self.head, self.metrics, self.reporter = run, head, metrics, reporter
         self.config = config = run.config
@@ -97,8 +100,12 @@ class Trainer:
         self.steps = -(-config.episodes // config.batch) if head.trainable else 0
         parameters = [p for p in head.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(parameters, config) if head.trainable else None
-        self.scaler = torch.amp.GradScaler(self.bank.device.type, enabled=config.precision == "fp16")
-        self.at = _Progress()
+        # from torch's own first scale of 65,536 gradients overflow: the first steps would be skipped
+        self.scaler = torch.amp.GradScaler(
+            self.bank.device.type, init_scale=256.0, enabled=config.precision == "fp16"
+        )
+        self.at = _Progress(keep_checkpoints=keep_checkpoints)
+        self.every = max(1, config.val_every // config.batch)
 
     def _validation(self, cache: FeatureSource, banks: Banks) -> tuple[FeatureBank | None, Episodes | None]:
         config = self.config
@@ -116,15 +123,21 @@ class Trainer:
             shot=config.shots,
             queries=1,
         )
-        return bank, draw(spec, bank.pool, config.val_episodes)
+        episodes = draw(spec, bank.pool, config.val_episodes)
+        episodes.save(self.run.path / f"episodes-{episodes.hash}.npz")
+        return bank, episodes
 
     def run_to_end(self) -> TrainResult:
         """Train from wherever the run stands to the end, tune, and write the results."""
         self._restore()
+        if len(self.kept()) < self.at.keep_checkpoints:
+            self.reporter.say(
+                f"note: {len(self.kept())} of {self.at.keep_checkpoints} checkpoints are kept: there are no "
+                f"more validations (every {self.config.val_every} episodes: val_every in a --config file)"
+            )
         self.head.train()
         check, first = self.head.check, self.at.step
         began = time.monotonic() - self.at.seconds
-        every = max(1, self.config.val_every // self.config.batch)
         total = self.config.episodes if self.steps else 0
         done = min(self.at.step * self.config.batch, total)
         with self.reporter.task(f"training {self.config.head}", total, done) as advance:
@@ -135,7 +148,7 @@ class Trainer:
                 losses.append(values["loss"])
                 self.at.step = step + 1
                 last = self.at.step == self.steps
-                if last or self.at.step % every == 0:
+                if last or self.at.step % self.every == 0:
                     self.at.seconds = time.monotonic() - began
                     self._checkpoint({**values, "loss": sum(losses) / len(losses)}, final=last)
                     losses.clear()
@@ -181,6 +194,12 @@ class Trainer:
         self.scaler.update()
         return values
 
+    def kept(self) -> set[int]:
+        """The steps whose weights are kept, the last one among them."""
+        checks = -(-self.steps // self.every)
+        count = min(self.at.keep_checkpoints, checks)
+        return {min(-(-i * checks // count) * self.every, self.steps) for i in range(1, count + 1)}
+
     def validate(self) -> float | None:
         """Mean accuracy on the validation episodes; None without validation classes."""
         if self.val_bank is None or self.val_episodes is None:
@@ -203,6 +222,8 @@ class Trainer:
             self.run.save_weights("best", self.head, step=at.step, val_accuracy=accuracy)
         if final:
             self.run.save_weights("last", self.head, step=at.step, val_accuracy=accuracy)
+        if at.step in self.kept():
+            self.run.save_weights(f"step-{at.step:06d}", self.head, step=at.step, val_accuracy=accuracy)
         shown = {k: v for k, v in values.items() if v == v and abs(v) != float("inf")}
         if accuracy is not None:
             shown["val_accuracy"] = accuracy
@@ -219,7 +240,11 @@ class Trainer:
         if facts is None:
             self.metrics.rewind(-1)
             return
-        self.at = _Progress(**facts)
+        asked, self.at = self.at.keep_checkpoints, _Progress(**facts)
+        if asked not in (0, self.at.keep_checkpoints):
+            raise UsageError(
+                f"{self.run.path} was begun with --keep-checkpoints {self.at.keep_checkpoints}, not {asked}"
+            )
         if self.at.scaler:
             self.scaler.load_state_dict(self.at.scaler)
         self.metrics.rewind(self.at.step)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from clipspm.train_heads.heads.checks import check_episode
 from clipspm.train_heads.heads.episode import BaseClasses, Episode, Protocol
 from clipspm.train_heads.heads.otam import full
+from clipspm.train_heads.heads.recall import Recalled
 
 __all__ = ["EPISODES_PER_STEP", "BaseClasses", "Episode", "Head", "HeadOutput", "Protocol", "cross_entropy"]
 
@@ -57,6 +58,8 @@ class Head(nn.Module):
         base: BaseClasses | None = None,
         support_shallow: Tensor | None = None,
         query_shallow: Tensor | None = None,
+        support_recalled: Recalled | None = None,
+        query_recalled: Recalled | None = None,
     ) -> HeadOutput:
         """``support`` [E,S,T,D], ``support_labels`` [E,S], ``query`` [E,Q,T,D], ``text`` [E,C,D].
 
@@ -64,12 +67,23 @@ class Head(nn.Module):
         queries come in any order. ``protocol`` "inductive" scores each query as if it were alone,
         "transductive" may look at all queries of the episode. Losses are computed in training mode and
         whenever ``query_labels`` [E,Q] is given; ``query_labels`` and ``base`` enable those that need them.
-        ``*_shallow`` [E,.,T,D'] are features of :attr:`shallow_layer`.
+        ``*_shallow`` [E,.,T,D'] are features of :attr:`shallow_layer`; ``*_recalled`` is what :meth:`recall`
+        found for the same videos, in evaluation mode.
 
         Raises ValueError naming the argument, the value found and the value needed.
         """
         episode = Episode(
-            support, support_labels, query, text, protocol, query_labels, base, support_shallow, query_shallow
+            support,
+            support_labels,
+            query,
+            text,
+            protocol,
+            query_labels,
+            base,
+            support_shallow,
+            query_shallow,
+            support_recalled,
+            query_recalled,
         )
         output = self.score(self.prepared(episode))
         if episode.has_batch:
@@ -79,6 +93,18 @@ class Head(nn.Module):
     def score(self, episode: Episode) -> HeadOutput:
         """Logits [E, Q, C] and losses [E] of checked episodes that have their E."""
         raise NotImplementedError
+
+    def recall(self, videos: Tensor, text: Tensor) -> tuple[Recalled, Recalled] | None:
+        """What is alike in every episode that scores ``videos`` [N, T, D], as supports and as queries.
+
+        ``text`` [N, D]: of the class of each, for what is known of supports. In evaluation mode and for the
+        weights as they are; None where there is nothing to gain.
+        """
+        return None
+
+    def recall_bytes(self, frames: int) -> int:
+        """What :meth:`recall` keeps of each video of ``frames``, in bytes; 0 where it keeps nothing."""
+        return 0
 
     def prepared(self, episode: Episode) -> Episode:
         """The episode checked (unless :attr:`check` is off), with its E, in float32 or wider."""

@@ -46,7 +46,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         inner = heads * head_width
-        self.heads = heads
+        self.dim, self.heads, self.head_width = dim, heads, head_width
         self.norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
         self.out = nn.Linear(inner, dim)
@@ -57,9 +57,20 @@ class Block(nn.Module):
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
 
-    def forward(self, *sequences: Tensor) -> tuple[Tensor, ...]:
-        """Each sequence [..., n_i, D] attends to itself; everything per token is one call for all of them."""
+    def forward(self, *sequences: Tensor, attention: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Each sequence [..., n_i, D] attends to itself; everything per token is one call for all of them.
+
+        ``attention`` [..., D]: what all their tokens, one after the other, attended to, if that is known.
+        """
         rows = torch.cat([x.flatten(0, -2) for x in sequences])
+        if attention is None:
+            attention = self.out(self._attended(rows, *sequences))
+        done = self.feed(rows, attention.flatten(0, -2))
+        split = done.split([_rows(x) for x in sequences])
+        return tuple(y.view_as(x) for y, x in zip(split, sequences, strict=True))
+
+    def _attended(self, rows: Tensor, *sequences: Tensor) -> Tensor:
+        """``rows`` [N, D] of ``sequences`` -> [N, inner]."""
         # neighbours of the same length are one call of the attention
         runs = [(n, sum(map(_rows, xs))) for n, xs in groupby(sequences, key=lambda x: x.shape[-2])]
         parts = (
@@ -68,9 +79,7 @@ class Block(nn.Module):
         attended = [
             self.attend(p.unflatten(0, (-1, n))).flatten(0, 1) for p, (n, _) in zip(parts, runs, strict=True)
         ]
-        done = self.finish(rows, torch.cat(attended) if len(runs) > 1 else attended[0])
-        split = done.split([_rows(x) for x in sequences])
-        return tuple(y.view_as(x) for y, x in zip(split, sequences, strict=True))
+        return torch.cat(attended) if len(runs) > 1 else attended[0]
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values of tokens: [..., D] -> [..., 3 * inner]."""
@@ -89,7 +98,11 @@ class Block(nn.Module):
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Tokens ``x`` [..., D] with what they attended to [..., inner] -> the block's output [..., D]."""
-        x = x + self.dropout(self.out(attended))
+        return self.feed(x, self.out(attended))
+
+    def feed(self, x: Tensor, attention: Tensor) -> Tensor:
+        """Tokens ``x`` and what the attention adds to them, [..., D] both -> [..., D]."""
+        x = x + self.dropout(attention)
         y: Tensor = x + self.ffn(x)
         return y
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipspm.train_heads.heads import pieces
 from clipspm.train_heads.heads.base import (
     EPISODES_PER_STEP,
     Episode,
@@ -25,6 +26,7 @@ from clipspm.train_heads.heads.fusion import SemanticFusion
 from clipspm.train_heads.heads.hsmr import MotionFeatures, MovingFrames, motion_consistency
 from clipspm.train_heads.heads.matching import matcher
 from clipspm.train_heads.heads.padm import PADM, Refined, distances
+from clipspm.train_heads.heads.recall import Recalled, bytes_per_video, recall
 from clipspm.train_heads.heads.spm import Branches, PromptGenerator, fusion_consistency, text_consistency
 from clipspm.train_heads.heads.text_scores import FUSION_CANDIDATES, fuse, text_cosine
 
@@ -139,7 +141,28 @@ class CLIPSPM(Head):
         return {"fusion_b": FUSION_CANDIDATES} if self.config.text_fusion else {}
 
     def score(self, episode: Episode) -> HeadOutput:
+        if episode.support_recalled is not None and episode.query_recalled is not None:
+            return HeadOutput(self._score_recalled(episode, episode.support_recalled, episode.query_recalled))
         return self._run(episode).output
+
+    def recall(self, videos: Tensor, text: Tensor) -> tuple[Recalled, Recalled] | None:
+        c = self.config
+        plain = not (c.hsmr and (c.matching_input != "raw" or c.motion_weight))
+        if self.training or not (c.spm and c.padm and plain) or c.position or c.text_fusion:
+            return None
+        if not pieces.worth_it(self.padm.block, videos):
+            return None
+        return recall(self, videos, text)
+
+    def recall_bytes(self, frames: int) -> int:
+        return bytes_per_video(self, frames) if self.config.padm else 0
+
+    def _score_recalled(self, ep: Episode, support: Recalled, query: Recalled) -> Tensor:
+        """Logits [E, Q, C] from what is known of the supports and queries."""
+        t = Trace(ep.query, ep.query)
+        t.support = support.frames
+        t.query = self.fusion.recalled(query.frames, query.projected, self.prompts(ep.query, ep.text))
+        return self._match(ep, t, support.projected)
 
     def trace(
         self,
@@ -203,20 +226,25 @@ class CLIPSPM(Head):
             if t.frames is not seen:
                 gated = self.fusion.gate_frames(t.frames)
             t.prompt = self.prompts(raw, ep.text)
-            passes["support as known"] = gated[:, :s], ep.text_of(ep.support_labels)
-            passes["query as unknown"] = gated[:, s:], t.prompt[:, s:]
-            if consistent or ("modulated" in text_inputs and classify):
-                passes["support as unknown"] = gated[:, :s], t.prompt[:, :s]
+            known_s, prompt_s, prompt_q = ep.text_of(ep.support_labels), t.prompt[:, :s], t.prompt[:, s:]
+            passes["matched"] = gated, torch.cat([known_s, prompt_q], dim=1)
             if consistent and ep.query_labels is not None:
-                passes["query as known"] = gated[:, s:], ep.text_of(ep.query_labels)
+                passes["other"] = gated, torch.cat([prompt_s, ep.text_of(ep.query_labels)], dim=1)
+            elif "modulated" in text_inputs and classify:
+                passes["support as unknown"] = gated[:, :s], prompt_s
         fused = dict(zip(passes, self.fusion(*passes.values()), strict=True)) if passes else {}
 
         if "motion" in fused:
             t.refined, t.motion_token = fused["motion"]
         t.support, t.query = t.frames[:, :s], t.frames[:, s:]
         if c.spm:
-            t.support, t.support_token = fused["support as known"]
-            t.query, t.query_token = fused["query as unknown"]
+            frames, token = fused.pop("matched")
+            fused["support as known"] = t.support, t.support_token = frames[:, :s], token[:, :s]
+            fused["query as unknown"] = t.query, t.query_token = frames[:, s:], token[:, s:]
+        if "other" in fused:
+            frames, token = fused.pop("other")
+            fused["support as unknown"] = frames[:, :s], token[:, :s]
+            fused["query as known"] = frames[:, s:], token[:, s:]
         logits = self._match(ep, t)
         if c.text_fusion and (c.fusion_in_training or not self.training):
             shown = self._text_frames(c.text_input, t)[:, -ep.query.shape[1] :]
@@ -257,7 +285,7 @@ class CLIPSPM(Head):
             return frames
         return frames + 0.1 * sinusoidal_positions(frames.shape[2], self.dim, frames)
 
-    def _match(self, ep: Episode, t: Trace) -> Tensor:
+    def _match(self, ep: Episode, t: Trace, known: pieces.Projected | None = None) -> Tensor:
         """``-(motion_weight*D0 + 0.5*D1 + D2 + D3)``, the weights as set, times the scale; [E, Q, C]."""
         assert t.support is not None
         assert t.query is not None
@@ -268,7 +296,7 @@ class CLIPSPM(Head):
             t.d0 = self.match(ep.class_mean(t.moving[:, :shots]), t.moving[:, shots:])
             distance = distance + self.config.motion_weight * t.d0
         if self.config.padm:
-            t.padm = self.padm(ep, t.support, t.query)
+            t.padm = self.padm(ep, t.support, t.query, known)
             t.d2, t.d3 = distances(ep, t.padm, self.match)
             distance = distance + self.config.d2_weight * t.d2 + self.config.d3_weight * t.d3
         if self.config.learn_logit_scale:

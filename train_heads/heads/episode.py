@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clipspm.train_heads.heads.otam import full
+from clipspm.train_heads.heads.recall import Recalled
 
 Protocol = Literal["inductive", "transductive"]
 PROTOCOLS: tuple[Protocol, ...] = ("inductive", "transductive")
@@ -41,6 +42,8 @@ class Episode:
     base: BaseClasses | None = None
     support_shallow: Tensor | None = None
     query_shallow: Tensor | None = None
+    support_recalled: Recalled | None = None
+    query_recalled: Recalled | None = None
 
     @property
     def has_batch(self) -> bool:

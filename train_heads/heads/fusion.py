@@ -1,8 +1,12 @@
 """Semantic fusion (arXiv 2512.19036), shared by HSMR and SPM: a prompt token fused into a video's frames."""
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 from torch import Tensor, nn
 
+from clipspm.train_heads.heads import pieces
 from clipspm.train_heads.heads.blocks import Block
 
 
@@ -43,11 +47,56 @@ class SemanticFusion(nn.Module):
         return gated
 
     def forward(self, *pairs: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """For each (gated frames [E, N, T, D], prompts [E, N, D]): fused frames and tokens, shaped alike."""
-        fused = self.block(*(self._tokens(gated, prompts) for gated, prompts in pairs))
-        return [(x[:, :, 1:], x[:, :, 0]) for x in fused]
+        """For each (gated frames [E, N, T, D], prompts [E, N, D]): fused frames and tokens, shaped alike.
 
-    def _tokens(self, gated: Tensor, prompts: Tensor) -> Tensor:
-        """``[p ; alpha * (p * g_p) + v * g_v]``, [E, N, 1+T, D]."""
-        pushed = self.alpha * (prompts * self.gate_prompt(prompts))
-        return torch.cat([prompts.unsqueeze(2), gated + pushed.unsqueeze(2)], dim=2)
+        Neighbours that fuse several prompts into the very same gated frames project those once.
+        """
+        outputs: list[tuple[Tensor, Tensor]] = []
+        plain: list[Tensor] = []
+        shared = [list(group) for _, group in groupby(pairs, key=lambda pair: id(pair[0]))]
+        fewer = self.training and any(len(group) > 1 for group in shared)
+        if fewer and pieces.worth_it(self.block, pairs[0][0]):
+            for group in shared:
+                outputs += self._together(group[0][0], [prompts for _, prompts in group])
+            return outputs
+        for gated, prompts in pairs:
+            pushed = self._pushed(prompts)
+            plain.append(torch.cat([prompts.unsqueeze(2), gated + pushed.unsqueeze(2)], dim=2))
+        return [(x[:, :, 1:], x[:, :, 0]) for x in self.block(*plain)]
+
+    def _pushed(self, prompts: Tensor) -> Tensor:
+        """``alpha * (p * g_p)`` of prompts [..., D]."""
+        return self.alpha * (prompts * self.gate_prompt(prompts))
+
+    def recalled(self, gated: Tensor, projected: pieces.Projected, prompts: Tensor) -> Tensor:
+        """Fused frames [E, N, T, D] where the projections of ``gated`` [E, N, T, D] are known."""
+        ((frames, _),) = self._together(gated, [prompts], projected)
+        return frames
+
+    def _together(
+        self, gated: Tensor, prompts: Sequence[Tensor], known: pieces.Projected | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The same for M prompts of each video. Pieces: its T gated frames, M gated prompts, M prompts."""
+        e, n, t, dim = gated.shape
+        m = len(prompts)
+        stacked = torch.stack(list(prompts), dim=2)  # [E, N, M, D]
+        pushed = self._pushed(stacked)
+        sequences = torch.cat(
+            [stacked.unsqueeze(3), gated.unsqueeze(2) + pushed.unsqueeze(3)], dim=3
+        )  # [E, N, M, 1+T, D]
+        summed = torch.cat([pushed, stacked] if known is not None else [gated, pushed, stacked], dim=2)
+        members = gated.new_zeros(m, 1 + t, t + 2 * m)
+        for i in range(m):
+            members[i, 0, t + m + i] = 1
+            members[i, 1:, :t] = torch.eye(t, device=members.device)
+            members[i, 1:, t + i] = 1
+        block = self.block
+        weights = pieces.deviation(block, sequences).view(e * n, -1, 1) * members.flatten(0, 1)
+        projected = pieces.project(block, summed)
+        if known is not None:
+            projected = known.cat(projected, dim=2)
+        compared = pieces.compare(block, pieces.Projected(*(x.flatten(0, 1) for x in projected)))
+        mask = pieces.apart(*[1 + t] * m, like=gated)
+        attention = pieces.attend(block, compared, weights, mask)
+        (done,) = block(sequences.view(e, n * m, 1 + t, dim), attention=attention)
+        return [(x[:, :, 1:], x[:, :, 0]) for x in done.view(e, n, m, 1 + t, dim).unbind(2)]

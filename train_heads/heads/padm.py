@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from clipspm.train_heads.heads import pieces
 from clipspm.train_heads.heads.blocks import Block
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.matching import Matcher
@@ -33,11 +34,78 @@ class PADM(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, episode: Episode, support: Tensor, query: Tensor) -> Refined:
-        """``support`` [E, S, T, D] and ``query`` [E, Q, T, D] refined under the episode's protocol."""
+    def forward(
+        self, episode: Episode, support: Tensor, query: Tensor, known: pieces.Projected | None = None
+    ) -> Refined:
+        """``support`` [E, S, T, D] and ``query`` [E, Q, T, D] refined under the episode's protocol.
+
+        Class tokens and the anchor are sums of videos, so where that is less work only videos are projected
+        (:mod:`.pieces`). ``known``: the supports' projections [E, S, T, ...], if they are known already.
+        """
+        if pieces.worth_it(self.block, support):
+            together = torch.cat([support, query], dim=1)
+            if known is None:
+                projected = pieces.project(self.block, together)
+            else:
+                projected = known.cat(pieces.project(self.block, query), dim=1)
+            refine = self._joint_by_pieces if episode.protocol == "transductive" else self._alone_by_pieces
+            return refine(episode, together, projected)
         if episode.protocol == "transductive":
             return self._joint(episode, support, query)
         return self._alone(episode, support, query)
+
+    def _joint_by_pieces(self, episode: Episode, videos: Tensor, projected: pieces.Projected) -> Refined:
+        """``videos`` [E, S+Q, T, D], supports first, and what became of them, [E, S+Q, T, ...]."""
+        e, p, t, dim = videos.shape
+        c, s = episode.ways, episode.support_labels.shape[1]
+        members = self._members(episode, p - s)
+        tokens = (members @ videos.flatten(2)).view(e, -1, t, dim).transpose(1, 2)  # [E, T, C+S+1+Q, D]
+        weights = (pieces.deviation(self.block, tokens) * members.unsqueeze(1)).flatten(0, 1)
+        over_time = pieces.Projected(*(x.transpose(1, 2).flatten(0, 1) for x in projected))
+        known, mask = pieces.compare(self.block, over_time), pieces.apart(c + s, 1 + p - s, like=videos)
+        attention = pieces.attend(self.block, known, weights, mask)
+        (done,) = self.block(tokens.contiguous(), attention=attention)
+        done = done.transpose(1, 2)
+        return Refined(done[:, c : c + s], done[:, :c], done[:, c + s + 1 :], done[:, c + s : c + s + 1])
+
+    def _alone_by_pieces(self, episode: Episode, videos: Tensor, projected: pieces.Projected) -> Refined:
+        """The same for each query as an episode of its own: its pieces are the supports and itself."""
+        e, p, t, dim = videos.shape
+        c, s = episode.ways, episode.support_labels.shape[1]
+        q = p - s
+        members = self._members(episode, 1)  # [E, n, S+1], n = C+S+2
+        shared = (members[..., :s] @ videos[:, :s].flatten(2)).view(e, -1, t, dim).transpose(1, 2)
+        own = members[..., s:].reshape(e, 1, 1, -1, 1) * videos[:, s:].transpose(1, 2).unsqueeze(
+            3
+        )  # [E, T, Q, n, D]
+        tokens = shared.unsqueeze(2) + own
+        weights = pieces.deviation(self.block, tokens) * members.reshape(e, 1, 1, -1, s + 1)
+        over_time = pieces.Projected(*(x.transpose(1, 2).flatten(0, 1) for x in projected))
+        known, mask = pieces.compare(self.block, over_time), pieces.apart(c + s, 2, like=videos)
+        # of the videos, those that each query's tokens are made of: [Q, S+1]
+        made_of = torch.arange(s, device=videos.device).expand(q, s)
+        made_of = torch.cat([made_of, torch.arange(s, p, device=videos.device).unsqueeze(1)], dim=1)
+        scores = known.scores[..., made_of.unsqueeze(2), made_of.unsqueeze(1)].transpose(1, 2)
+        lift = known.lift[..., made_of].transpose(1, 2)
+        share = pieces.share_of(self.block, scores, lift, weights.flatten(0, 1), mask)  # [E*T, Q, h, n, S+1]
+        share = share.transpose(2, 3)  # [E*T, Q, n, h, S+1]
+        of_supports = share[..., :s].flatten(3).flatten(1, 2) @ known.values[:, :, :s].flatten(1, 2)
+        of_query = share[..., s] @ known.values[:, :, s:].transpose(1, 2)
+        attention = of_supports.view_as(of_query) + of_query + pieces.bias_of(self.block)[1]
+        (done,) = self.block(tokens, attention=attention)
+        done = done.permute(3, 0, 2, 1, 4)  # [n, E, Q, T, D]
+        support, token = done[c : c + s].permute(1, 2, 0, 3, 4), done[:c].permute(1, 2, 0, 3, 4)
+        return Refined(support, token, done[c + s + 1], done[c + s])
+
+    @staticmethod
+    def _members(episode: Episode, queries: int) -> Tensor:
+        """How ``[k_1..k_C ; supports ; a ; queries]`` are made of supports and queries, [E, n, S+Q]."""
+        member = episode.one_hot.transpose(1, 2)  # [E, C, S]
+        e, c, s = member.shape
+        size = (episode.shots + queries).unsqueeze(-1)
+        tokens = torch.cat([member, member.new_ones(e, c, queries)], dim=2) / size
+        videos = torch.eye(s + queries, dtype=member.dtype, device=member.device).expand(e, -1, -1)
+        return torch.cat([tokens, videos[:, :s], tokens.mean(1, keepdim=True), videos[:, s:]], dim=1)
 
     def _joint(self, episode: Episode, support: Tensor, query: Tensor) -> Refined:
         total = episode.class_sum(support) + query.sum(1, keepdim=True)

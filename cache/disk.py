@@ -1,0 +1,111 @@
+"""Files that are whole or absent, and a full disk that is one clear line."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clipspm.cache.errors import ClipspmError
+
+
+class DiskFull(ClipspmError):
+    """No room to write on. ``path``: where."""
+
+    def __init__(self, path: Path, detail: str = "") -> None:
+        self.path, self.detail = path, detail
+        free = free_bytes(path)
+        super().__init__(
+            f"the disk is full: {free / 1e6:.1f} MB are free at {path}{detail}. Free some space and run the "
+            "same command again: it goes on where it stopped"
+        )
+
+    def __reduce__(self) -> tuple[type["DiskFull"], tuple[Path, str]]:
+        return DiskFull, (self.path, self.detail)
+
+
+@contextmanager
+def room_on(path: Path) -> Iterator[None]:
+    """Turn "no space left" (or over quota) inside the block into :class:`DiskFull`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(path) from error
+        if "errno = 28" in str(error):  # HDF5 tells it in words only
+            raise DiskFull(path) from error
+        raise
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the file system that ``path`` is, or will be, on."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Refuse to start what cannot fit. ``needed`` in bytes."""
+    free = free_bytes(path)
+    if free < needed:
+        raise ClipspmError(
+            f"{_existing(path)} has {free / 1e6:.0f} MB free, the cache needs {needed / 1e6:.0f} MB: "
+            "free some space or choose another --out"
+        )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the folder above it that exists."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write aside, flush to disk, rename: a reader sees the old content or the new one."""
+    aside = path.with_name(path.name + ".new")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync(path.parent)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append and flush to disk."""
+    with path.open("ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder's entries to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def hidden(path: Path, suffix: str) -> Path:
+    """``.NAME.SUFFIX`` beside ``path``: a name that is ours."""
+    return path.with_name(f".{path.name}.{suffix}")
+
+
+def discard(path: Path) -> None:
+    """Remove a folder or file so that a kill leaves all of it, or nothing under its name."""
+    dead = hidden(path, "dead")
+    remove(dead)
+    if path.exists():
+        path.rename(dead)
+        remove(dead)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

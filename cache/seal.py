@@ -1,0 +1,106 @@
+"""The seal of a finished cache: a SHA-256 of every byte, in the format that ``sha256sum -c`` reads.
+
+A Zarr cache holds it as ``SHA256SUMS``, a line per file; an HDF5 cache has it beside it, ``PATH.sha256``.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from clipspm.cache.disk import write_atomically
+from clipspm.cache.errors import ClipspmError
+
+SUMS = "SHA256SUMS"
+_IRREGULAR = "no regular file"
+
+
+def seal_path(cache: Path) -> Path:
+    """Where the seal of the cache is."""
+    return cache / SUMS if cache.is_dir() else cache.with_name(cache.name + ".sha256")
+
+
+def write_seal(cache: Path) -> None:
+    """Seal the cache as it is now."""
+    lines = []
+    for name, file in _files(cache):
+        digest = _digest(file)
+        if digest == _IRREGULAR:
+            raise ClipspmError(f"{cache}: {name} is {_IRREGULAR} and does not belong there: remove it")
+        lines.append(_line(digest, name))
+    write_atomically(seal_path(cache), os.fsencode("".join(lines)))
+
+
+def broken(cache: Path, *, metadata_only: bool = False) -> list[tuple[str, str]]:
+    """(file, what is wrong) for everything that is not as it was sealed, by name; [] without a seal.
+
+    ``metadata_only``: leave out the features, which take long to read.
+    """
+    seal = seal_path(cache)
+    if seal.is_symlink():
+        return [(seal.name, f"is {_IRREGULAR}")]
+    if not seal.is_file():
+        return []
+    expected = {}
+    wrong = []
+    for line in seal.read_bytes().split(b"\n"):
+        digest, _, name = os.fsdecode(line).partition("  ")
+        if name:
+            expected[name] = digest
+        elif line:
+            wrong.append((seal.name, "holds a line that is no digest of a file"))
+    files = dict(_files(cache, metadata_only))
+    if metadata_only:
+        expected = {name: digest for name, digest in expected.items() if _is_metadata(name)}
+    for name in sorted(expected.keys() | files.keys()):
+        found = _digest(files[name]) if name in files else None
+        if found == _IRREGULAR:
+            wrong.append((name, f"is {_IRREGULAR}: a cache holds none"))
+        elif name not in files:
+            wrong.append((name, "is missing"))
+        elif name not in expected:
+            wrong.append((name, "was added after the cache was finished, or its line in the seal is damaged"))
+        elif expected[name] != found:
+            wrong.append((name, "is not what it was when the cache was finished"))
+    if not wrong and not metadata_only:
+        whole = os.fsencode("".join(_line(expected[name], name) for name, _ in _files(cache)))
+        if whole != seal.read_bytes():
+            wrong.append((seal.name, "is damaged"))
+    return wrong
+
+
+def check_metadata(cache: Path) -> None:
+    """Refuse a Zarr cache whose metadata is not as it was sealed."""
+    for name, problem in broken(cache, metadata_only=True):
+        raise ClipspmError(f"{cache}: {name} {problem}; `clipspm cache verify {cache}` says what is damaged")
+
+
+def _files(cache: Path, metadata_only: bool = False) -> Iterator[tuple[str, Path]]:
+    """Every file of the cache by its name in the seal, sorted."""
+    if not cache.is_dir():
+        yield cache.name, cache
+        return
+    found = []
+    for folder, folders, files in os.walk(cache):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        if metadata_only:
+            folders[:] = [name for name in folders if name != "c"]  # where Zarr keeps the chunks
+        found += [Path(folder, name) for name in files + links]
+    for name, path in sorted((p.relative_to(cache).as_posix(), p) for p in found):
+        if name != SUMS and (not metadata_only or _is_metadata(name)):
+            yield name, path
+
+
+def _is_metadata(name: str) -> bool:
+    return not name.startswith(("layers/", "text/")) or name.endswith("zarr.json")
+
+
+def _line(digest: str, name: str) -> str:
+    return f"{digest}  {name}\n"
+
+
+def _digest(file: Path) -> str:
+    if not file.is_file() or file.is_symlink():
+        return _IRREGULAR
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,217 @@
+"""Caches out of caches: another format, several made one, failures left out, other people's formats.
+
+None of these computes a feature: values are copied bit for bit and compared with their digests on the way.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from clipspm.cache.disk import append, check_room, hidden, remove, room_on
+from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.cache.ledger import Entry, shards, values_digest
+from clipspm.cache.lock import writing
+from clipspm.cache.reader import Cache, open_cache, size_on_disk
+from clipspm.cache.seal import write_seal
+from clipspm.cache.spec import Plan, Split, VideoRecord
+from clipspm.cache.store import LEDGER, Hdf5Store, ZarrStore, layer_key
+from clipspm.cache.verify import verify
+from clipspm.cache.writer import Format, parts_path
+
+ExportFormat = Literal["npz", "safetensors"]
+
+
+def format_of(path: Path) -> Format:
+    """The format that a name asks for: ``.h5`` or ``.hdf5`` is HDF5, anything else Zarr."""
+    return "hdf5" if path.suffix.lower() in (".h5", ".hdf5") else "zarr"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A video of the new cache: its record, and the cache and row that it comes from."""
+
+    record: VideoRecord
+    source: Cache
+    row: int
+
+
+def convert(source: str | Path, target: str | Path, *, format: Format | None = None) -> Path:
+    """Write the same cache in the other format (or ``format``); the result is verified. Returns its path."""
+    cache = open_cache(source)
+    target = Path(target)
+    rows = [_Row(record, cache, row) for row, record in enumerate(cache.videos)]
+    return _write(target, format or format_of(target), rows, [cache], len(cache.shards[0]))
+
+
+def merge(sources: Sequence[str | Path], target: str | Path, *, format: Format | None = None) -> Path:
+    """One cache of several with equal fingerprints, such as parts extracted on different machines.
+
+    A video that several hold is taken from the first that read it; two that read it differently are an error,
+    and so are classes with other splits or texts. Returns the path.
+    """
+    caches = [open_cache(source) for source in sources]
+    if len(caches) < 2:
+        raise UsageError("merging needs at least two caches")
+    target, first = Path(target), caches[0]
+    splits: dict[str, Split] = {}
+    texts: dict[str, np.ndarray] = {}
+    found: dict[str, _Row] = {}
+    for cache in caches:
+        if cache.spec.fingerprint != first.spec.fingerprint:
+            raise ClipspmError(
+                f"{cache.path} and {first.path} differ in {'; '.join(first.spec.differences(cache.spec))}: "
+                "only caches with equal fingerprints can be merged"
+            )
+        for name, text in zip(cache.class_names, cache.text(templates=True), strict=True):
+            split = cache.class_splits[name]
+            if splits.setdefault(name, split) != split:
+                raise ClipspmError(
+                    f"class {name!r} is in split {split} in {cache.path}, in {splits[name]} before"
+                )
+            if not np.allclose(texts.setdefault(name, text), text, rtol=1e-3, atol=1e-5):
+                raise ClipspmError(f"class {name!r} has another text feature in {cache.path} than before")
+        for row, record in enumerate(cache.videos):
+            new, old = _Row(record, cache, row), found.get(record.id)
+            if old is None or (old.record.status != "ok" and record.status == "ok"):
+                found[record.id] = new
+            elif old.record.status == record.status == "ok" and not _same(old, new):
+                raise ClipspmError(
+                    f"video {record.id!r} has other features in {cache.path} than in {old.source.path}"
+                )
+    order = {"train": 0, "val": 1, "test": 2, "none": 3}
+    rows = sorted(found.values(), key=lambda r: (order[r.record.split], r.record.class_name, r.record.id))
+    return _write(target, format or format_of(target), rows, caches, max(len(c.shards[0]) for c in caches))
+
+
+def _same(a: _Row, b: _Row) -> bool:
+    return all(np.array_equal(_values(a, layer), _values(b, layer)) for layer in a.source.spec.layers)
+
+
+def _values(row: _Row, layer: str) -> np.ndarray:
+    number, place = divmod(row.row, len(row.source.shards[0]))
+    return row.source.read_shard(layer, number)[place]
+
+
+def pack(source: str | Path, target: str | Path, *, format: Format | None = None) -> Path:
+    """A finished cache without the videos that failed, in one shard. Returns the path."""
+    cache = open_cache(source)
+    target = Path(target)
+    rows = [_Row(record, cache, row) for row, record in enumerate(cache.videos) if record.status == "ok"]
+    if not rows:
+        raise ClipspmError(f"{cache.path} holds no video that was read: there is nothing to pack")
+    return _write(target, format or format_of(target), rows, [cache], len(rows))
+
+
+def export(source: str | Path, target: str | Path, *, format: ExportFormat | None = None) -> Path:
+    """The good videos as one file for other people's code, ``.npz`` or ``.safetensors``. Returns the path.
+
+    ``features.<layer>`` [N, V, T, D], ``text`` [C, P, D], ``labels`` [N] (rows of ``class_names``); ids,
+    class names, splits and spec as text arrays in ``.npz``, as JSON in ``.safetensors``' metadata. No pickle.
+    """
+    cache, target = open_cache(source), Path(target)
+    kind = format or target.suffix.removeprefix(".")
+    if kind not in ("npz", "safetensors"):
+        raise UsageError(f"{target}: export writes .npz or .safetensors")
+    if target.exists():
+        raise UsageError(f"{target} exists already: name another file")
+    number = {name: i for i, name in enumerate(cache.class_names)}
+    arrays = {f"features.{layer}": cache.features(layer) for layer in cache.spec.layers}
+    arrays["text"] = cache.text(templates=True)
+    arrays["labels"] = np.array([number[v.class_name] for v in cache.good], np.int64)
+    words = {
+        "ids": [v.id for v in cache.good],
+        "class_names": list(cache.class_names),
+        "class_splits": [cache.class_splits[name] for name in cache.class_names],
+    }
+    if not target.parent.is_dir():
+        raise UsageError(f"there is no folder {target.parent} for {target.name}")
+    aside = hidden(target, "new")
+    with room_on(target.parent):
+        if kind == "npz":
+            texts = {name: np.array(values) for name, values in words.items()}
+            with aside.open("wb") as file:
+                np.savez(file, spec=np.array(cache.spec.to_json()), **arrays, **texts)  # type: ignore[arg-type]
+        else:
+            metadata = {name: json.dumps(values) for name, values in words.items()}
+            try:
+                save_file(arrays, aside, {**metadata, "spec": cache.spec.to_json()})
+            except SafetensorError as error:
+                raise ClipspmError(f"cannot write {target}: {error}") from error
+    aside.replace(target)
+    return target
+
+
+def _write(
+    target: Path, format: Format, rows: Sequence[_Row], sources: Sequence[Cache], shard_size: int
+) -> Path:
+    """Write ``rows`` as a finished cache at ``target`` and verify it."""
+    if target.exists() or parts_path(target).exists():
+        raise UsageError(f"{target} exists already: name another path")
+    inside = [cache.path for cache in sources if cache.path.resolve() in target.resolve().parents]
+    if inside:
+        raise UsageError(f"{target} would lie inside {inside[0]}: name another path")
+    check_room(target, (2 if format == "hdf5" else 1) * sum(size_on_disk(cache.path) for cache in sources))
+    splits = {name: cache.class_splits[name] for cache in reversed(sources) for name in cache.class_names}
+    names = tuple(dict.fromkeys(name for cache in sources for name in cache.class_names))
+    texts = {
+        name: text
+        for cache in reversed(sources)
+        for name, text in zip(cache.class_names, cache.text(templates=True), strict=True)
+    }
+    expected = {name: max(c.expected.get(name, 0) for c in sources) for name in names}
+    absent = {one[0]: one for cache in sources for one in cache.absent if one[0] not in splits}
+    plan = Plan(tuple(row.record for row in rows), names, splits, expected, tuple(absent.values()))
+    work = hidden(target, "new.parts")
+    with writing(target), room_on(target.parent):
+        remove(work)
+        work.mkdir(parents=True)
+        try:
+            store = ZarrStore(work)
+            store.create(sources[0].spec, plan, np.stack([texts[name] for name in names]), shard_size)
+            _copy(store, rows)
+            if format == "hdf5":
+                Hdf5Store.write(target, store)
+            else:
+                work.rename(target)
+        finally:
+            remove(work)
+        if all(record.status != "pending" for record in plan.videos):
+            write_seal(target)
+    report = verify(target)
+    if report.sealed and not report.ok:
+        first = report.findings[0]
+        raise ClipspmError(f"{target} was not written as it should be: {first.where} {first.problem}")
+    return target
+
+
+def _copy(store: ZarrStore, rows: Sequence[_Row]) -> None:
+    """Copy the values of ``rows`` shard by shard; every source shard is compared with its digest once."""
+    spec = store.spec()
+    ledger: list[bytes] = []
+    read: dict[tuple[int, str], tuple[int, np.ndarray]] = {}
+    for shard, here in enumerate(shards(len(rows), store.shard_size)):
+        outcomes = {i: rows[i].record for i in here if rows[i].record.status != "pending"}
+        sums = {}
+        for layer in spec.layers if outcomes else ():
+            shape = (len(here), spec.views, spec.frames, spec.dims[layer])
+            block = np.zeros(shape, np.float16 if spec.store_dtype == "fp16" else np.float32)
+            for i in here:
+                row = rows[i]
+                if row.record.status != "ok":
+                    continue
+                number, place = divmod(row.row, len(row.source.shards[0]))
+                key = (id(row.source), layer)
+                if read.get(key, (-1, block))[0] != number:
+                    read[key] = (number, row.source.read_shard(layer, number))
+                block[i - here.start] = read[key][1][place]
+            store.write_rows(layer_key(layer), here.start, here.stop, block)
+            sums[layer] = values_digest(block)
+        if outcomes:
+            ledger.append(Entry.of(shard, outcomes, sums).to_line())
+    append(store.path / LEDGER, b"".join(ledger))

@@ -1,0 +1,102 @@
+"""What engines and tasks promise each other, and the choice of an engine by name."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from clipspm.cache.errors import UsageError
+
+EngineName = Literal["local", "slurm", "ray"]
+ENGINES: tuple[EngineName, ...] = ("local", "slurm", "ray")
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+Done_co = TypeVar("Done_co", covariant=True)
+
+#: turns a stream of items into a stream of results
+Work = Callable[[Iterable[Item]], Iterator[Done]]
+
+
+class Task(Protocol[Done_co]):
+    """A job that a worker process can be given: picklable, and opened there once."""
+
+    def open(
+        self, device: str | None
+    ) -> AbstractContextManager[Callable[[Iterable[Any]], Iterator[Done_co]]]:
+        """Load what the items need onto ``device`` (None: the task's own choice)."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs tasks."""
+
+    def map(self, task: Task[Done], items: Sequence[Any]) -> Iterator[Done]:
+        """Each item once (or again after a worker died), results as they come."""
+        ...
+
+
+def parse_devices(text: str | None) -> tuple[str, ...]:
+    """The devices of an option like ``cuda:0,cuda:1``; none where it was not given."""
+    names = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    if text is not None and not names:
+        raise UsageError(f"--device {text!r} names no device")
+    return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How work is spread.
+
+    ``devices``: of the local engine, one worker each (none: this process does it all). ``jobs``: Slurm jobs
+    or Ray actors; ``cpus`` and ``gpus``: what one of them gets. ``logs``: where Slurm jobs write. ``slurm``:
+    settings of submitit's executor, such as ``partition``; ``cluster=local`` runs jobs on this machine.
+    """
+
+    name: EngineName = "local"
+    devices: tuple[str, ...] = ()
+    jobs: int | None = None
+    cpus: int = 1
+    gpus: float = 0
+    ray_address: str | None = None
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+    logs: Path = Path("slurm_logs")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gpus < float("inf"):
+            raise UsageError(f"--gpus is {self.gpus:g}; it must be a number from 0")
+        if self.name not in ENGINES:
+            raise UsageError(f"unknown engine {self.name!r}: choose one of {', '.join(ENGINES)}")
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError(f"--jobs must be at least 1, got {self.jobs}")
+        if self.name != "slurm" and self.slurm:
+            raise UsageError("--slurm KEY=VALUE needs --engine slurm")
+        if self.name != "ray" and self.ray_address:
+            raise UsageError("--ray-address needs --engine ray")
+        if self.name != "local" and len(self.devices) > 1:
+            raise UsageError(f"--device {','.join(self.devices)}: several devices are for --engine local")
+        if self.name == "local" and self.jobs:
+            raise UsageError(
+                "--jobs needs --engine slurm or ray; the local engine has one worker per --device"
+            )
+
+
+def make_engine(config: EngineConfig) -> Engine:
+    """The engine that ``config`` names; one whose package is not installed says which extra brings it."""
+    try:
+        if config.name == "slurm":
+            from clipspm.engines.slurm import SlurmEngine
+
+            return SlurmEngine(config)
+        if config.name == "ray":
+            from clipspm.engines.ray import RayEngine
+
+            return RayEngine(config)
+    except ImportError as error:
+        raise UsageError(
+            f"--engine {config.name} needs the extra: pip install 'clipspm[{config.name}]' ({error})"
+        ) from error
+    from clipspm.engines.local import LocalEngine
+
+    return LocalEngine(config)

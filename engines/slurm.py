@@ -1,0 +1,76 @@
+"""Slurm job arrays through submitit: each job does a share of the items, and is requeued when preempted."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import submitit
+from submitit.helpers import as_completed
+
+from clipspm.cache.errors import ClipspmError
+from clipspm.engines.base import Done, EngineConfig, Task
+
+_DEFAULT_JOBS = 4
+_GENERIC = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "name")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one job does; called again from the start when it is requeued, so items must bear repetition."""
+
+    task: Task[Any]
+    items: tuple[Any, ...]
+
+    def __call__(self) -> list[Any]:
+        with self.task.open(None) as work:
+            return list(work(self.items))
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit queues when the scheduler takes the node away or the time is up."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+class SlurmEngine:
+    """Jobs of one array; ``cluster=local`` among the Slurm settings runs them on this machine."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+
+    def map(self, task: Task[Done], items: Sequence[Any]) -> Iterator[Done]:
+        """Results job by job. Jobs that fail are named at the end, with their logs."""
+        config = self.config
+        settings: dict[str, Any] = {"timeout_min": 240, "cpus_per_task": config.cpus, **config.slurm}
+        cluster = settings.pop("cluster", "slurm")
+        if config.gpus:
+            settings.setdefault("gpus_per_node", int(config.gpus))
+        config.logs.mkdir(parents=True, exist_ok=True)
+        try:
+            executor = submitit.AutoExecutor(folder=config.logs / "%j", cluster=cluster)
+            executor.update_parameters(
+                **{k if k in _GENERIC else f"slurm_{k}": v for k, v in settings.items()}
+            )
+        except Exception as error:  # no such cluster, or a setting that submitit does not know
+            raise ClipspmError(f"Slurm cannot be used: {' '.join(str(error).split())}") from error
+        count = min(config.jobs or _DEFAULT_JOBS, len(items))
+        shares = [Share(task, tuple(items[i::count])) for i in range(count)]
+        with executor.batch():
+            jobs = [executor.submit(share) for share in shares]
+        failed: list[str] = []
+        try:
+            for job in as_completed(jobs, poll_frequency=1 if cluster == "local" else 10):
+                trouble = job.exception()
+                if trouble is None:
+                    yield from job.result()
+                else:
+                    failed.append(
+                        f"job {job.job_id}: {' '.join(str(trouble).split())[-300:]} (log {job.paths.stderr})"
+                    )
+        finally:
+            for job in jobs:
+                if not job.done():
+                    job.cancel()
+        if failed:
+            raise ClipspmError(
+                f"{len(failed)} of {len(jobs)} jobs failed, the first is {failed[0]}; run the same command "
+                "again, it goes on where it stopped"
+            )

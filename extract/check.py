@@ -1,0 +1,219 @@
+"""What of a data set is on this disk, said before anyone spends hours on it."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import TimeoutError
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+from rich.table import Table
+
+from clipspm.cache.spec import SPLITS
+from clipspm.extract.datasets import BENCHMARKS, Index, benchmark
+from clipspm.extract.decode import DecodeError, count_frames
+
+#: files that one task opens, and the seconds it may take
+_AT_A_TIME, _LIMIT = 64, 60.0
+
+#: frames if the file was opened, else category and message
+Outcome = tuple[int | None, str, str]
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """One class: how many videos a complete data set has, and how those here are."""
+
+    name: str
+    split: str
+    expected: int
+    found: int
+    unreadable: int
+    duplicates: int
+    too_short: int
+
+    @property
+    def missing(self) -> int:
+        """Videos that are not here."""
+        return max(0, self.expected - self.found)
+
+    @property
+    def usable(self) -> int:
+        """Videos that are here, readable and long enough."""
+        return self.found - self.unreadable - self.too_short
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All classes, and whether each that takes part has ``needed`` usable videos."""
+
+    index: Index
+    classes: tuple[ClassReport, ...]
+    needed: int
+    opened: bool
+    problems: tuple[tuple[str, str, str], ...]
+
+    @property
+    def too_few(self) -> tuple[ClassReport, ...]:
+        """Classes of a split that cannot give the episodes asked for."""
+        return tuple(c for c in self.classes if c.split != "none" and c.usable < self.needed)
+
+    @property
+    def enough(self) -> bool:
+        """Whether every class can give the episodes asked for."""
+        return not self.too_few
+
+    def totals(self) -> dict[str, Counter[str]]:
+        """By split: the sums over its classes, and how many those are."""
+        sums: dict[str, Counter[str]] = {}
+        for one in self.classes:
+            counts = {"classes": 1, **{name: getattr(one, name) for name in _COLUMNS}}
+            sums.setdefault(one.split, Counter()).update(counts)
+        return sums
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "dataset": self.index.dataset,
+            "root": str(self.index.root),
+            "notes": list(self.index.notes),
+            "opened": self.opened,
+            "needed_per_class": self.needed,
+            "enough": self.enough,
+            "splits": {split: dict(counts) for split, counts in self.totals().items()},
+            "classes": [
+                {"class": c.name, "split": c.split, **{name: getattr(c, name) for name in _COLUMNS}}
+                for c in self.classes
+            ],
+            "problems": [
+                dict(zip(("path", "category", "error"), problem, strict=True)) for problem in self.problems
+            ],
+        }
+
+    def table(self) -> Table:
+        """Classes that are not as they should be, and a line per split."""
+        table = Table(title=f"{self.index.dataset} at {self.index.root}", title_justify="left")
+        table.add_column("class")
+        table.add_column("split")
+        for column in _COLUMNS:
+            table.add_column(column.replace("_", " "), justify="right")
+        for one in self.classes:
+            if one.missing or one.duplicates or one.usable < one.found or one in self.too_few:
+                table.add_row(one.name, one.split, *(str(getattr(one, name)) for name in _COLUMNS))
+        table.add_section()
+        for split, sums in self.totals().items():
+            table.add_row(f"{sums['classes']} classes", split, *(str(sums[name]) for name in _COLUMNS))
+        return table
+
+    def sentence(self) -> str:
+        """The finding in one line."""
+        looked = "" if self.opened else " (files were not opened)"
+        if self.enough:
+            return f"every class has at least {self.needed} usable videos{looked}; only gaps are shown"
+        worst = min(self.too_few, key=lambda c: c.usable)
+        return (
+            f"{len(self.too_few)} classes have fewer than {self.needed} usable videos, {worst.name!r} has "
+            f"{worst.usable}{looked}"
+        )
+
+
+_COLUMNS = ("expected", "found", "missing", "unreadable", "duplicates", "too_short", "usable")
+
+
+def check(
+    index: Index,
+    *,
+    min_frames: int = 1,
+    needed: int = 6,
+    open_files: bool = True,
+    workers: int | None = None,
+) -> CheckReport:
+    """Look at every video of ``index``; ``open_files`` reads its packets, without decoding one.
+
+    ``needed``: videos that a class must have for an episode, shots and queries together.
+    """
+    videos = index.plan.videos
+    outcomes: list[Outcome] = [(None, "", "")] * len(videos)
+    if open_files:
+        outcomes = list(_probe([index.root / video.path for video in videos], workers))
+    unreadable: Counter[str] = Counter()
+    short: Counter[str] = Counter()
+    problems = []
+    for video, (frames, category, error) in zip(videos, outcomes, strict=True):
+        if category:
+            unreadable[video.class_name] += 1
+            problems.append((video.path, category, error))
+        elif frames is not None and frames < min_frames:
+            short[video.class_name] += 1
+            problems.append((video.path, "too short", f"{frames} frames, at least {min_frames} asked for"))
+    found = Counter(video.class_name for video in videos)
+    names = Counter((v.class_name, os.path.splitext(v.path)[0]) for v in videos)
+    copies = Counter({name: len(paths) for name, paths in index.copies.items()})
+    for (name, _), count in names.items():
+        copies[name] += count - 1
+    classes = tuple(
+        ClassReport(name, split, expected, found[name], unreadable[name], copies[name], short[name])
+        for name, split, expected in index.plan.classes()
+    )
+    return CheckReport(index, classes, needed, open_files, tuple(problems))
+
+
+def _probe(paths: Sequence[Path], workers: int | None) -> Iterator[Outcome]:
+    """What opening each path gives, in order; a file that kills or hangs its process is looked at alone."""
+    parts = [tuple(paths[i : i + _AT_A_TIME]) for i in range(0, len(paths), _AT_A_TIME)]
+    with ProcessPool(
+        max_workers=workers or min(16, os.cpu_count() or 1), context=get_context("spawn")
+    ) as pool:
+        futures = [pool.schedule(_look, args=[part], timeout=_LIMIT) for part in parts]
+        for part, future in zip(parts, futures, strict=True):
+            try:
+                yield from future.result()
+            except (ProcessExpired, TimeoutError):
+                for path in part:
+                    yield _alone(pool, path)
+
+
+def _alone(pool: ProcessPool, path: Path) -> Outcome:
+    try:
+        found: list[Outcome] = pool.schedule(_look, args=[(path,)], timeout=_LIMIT).result()
+        return found[0]
+    except TimeoutError:
+        return None, "timeout", f"not opened within {_LIMIT:g} s"
+    except ProcessExpired as error:
+        return None, "crashed", f"opening it ended the process with exit code {error.exitcode}"
+
+
+def _look(paths: tuple[Path, ...]) -> list[Outcome]:
+    found: list[Outcome] = []
+    for path in paths:
+        try:
+            found.append((count_frames(path), "", ""))
+        except DecodeError as error:
+            found.append((None, error.category, error.detail))
+    return found
+
+
+def describe_benchmarks() -> list[dict[str, Any]]:
+    """The five benchmarks: classes and videos per split, and where they come from."""
+    rows = []
+    for name in BENCHMARKS:
+        about = benchmark(name)
+        splits = {
+            split: {"classes": len(listed), "videos": sum(count for _, _, count in listed)}
+            for split, listed in about.classes.items()
+        }
+        rows.append({"name": name, "splits": splits, "about": about.about, "home": about.home})
+    return rows
+
+
+def benchmarks_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """:func:`describe_benchmarks` for a terminal."""
+    table = Table("data set", "classes", "videos", "split", title="train/val/test", title_justify="left")
+    for row in rows:
+        parts = [row["splits"][split] for split in SPLITS if split in row["splits"]]
+        cells = ("/".join(str(part[what]) for part in parts) for what in ("classes", "videos"))
+        table.add_row(row["name"], *cells, row["about"])
+    return table

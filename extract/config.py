@@ -1,0 +1,94 @@
+"""What an extraction is asked for."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from clipspm.cache.errors import UsageError
+from clipspm.cache.writer import Format
+from clipspm.engines.base import EngineConfig, parse_devices
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+ResizeOn = Literal["auto", "decoders", "encoder"]
+
+_MOST_THREADS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """One extraction. Sizes in pixels, times in seconds.
+
+    ``device``: one, or several joined by commas, each with an encoder of its own. ``threads``: of the encoder
+    on a CPU (none: all cores); pinned, the numbers do not depend on how many processes share the machine.
+    ``resize_on``: the decoders' cores (Pillow) or the encoder's device (torch); ``auto``: there, on a GPU.
+    ``max_failures``: a number of videos, or like ``5%`` a share of them, beyond which the extraction stops.
+    """
+
+    dataset: str
+    videos: Path | None = None
+    splits: Path | None = None
+    split_files: Path | None = None
+    model: str | None = None
+    pretrained: str | None = None
+    precision: Precision = "auto"
+    pixel_norm: Literal["model", "none"] = "model"
+    device: str | None = None
+    threads: int | None = None
+    layers: str = "final"
+    prompts: str = "photo"
+    frames: int = 8
+    views: int = 1
+    resize: int | None = None
+    resize_on: ResizeOn = "auto"
+    min_frames: int = 1
+    format: Format = "zarr"
+    store_dtype: Literal["fp16", "fp32"] = "fp16"
+    out: Path | None = None
+    limit: int | None = None
+    workers: int | None = None
+    batch_size: int = 64
+    shard_size: int = 256
+    decode_timeout: float = 60.0
+    retry_failed: bool = False
+    max_failures: str | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "views", "batch_size", "shard_size", "min_frames"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name in ("limit", "workers", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} must be at least 1, got {value}")
+        if not self.decode_timeout > 0:
+            raise UsageError(f"--decode-timeout must be more than 0 seconds, got {self.decode_timeout:g}")
+        if self.threads is not None and self.threads > _MOST_THREADS:
+            raise UsageError(f"--threads is at most {_MOST_THREADS}, got {self.threads}")
+        if self.out is not None and (not self.out.name or "\n" in self.out.name):
+            raise UsageError(f"--out {str(self.out)!r} names no cache: give a folder (or .h5 file) to write")
+        self.most_failures(0)
+        replace(self.engine, devices=self.devices)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices named by ``device``."""
+        return parse_devices(self.device)
+
+    def most_failures(self, videos: int) -> int | None:
+        """How many of ``videos`` may fail; None: all of them."""
+        text = (self.max_failures or "").strip()
+        if not text:
+            return None
+        share = text.endswith("%")
+        try:
+            number = float(text.removesuffix("%"))
+            if not 0 <= number < float("inf") or (share and number > 100) or (not share and number % 1):
+                raise ValueError
+        except ValueError as error:
+            raise UsageError(
+                f"--max-failures {self.max_failures!r}: expected a number of videos, or a share like 5%"
+            ) from error
+        return int(videos * number / 100) if share else int(number)

@@ -1,0 +1,276 @@
+"""The unit of extraction: one shard of videos, from files to staged features.
+
+Doing a shard twice does no harm, wherever it is done; batches are formed inside a shard and in its order, so
+the numbers depend neither on workers and engines nor on what happened before. Three things go on at once:
+decoders run ahead, this process encodes, and a thread of it stages the shard before.
+
+Shapes: V views, T frames, C crop size in pixels, D a layer's width.
+"""
+
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from clipspm.cache.errors import ClipspmError
+from clipspm.cache.spec import CacheSpec, VideoRecord
+from clipspm.cache.staging import is_staged, stage
+from clipspm.engines.allocator import keep_pages
+from clipspm.extract.clip import NATIVE, Clip, ClipSettings
+from clipspm.extract.decode import DecodeError
+from clipspm.extract.encoder import Encoder, Underway
+from clipspm.extract.workers import DecodePool
+
+_FP16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The videos of one shard that are still to be read, by their row in the cache."""
+
+    number: int
+    videos: Mapping[int, VideoRecord]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds by stage: ``decoding`` summed over the decoders (failed videos not counted), ``waiting`` for
+    them and ``encoding`` of the encoding process, ``writing`` of the thread that writes.
+    """
+
+    decoding: float = 0.0
+    waiting: float = 0.0
+    encoding: float = 0.0
+    writing: float = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(**{name: value + getattr(other, name) for name, value in self.__dict__.items()})
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """A staged shard, and the time it took; none where it was staged before."""
+
+    number: int
+    spent: Spent = Spent()
+
+
+#: told of each video as it is done: read or not, and the time since the one before
+Listen = Callable[[bool, Spent], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """Everything that extracting a shard needs, on this machine or another that sees the same files.
+
+    ``cache``: the growing Zarr cache; ``videos``: the folder that the records' paths start from. ``encoder``
+    and ``listen`` stay in the process that made the task.
+    """
+
+    cache: Path
+    videos: Path
+    spec: CacheSpec
+    model: str
+    pretrained: str | None
+    pixel_norm: Literal["model", "none"]
+    flip: bool
+    batch_size: int
+    workers: int
+    timeout: float
+    threads: int | None
+    encoder: Encoder | None = field(default=None, repr=False)
+    listen: Listen | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "encoder": None, "listen": None}
+
+    @contextmanager
+    def open(self, device: str | None = None) -> Iterator[Callable[[Iterable[Shard]], Iterator[ShardDone]]]:
+        """Load the encoder, start the decoders; yields what turns shards into staged shards."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        keep_pages()
+        encoder = self.encoder or self._load(device)
+        spec, pre = self.spec, encoder.preprocessing
+        settings = ClipSettings(
+            spec.frames,
+            spec.views,
+            pre.resize,
+            pre.crop,
+            pre.interpolation,
+            self.flip,
+            spec.min_frames,
+            native=NATIVE * pre.resize**2 if spec.resized_by == "torch" else 0,
+        )
+        with DecodePool(settings, workers=self.workers, timeout=self.timeout) as decoders:
+            yield lambda shards: self._run(encoder, decoders, list(shards))
+
+    def _load(self, device: str | None) -> Encoder:
+        spec = self.spec
+        encoder = Encoder(
+            self.model,
+            self.pretrained,
+            layers=spec.layers,
+            device=device,
+            precision=spec.precision,  # type: ignore[arg-type]
+            resize=spec.resize,
+            pixel_norm=self.pixel_norm,
+        )
+        here = (encoder.source.architecture_sha256, encoder.source.weights_sha256)
+        if here != (spec.architecture_sha256, spec.weights_sha256):
+            raise ClipspmError(
+                f"the encoder on {socket.gethostname()} is not the one that this cache was begun with: "
+                f"{self.model}, {self.pretrained} has other weights there"
+            )
+        return encoder
+
+    def _run(self, encoder: Encoder, decoders: DecodePool, shards: list[Shard]) -> Iterator[ShardDone]:
+        """Shards in order; decoding runs ahead of encoding, across shards too, and writing behind it."""
+        todo = []
+        for shard in shards:
+            if is_staged(self.cache, shard.number):  # by a worker that died, or was requeued, afterwards
+                yield ShardDone(shard.number)
+            else:
+                todo.append(shard)
+        jobs = ((self.videos / video.path, video.id) for shard in todo for video in shard.videos.values())
+        clips = decoders.stream(jobs)
+        with ThreadPoolExecutor(1) as writer:
+            before: Future[ShardDone] | None = None
+            for shard in todo:
+                encoded = self._encode(encoder, clips, shard)
+                if before is not None:
+                    yield before.result()
+                before = writer.submit(self._stage, *encoded)
+            if before is not None:
+                yield before.result()
+
+    def _encode(
+        self, encoder: Encoder, clips: Iterator[Clip | DecodeError], shard: Shard
+    ) -> tuple[Shard, dict[int, VideoRecord], dict[str, np.ndarray], Spent]:
+        """The shard, its videos' outcomes, the features of those that were read, and the time it took."""
+        batcher = _Batcher(encoder, self.batch_size, self.spec)
+        outcomes: dict[int, VideoRecord] = {}
+        total = Spent()
+        for row, video in shard.videos.items():
+            start = time.perf_counter()
+            clip = next(clips)
+            arrived = time.perf_counter()
+            outcomes[row] = _outcome(video, clip)
+            decoding = 0.0
+            if isinstance(clip, Clip):
+                batcher.add(encoder.views(clip))
+                decoding = clip.seconds
+            if len(outcomes) == len(shard.videos):
+                batcher.finish()
+            spent = Spent(decoding, arrived - start, time.perf_counter() - arrived)
+            total += spent
+            if self.listen is not None:
+                self.listen(isinstance(clip, Clip), spent)
+        return shard, outcomes, batcher.features(), total
+
+    def _stage(
+        self, shard: Shard, outcomes: dict[int, VideoRecord], features: dict[str, np.ndarray], spent: Spent
+    ) -> ShardDone:
+        start = time.perf_counter()
+        stage(self.cache, shard.number, outcomes, features)
+        return ShardDone(shard.number, spent + Spent(writing=time.perf_counter() - start))
+
+
+def extract_shard(task: ShardTask, shard: Shard, device: str | None = None) -> ShardDone:
+    """Extract and stage one shard; one that is staged already is left as it is.
+
+    Videos that cannot be read are part of the result. Raises :class:`ClipspmError` where nothing can be done.
+    """
+    with task.open(device) as work:
+        return next(iter(work([shard])))
+
+
+class _Batcher:
+    """Collects the frames of a shard's videos and encodes them in batches that cross video boundaries.
+
+    A batch's features are waited for when the next one is on its way: on a GPU, the next one is put together
+    while this one is computed. Hence two buffers.
+    """
+
+    def __init__(self, encoder: Encoder, size: int, spec: CacheSpec) -> None:
+        self.encoder, self.spec = encoder, spec
+        self.buffers = [encoder.pixel_buffer(size, here=spec.resized_by == "torch") for _ in range(2)]
+        self.filled = 0
+        self.underway: Underway | None = None
+        self.encoded: dict[str, list[np.ndarray]] = {layer: [] for layer in spec.layers}
+
+    def add(self, frames: torch.Tensor) -> None:
+        """``frames`` uint8 [V * T, C, C, 3]: copied into a batch, which is encoded when it is full."""
+        while len(frames):
+            buffer = self.buffers[0]
+            part = frames[: len(buffer) - self.filled]
+            self.encoder.put(part, buffer[self.filled : self.filled + len(part)])
+            self.filled += len(part)
+            frames = frames[len(part) :]
+            if self.filled == len(buffer):
+                self._encode()
+
+    def finish(self) -> None:
+        """Encode what is left."""
+        if self.filled:
+            self._encode()
+        self._fetch()
+
+    def features(self) -> dict[str, np.ndarray]:
+        """Per layer the features [videos, V, T, D] in the store's type."""
+        shape = (-1, self.spec.views, self.spec.frames)
+        return {
+            layer: np.concatenate(parts).reshape(*shape, self.spec.dims[layer])
+            for layer, parts in self.encoded.items()
+            if parts
+        }
+
+    def _encode(self) -> None:
+        pixels = self.buffers[0][: self.filled].permute(0, 3, 1, 2)  # channels-last
+        encoded = Underway(self.encoder.encode_images(pixels))
+        self._fetch()
+        self.underway = encoded
+        self.buffers.reverse()
+        self.filled = 0
+
+    def _fetch(self) -> None:
+        for layer, values in self.underway.wait().items() if self.underway else ():
+            self.encoded[layer].append(_to_store(values.numpy(), layer, self.spec.store_dtype))
+        self.underway = None
+
+
+def _to_store(values: np.ndarray, layer: str, dtype: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise ClipspmError(f"layer {layer} of the encoder gives NaN or infinite values: try --precision fp32")
+    if dtype == "fp32":
+        return values
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest > _FP16_MAX:
+        raise ClipspmError(
+            f"layer {layer} reaches {largest:.0f}, more than fp16 holds ({_FP16_MAX:.0f}): "
+            "use --store-dtype fp32"
+        )
+    return values.astype(np.float16)
+
+
+def _outcome(record: VideoRecord, clip: Clip | DecodeError) -> VideoRecord:
+    if isinstance(clip, DecodeError):
+        return replace(record, status="failed", category=clip.category, error=clip.detail)
+    return replace(
+        record,
+        status="ok",
+        category="",
+        error="",
+        frames=clip.total,
+        fps=clip.fps,
+        indices=clip.indices,
+        pts_seconds=clip.pts_seconds,
+        backend=clip.backend,
+    )

@@ -1,0 +1,364 @@
+"""Any number of runs in one table, in which only what is comparable shares a column without a mark.
+
+A row is a head with the settings that differ from what its recipe says for the data set, whatever the seed;
+the shots and ways of training are named where they are not those of the test. A column is a data set with a
+request and a protocol. A score not measured as most of its column were (episodes, coverage, features,
+frames, arithmetic, training videos, selection) has a mark, and a note says what differs.
+"""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.cache.home import demo_dir, runs_dir
+from clipspm.train_heads.classwise import class_interval
+from clipspm.train_heads.config import TrainConfig, resolve_config
+from clipspm.train_heads.episodes import EpisodeSpec
+from clipspm.train_heads.evaluate import EvalResult, load_evaluation
+from clipspm.train_heads.heads.base import Protocol
+from clipspm.train_heads.request import DEFAULT_FRAMES, DEFAULT_QUERIES
+from clipspm.train_heads.runs import Run
+from clipspm.train_heads.stats import Spread, estimate, spread
+from clipspm.train_heads.tables import Table
+
+#: settings that are not part of a row's name: seeds, and where values came from or were computed
+_NOT_IN_ROWS = ("recipe", "preset", "device", "head", "head_config", "seed")
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What scores must share to be compared: episodes, videos, features, how they were read, what was trained
+    on, and how the weights were selected."""
+
+    episodes: str
+    coverage: tuple[int, int]
+    features: str
+    frames: int
+    shuffled: bool
+    precision: str
+    trained_on: str
+    selection: str
+
+    def differences(self, other: "Basis") -> str:
+        """What is not as in ``other``, readable."""
+        said = {
+            "episodes": f"episodes {self.episodes[:16]}",
+            "coverage": f"{self.coverage[0]} of {self.coverage[1]} videos",
+            "features": f"features {self.features[:16]}",
+            "frames": f"{self.frames} frames",
+            "shuffled": "frames shuffled" if self.shuffled else "frames in order",
+            "precision": self.precision,
+            "trained_on": f"training videos {self.trained_on}",
+            "selection": f"selection {self.selection}",
+        }
+        return ", ".join(text for name, text in said.items() if getattr(self, name) != getattr(other, name))
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row's runs in one column: ``accuracies`` [seeds, n], by training seed and episode."""
+
+    row: str
+    column: tuple[str, str, str]
+    basis: Basis
+    seeds: tuple[int, ...]
+    accuracies: npt.NDArray[np.float64]
+    classes95: tuple[float, float] | None
+    runs: tuple[Path, ...]
+    versions: tuple[str, ...]
+
+    @property
+    def over_seeds(self) -> Spread:
+        """Mean and spread over training seeds."""
+        return spread(self.accuracies.mean(1).tolist())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; fractions, not per cent."""
+        score, low_high = estimate(self.accuracies.mean(0)), self.classes95 or (None, None)
+        dataset, request, protocol = self.column
+        return {
+            "method": self.row,
+            "dataset": dataset,
+            "request": request,
+            "protocol": protocol,
+            "accuracy": score.mean,
+            "interval95": score.half,
+            "classes95_low": low_high[0],
+            "classes95_high": low_high[1],
+            "seeds": len(self.seeds),
+            "seed_std": self.over_seeds.std,
+            "episodes": score.n,
+            "episode_hash": self.basis.episodes,
+            "found": self.basis.coverage[0],
+            "expected": self.basis.coverage[1],
+            "cache_fingerprint": self.basis.features,
+            "frames": self.basis.frames,
+            "frames_shuffled": self.basis.shuffled,
+            "precision": self.basis.precision,
+            "trained_on": self.basis.trained_on,
+            "selection": self.basis.selection,
+            "version": " ".join(self.versions),
+            "runs": " ".join(map(str, self.runs)),
+        }
+
+    def text(self) -> str:
+        """For a cell: per cent with the interval over episodes, and the spread over several seeds."""
+        score, seeds = estimate(self.accuracies.mean(0)), self.over_seeds
+        several = f" (s {100 * seeds.std:.1f}, {seeds.n})" if seeds.n > 1 else ""
+        return f"{100 * score.mean:.1f} ± {100 * score.half:.1f}{several}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every evaluation of some runs. ``skipped``: directories that could not be read, and why.
+
+    ``throughout``: by head, settings that differ from the recipe's in all its rows, and so name none.
+    """
+
+    scores: tuple[Score, ...]
+    skipped: tuple[str, ...]
+    throughout: dict[str, tuple[str, ...]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for ``--json``: the scores, and what was published for the same columns."""
+        return {
+            "scores": [score.as_dict() for score in self.scores],
+            "throughout": self.throughout,
+            "published": self.published(),
+            "skipped": list(self.skipped),
+        }
+
+    def published(self) -> list[dict[str, Any]]:
+        """Published numbers for the data sets and requests that occur; none of them was measured here."""
+        asked = {score.column[:2] for score in self.scores}
+        return [entry for entry in published() if (entry["dataset"], entry["request"]) in asked]
+
+    def csv(self) -> str:
+        """A line per score, fractions with all their digits."""
+        rows = [score.as_dict() for score in self.scores]
+        columns = list(rows[0]) if rows else []
+        return Table(columns, [["" if v is None else str(v) for v in row.values()] for row in rows]).csv()
+
+    def table(self) -> Table:
+        """Rows by columns, in per cent, with a mark at every score that is not on its column's basis."""
+        columns = sorted({score.column for score in self.scores})
+        usual = {
+            column: Counter(s.basis for s in self.scores if s.column == column).most_common(1)[0][0]
+            for column in columns
+        }
+        marks: dict[str, str] = {}
+        rows: dict[tuple[str, str], dict[tuple[str, str, str], str]] = {}
+        for score in self.scores:
+            mark = ""
+            if score.basis != usual[score.column]:
+                what = score.basis.differences(usual[score.column])
+                mark = marks.setdefault(what, _letter(len(marks)))
+            rows.setdefault((score.row, mark), {})[score.column] = f"{score.text()} {mark}".rstrip()
+        lines = [
+            [name, *(cells.get(column, "-") for column in columns)]
+            for (name, _), cells in sorted(rows.items(), key=lambda row: row[0])
+        ]
+        notes = [
+            "accuracy ± 95 % interval over episodes, in %",
+            *["s: standard deviation over so many training seeds"]
+            * any(len(s.seeds) > 1 for s in self.scores),
+            *(f"{' '.join(column)}: {_basis_note(basis)}" for column, basis in usual.items()),
+            *self._throughout_notes(),
+            *(f"{mark}: not comparable with its column: {what}" for what, mark in marks.items()),
+        ]
+        return Table(["", *(" ".join(column) for column in columns)], lines, "Results", notes)
+
+    def _throughout_notes(self) -> list[str]:
+        heads: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for head, settings in sorted(self.throughout.items()):
+            heads[settings].append(head)
+        return [f"{', '.join(who)}: {', '.join(what)}" for what, who in heads.items() if what]
+
+    def published_table(self) -> Table | None:
+        """Published numbers beside them, where there are any."""
+        entries = self.published()
+        if not entries:
+            return None
+        columns = sorted({(entry["dataset"], entry["request"]) for entry in entries})
+        rows: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
+        for entry in entries:
+            key = tuple(entry[k] for k in ("method", "source", "clip", "selection"))
+            rows.setdefault(key, {})[entry["dataset"], entry["request"]] = f"{100 * entry['accuracy']:.1f}"
+        return Table(
+            ["", "source", "CLIP", "selected on", *(" ".join(column) for column in columns)],
+            [[*key, *(found.get(column, "-") for column in columns)] for key, found in rows.items()],
+            "Published, not measured here",
+            ["accuracy in %, each under its own protocol: not comparable with the table above"],
+        )
+
+
+def published() -> list[dict[str, Any]]:
+    """Published accuracies (fractions) with source, whether CLIP was fine-tuned, and selection split."""
+    text = resources.files("clipspm.train_heads").joinpath("published.yaml").read_text("utf-8")
+    entries = []
+    for method in yaml.safe_load(text)["methods"]:
+        facts = {k: method[k] for k in ("method", "source", "clip", "selection")}
+        for dataset, values in method["accuracy"].items():
+            for shots, value in zip((1, 3, 5), values, strict=True):
+                if value is not None:
+                    request = f"5-way {shots}-shot"
+                    entries.append({**facts, "dataset": dataset, "request": request, "accuracy": value / 100})
+    return entries
+
+
+def collect(places: Iterable[str | Path] = (), *, dataset: str | None = None, split: str = "test") -> Results:
+    """Read the evaluations of runs at or below ``places`` (default: the home's and the demo's).
+
+    Runs that differ in nothing but the seed are one score. Raises :class:`UsageError` where nothing is found.
+    """
+    found = [Path(place) for place in places] or [p for p in (runs_dir(), demo_dir() / "runs") if p.is_dir()]
+    if not found:
+        raise UsageError(f"no runs yet at {runs_dir()}: `clipspm train-heads` and `clipspm eval` make them")
+    ones: list[_One] = []
+    skipped: list[str] = []
+    for path in sorted({run for place in found for run in runs_below(place)}):
+        ones += [one for one in _read(path, split, skipped) if dataset in (None, one.column[0])]
+    if not ones:
+        where = " or ".join(map(str, found))
+        why = f" ({skipped[0]})" if skipped else ""
+        raise UsageError(f"no evaluated runs at {where}{why}: `clipspm eval RUN` evaluates one")
+    throughout = {
+        head: tuple(s for s in settings if all(s in one.settings for one in ones if one.head == head))
+        for head, settings in {one.head: one.settings for one in ones}.items()
+    }
+    grouped: dict[tuple[str, tuple[str, str, str], Basis], dict[int, _One]] = defaultdict(dict)
+    for one in ones:
+        own = [setting for setting in one.settings if setting not in throughout[one.head]]
+        row = one.head + (f" ({', '.join(own)})" if own else "")
+        twin = grouped[row, one.column, one.basis].setdefault(one.seed, one)
+        if not np.array_equal(twin.accuracies, one.accuracies):
+            skipped.append(f"{one.run}: {twin.run} has the same settings and seed, and other predictions")
+    scores = tuple(_score(key, same) for key, same in sorted(grouped.items(), key=lambda item: item[0][:2]))
+    return Results(scores, tuple(dict.fromkeys(skipped)), throughout)
+
+
+@dataclass(frozen=True)
+class _One:
+    """One evaluation of one run under one protocol."""
+
+    head: str
+    settings: tuple[str, ...]
+    column: tuple[str, str, str]
+    basis: Basis
+    seed: int
+    accuracies: npt.NDArray[np.float64]
+    classes95: tuple[float, float] | None
+    run: Path
+    version: str
+
+
+def runs_below(place: Path) -> list[Path]:
+    """Directories at or below ``place`` that hold a run with results."""
+    if not place.is_dir():
+        raise UsageError(f"{place} is not a folder of runs")
+    return [
+        Path(folder) for folder, _, files in os.walk(place) if {"config.json", "results.json"} <= set(files)
+    ]
+
+
+def _read(path: Path, split: str, skipped: list[str]) -> list[_One]:
+    """Every evaluation of a run; what cannot be read is named in ``skipped``."""
+    found = []
+    try:
+        run = Run.open(path)
+        evaluations = dict(run.results().get("evaluations", {}))
+    except (ClipspmError, TypeError, ValueError, AttributeError) as error:
+        skipped.append(_said(path, error))
+        return []
+    for name in evaluations:
+        try:
+            result = load_evaluation(run, name)
+            if result.facts["split"] == split:
+                found += [_one(run, result, protocol) for protocol in result.protocols]
+        except (ClipspmError, KeyError, TypeError, ValueError, AttributeError) as error:
+            skipped.append(_said(path, error))
+    return found
+
+
+def _said(path: Path, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ClipspmError) else f"{path}: an evaluation lacks or garbles {text}"
+
+
+def _one(run: Run, result: EvalResult, protocol: Protocol) -> _One:
+    facts, accuracies = result.facts, result.accuracies(protocol)
+    covered = facts.get("coverage") or {"found": 0, "expected": 0}
+    basis = Basis(
+        facts["episode_hash_full"],
+        (int(covered["found"]), int(covered["expected"])),
+        facts["cache_fingerprint"],
+        facts["frames"],
+        facts["shuffle_time"],
+        facts["precision"],
+        run.cache.get("content") or "elsewhere",
+        facts["selection"],
+    )
+    return _One(
+        run.config.head,
+        _settings(run, facts["dataset"], result.episodes.spec),
+        (facts["dataset"], result.episodes.spec.describe(), protocol),
+        basis,
+        run.config.seed,
+        accuracies,
+        class_interval(accuracies, result.episodes),
+        run.path,
+        facts["version"],
+    )
+
+
+def _score(key: tuple[str, tuple[str, str, str], Basis], by_seed: Mapping[int, _One]) -> Score:
+    chosen = [by_seed[seed] for seed in sorted(by_seed)]
+    accuracies = np.stack([one.accuracies for one in chosen])
+    whole = [one.classes95 for one in chosen if one.classes95]
+    mean = (float(np.mean([w[0] for w in whole])), float(np.mean([w[1] for w in whole]))) if whole else None
+    versions = tuple(sorted({one.version for one in chosen}))
+    return Score(*key, tuple(sorted(by_seed)), accuracies, mean, tuple(one.run for one in chosen), versions)
+
+
+@cache
+def _usual(recipe: str, dataset: str, head: str) -> TrainConfig:
+    return resolve_config(recipe=recipe, dataset=dataset, overrides={"head": head})
+
+
+def _settings(run: Run, dataset: str, spec: EpisodeSpec) -> tuple[str, ...]:
+    """A recipe that is not the default one, and settings that differ from what it says for ``dataset``."""
+    config = run.config
+    said = [config.recipe] * (config.recipe != "default") + ["imported"] * run.imported
+    try:
+        usual = _usual(config.recipe, dataset, config.head)
+    except UsageError:  # a recipe of another version: all that is known is that it is this one
+        return (*said, f"settings {replace(config, seed=0).identity[:8]}")
+    as_tested = replace(usual, way=spec.way, shots=spec.shot, queries=DEFAULT_QUERIES, frames=DEFAULT_FRAMES)
+    mine, theirs = config.as_dict(), as_tested.as_dict()
+    other = {k: v for k, v in mine.items() if k not in _NOT_IN_ROWS and v not in (theirs[k], None)}
+    other |= {k: v for k, v in mine["head_config"].items() if theirs["head_config"].get(k) != v}
+    return (*said, *(f"{k}={json.dumps(v)}" for k, v in other.items()))
+
+
+def _basis_note(basis: Basis) -> str:
+    found, expected = basis.coverage
+    missing = "" if found >= expected else f", {found} of {expected} videos"
+    return (
+        f"episodes {basis.episodes[:16]}, features {basis.features[:16]}, "
+        f"selection {basis.selection}{missing}"
+    )
+
+
+def _letter(count: int) -> str:
+    return f"[{chr(ord('a') + count % 26)}{count // 26 or ''}]"

@@ -1,0 +1,115 @@
+"""What selecting the checkpoint on the test split would be worth: a number nobody should report.
+
+Published code in this field commonly scores every checkpoint on the test episodes and reports the best score.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipspm.cache.errors import UsageError
+from clipspm.train_heads.evaluate import EvalResult, as_trained, evaluate
+from clipspm.train_heads.heads.base import Protocol
+from clipspm.train_heads.pool import FeatureSource
+from clipspm.train_heads.progress import Reporter, Say
+from clipspm.train_heads.runs import Run
+from clipspm.train_heads.tables import Table
+
+
+@dataclass(frozen=True)
+class SelectionBias:
+    """``honest``: the evaluation of the weights chosen on validation classes. ``scores``: by weights
+    (``best``, ``last`` and those kept on the way) and protocol, the accuracy on the same test episodes."""
+
+    honest: EvalResult
+    scores: dict[str, dict[Protocol, float]]
+
+    def chosen_on_test(self, protocol: Protocol) -> tuple[str, float]:
+        """The weights with the highest test accuracy, and that accuracy."""
+        which = max(self.scores, key=lambda name: self.scores[name][protocol])
+        return which, self.scores[which][protocol]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: per protocol the honest accuracy, the one chosen on test, and the difference."""
+        out: dict[str, Any] = {"scores": self.scores}
+        for protocol in self.honest.protocols:
+            honest, (which, best) = self.honest.estimate(protocol).mean, self.chosen_on_test(protocol)
+            out[protocol] = {
+                "honest": honest, "chosen_on_test": best, "weights": which, "bias": best - honest
+            }  # fmt: skip
+        return out
+
+    def table(self) -> Table:
+        """In per cent, a row per protocol."""
+        rows = []
+        for protocol in self.honest.protocols:
+            honest, (which, best) = self.honest.estimate(protocol).mean, self.chosen_on_test(protocol)
+            rows.append(
+                (
+                    protocol,
+                    f"{100 * honest:.2f}",
+                    f"{100 * best:.2f} ({which})",
+                    f"{100 * (best - honest):+.2f}",
+                )
+            )
+        facts = self.honest.facts
+        chosen = "validation classes" if facts["selection"] == "val" else "nothing (the last weights)"
+        notes = (
+            f"accuracy in %; chosen on test: the best of {len(self.scores)} weights on the very episodes "
+            f"{self.honest.name};",
+            f"honest: selected on {chosen}. Report the honest one.",
+        )
+        return Table(
+            ("", "honest", "chosen on test", "difference"), rows, "What selection on test is worth", notes
+        )
+
+
+def selection_bias(
+    target: str | Path | Run,
+    cache: FeatureSource | str | Path | None = None,
+    *,
+    allow_partial: bool = False,
+    protocols: Sequence[Protocol] = ("inductive", "transductive"),
+    device: str = "auto",
+    log: Say | None = None,
+    **request: Any,
+) -> SelectionBias:
+    """Evaluate a run as :func:`evaluate` does, then every other weights it holds on the same episodes.
+
+    ``request``: what else :func:`evaluate` takes. The run's ``results.json`` gets the comparison beside the
+    evaluation; its weights and their selection stay as they are. Raises :class:`UsageError` for a run that
+    kept no checkpoints.
+    """
+    run = target if isinstance(target, Run) else Run.open(target)
+    if not run.checkpoints():
+        if not run.load_head().trainable:
+            raise UsageError(
+                f"{run.path}: {run.config.head} has nothing to train, so there is nothing to select"
+            )
+        raise UsageError(f"{run.path} kept no checkpoints on the way: train with --keep-checkpoints 10")
+    if cache is None or isinstance(cache, str | Path):
+        cache = as_trained(run, cache, allow_partial=allow_partial)
+    reporter = Reporter(log)
+    honest = evaluate(run, cache, protocols=protocols, device=device, log=log, **request)
+    scores: dict[str, dict[Protocol, float]] = {}
+    for which in ("best", "last", *run.checkpoints()):
+        if not (run.path / f"{which}.safetensors").is_file():
+            continue
+        reporter.say(f"weights {which}")
+        found = evaluate(
+            run.load_head(which),
+            cache,
+            episodes=honest.episodes,
+            frames=honest.facts["frames"],
+            protocols=protocols,
+            precision=honest.facts["precision"],
+            shuffle_time=honest.facts["shuffle_time"],
+            device=device,
+            log=log,
+        )
+        scores[which] = {p: found.estimate(p).mean for p in protocols}
+    bias = SelectionBias(honest, scores)
+    with run.editing() as results:
+        results["evaluations"][honest.name]["selection_bias"] = bias.as_dict()
+    return bias
