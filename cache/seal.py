@@ -69,6 +69,11 @@ def broken(cache: Path, *, metadata_only: bool = False) -> list[tuple[str, str]]
     return wrong
 
 
+def irregular(cache: Path) -> list[Path]:
+    """Links, pipes, devices and empty folders in a Zarr cache: nothing that was ever written there."""
+    return [file for _, file in _files(cache) if not _is_regular(file)]
+
+
 def check_metadata(cache: Path) -> None:
     """Refuse a Zarr cache whose metadata is not as it was sealed."""
     for name, problem in broken(cache, metadata_only=True):
@@ -76,16 +81,17 @@ def check_metadata(cache: Path) -> None:
 
 
 def _files(cache: Path, metadata_only: bool = False) -> Iterator[tuple[str, Path]]:
-    """Every file of the cache by its name in the seal, sorted."""
+    """Every file of the cache by its name in the seal, sorted; folders that hold nothing too."""
     if not cache.is_dir():
         yield cache.name, cache
         return
     found = []
     for folder, folders, files in os.walk(cache):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        empty = [] if folders or files else [Path(folder)]
         if metadata_only:
             folders[:] = [name for name in folders if name != "c"]  # where Zarr keeps the chunks
-        found += [Path(folder, name) for name in files + links]
+        found += [*empty, *(Path(folder, name) for name in files + links)]
     for name, path in sorted((p.relative_to(cache).as_posix(), p) for p in found):
         if name != SUMS and (not metadata_only or _is_metadata(name)):
             yield name, path
@@ -99,8 +105,12 @@ def _line(digest: str, name: str) -> str:
     return f"{digest}  {name}\n"
 
 
+def _is_regular(file: Path) -> bool:
+    return file.is_file() and not file.is_symlink()
+
+
 def _digest(file: Path) -> str:
-    if not file.is_file() or file.is_symlink():
+    if not _is_regular(file):
         return _IRREGULAR
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -57,7 +57,8 @@ def stage(
 def staged(cache: Path) -> list[int]:
     """The shards that wait to be taken in."""
     folder = cache / STAGED
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    inside = folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ()
+    names = [p.name for p in inside if not p.is_symlink()]
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 

@@ -129,10 +129,9 @@ def export(source: str | Path, target: str | Path, *, format: ExportFormat | Non
         "class_names": list(cache.class_names),
         "class_splits": [cache.class_splits[name] for name in cache.class_names],
     }
-    if not target.parent.is_dir():
-        raise UsageError(f"there is no folder {target.parent} for {target.name}")
     aside = hidden(target, "new")
     with room_on(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
         if kind == "npz":
             texts = {name: np.array(values) for name, values in words.items()}
             with aside.open("wb") as file:

@@ -19,9 +19,10 @@ from clipspm.cache.disk import append, discard, hidden, remove, write_atomically
 from clipspm.cache.errors import ClipspmError
 from clipspm.cache.ledger import TEXT_SHARD, Entry, apply, digests, read_ledger, values_digest
 from clipspm.cache.lock import writing
-from clipspm.cache.seal import broken, seal_path
+from clipspm.cache.seal import broken, irregular, seal_path
 from clipspm.cache.spec import Plan, VideoRecord
-from clipspm.cache.store import LEDGER, TEXT, Hdf5Store, Store, ZarrStore, find_store, layer_key
+from clipspm.cache.staging import DamagedStage, read_staged, staged, unstage
+from clipspm.cache.store import LEDGER, STAGED, TEXT, Hdf5Store, Store, ZarrStore, find_store, layer_key
 from clipspm.cache.writer import carry_over, parts_path
 
 _LOOK_LIMIT = 3600.0  # seconds that looking into a damaged HDF5 file may take
@@ -138,8 +139,19 @@ def _look(path: Path) -> _Inside:
         findings += found
         if found:
             bad.append(shard)
+    for shard in _damaged_stages(path):
+        findings.append(Finding(f"{STAGED}/{shard}", "is not what a worker left there: it is to be done again"))
     statuses = Counter(record.status for record in records)
     return _Inside(tuple(findings), tuple(bad), tuple(lines), tuple(statuses.items()), True)
+
+
+def _damaged_stages(path: Path) -> Iterator[int]:
+    """The shards that wait to be taken in and are not what was staged."""
+    for shard in staged(path):
+        try:
+            read_staged(path, shard)
+        except DamagedStage:
+            yield shard
 
 
 def _look_at_text(store: Store, digest: str | None) -> list[Finding]:
@@ -210,9 +222,10 @@ def repair(report: Report) -> str:
             remove(seal_path(cache))
             if any(f.where == TEXT or f.where.startswith(f"{TEXT}/") for f in report.findings):
                 remove(cache / TEXT)  # extract makes it again
-            for finding in report.findings:
-                if (cache / finding.where).is_symlink():
-                    remove(cache / finding.where)
+            for stray in irregular(cache):
+                remove(stray)
+            for shard in _damaged_stages(cache):
+                unstage(cache, shard)
             write_atomically(cache / LEDGER, b"".join(entry.to_line() for entry in entries))
             for shard in report.shards:
                 rows = [row for row in store.shards()[shard] if records[row].status == "ok"]

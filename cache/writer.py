@@ -51,7 +51,7 @@ class CacheWriter:
     ) -> None:
         self.path, self.format, self.spec = path, format, spec
         self.work = path if format == "zarr" else parts_path(path)
-        self._todo = ("pending", "failed") if retry_failed else ("pending",)
+        self._todo = to_do(retry_failed)
         if overwrite:
             for place in dict.fromkeys((path, self.work)):
                 if place.exists():
@@ -232,6 +232,11 @@ class CacheWriter:
             if outcomes:
                 lines.append(Entry.of(shard, outcomes, self._digests[shard]).to_line())
         return b"".join(lines)
+
+
+def to_do(retry_failed: bool) -> tuple[str, ...]:
+    """The statuses of videos that an extraction does."""
+    return ("pending", "failed") if retry_failed else ("pending",)
 
 
 def carry_over(previous: Store, old: list[VideoRecord], store: ZarrStore, plan: Plan) -> None:

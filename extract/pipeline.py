@@ -19,7 +19,7 @@ from clipspm.cache.reader import open_cache, size_on_disk
 from clipspm.cache.spec import CacheSpec, Plan, VideoRecord
 from clipspm.cache.store import find_store
 from clipspm.cache.verify import grown
-from clipspm.cache.writer import CacheWriter, check_same, parts_path
+from clipspm.cache.writer import CacheWriter, check_same, parts_path, to_do
 from clipspm.engines import make_engine
 from clipspm.extract.config import ExtractConfig, Precision
 from clipspm.extract.datasets import NO_FLIP, Index, index_dataset
@@ -126,9 +126,13 @@ def extract(
         on_start(f"note: {note}")
     on_start(f"{len(plan.videos)} videos of {len(plan.class_names)} classes -> {path}")
     if config.dry_run:
-        if path.exists() and not config.overwrite:
-            check_same(path, open_cache(path).spec, spec)
-        return _result(path, spec, plan, [], 0, 0, Progress(0), index, needed, dry_run=True)
+        already = 0
+        if not config.overwrite and (begun := grown(path)).exists():
+            cache = open_cache(begun)
+            check_same(path, cache.spec, spec)
+            done = {v.id for v in cache.videos if v.status not in to_do(config.retry_failed)}
+            already = sum(video.id in done for video in plan.videos)
+        return _result(path, spec, plan, [], 0, already, Progress(0), index, needed, dry_run=True)
     there = sum(size_on_disk(place) for place in (path, parts_path(path)) if place.exists())
     check_room(path, needed * (2 if config.format == "hdf5" else 1) - (0 if config.overwrite else there))
     with writing(path) as news:

@@ -68,7 +68,7 @@ class Reporter:
             self.message(
                 f"dry run: {result.videos} videos would take about {result.bytes_needed / 1e6:.1f} MB "
                 f"({result.bytes_free / 1e6:.0f} MB are free) at "
-                f"{result.path} (fingerprint {result.fingerprint[:16]})"
+                f"{result.path} (fingerprint {result.fingerprint[:16]}); {result.already} are done already"
             )
             return
         rate = (result.done + len(result.failures)) / max(result.seconds, 1e-9)

@@ -264,9 +264,8 @@ def test_verify_repair_convert_merge_pack_export(home: Path, model: str, cache: 
     assert found.returncode == 1 and "findings" in found.stdout and "Traceback" not in found.stderr
     assert_one_clear_line(clipspm("cache", "export", cache, tmp_path / "x.csv", home=home), ".npz", code=2)
     assert_one_clear_line(clipspm("cache", "convert", cache, tmp_path / "m", home=home), "exists", code=2)
-    assert_one_clear_line(
-        clipspm("cache", "export", cache, tmp_path / "no" / "x.safetensors", home=home), "no folder", code=2
-    )
+    assert clipspm("cache", "export", cache, tmp_path / "new" / "x.safetensors", home=home).returncode == 0
+    assert_one_clear_line(clipspm("cache", "export", cache, copy / "x.npz", home=home), "copy.h5")
     assert_one_clear_line(clipspm("cache", "verify", tmp_path / "none", home=home), "no cache at")
 
 

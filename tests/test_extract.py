@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,6 +200,19 @@ def test_dry_run_writes_nothing(config: ExtractConfig, tmp_path: Path) -> None:
     result = extract(replace(config, dry_run=True, out=tmp_path / "c.zarr"))
     assert result.dry_run and result.videos == 9 and result.bytes_needed > 9 * 4 * (32 + 32 + 16) * 2
     assert not (tmp_path / "c.zarr").exists()
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_dry_run_tells_what_is_done_already(config: ExtractConfig, tmp_path: Path, format: str) -> None:
+    assert config.videos is not None
+    videos = Path(shutil.copytree(config.videos, tmp_path / "videos"))
+    min(videos.rglob("*.mp4")).write_bytes(b"no video")
+    config = replace(config, videos=videos, format=format, out=tmp_path / f"c.{format}")
+    assert extract(replace(config, limit=4)).done == 3
+    plan = replace(config, dry_run=True)
+    assert extract(plan).already == 4
+    assert extract(replace(plan, retry_failed=True)).already == 3
+    assert extract(replace(plan, overwrite=True)).already == 0
 
 
 def test_other_settings_onto_the_same_path_are_refused(config: ExtractConfig, tmp_path: Path) -> None:

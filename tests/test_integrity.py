@@ -87,7 +87,7 @@ def test_every_flipped_bit_is_reported(tmp_path: Path, format: str) -> None:
         assert not report.ok and report.findings, f"bit {bit} of {file.name} was not noticed"
 
 
-@pytest.mark.parametrize("part", ["truncated", "removed", "added", "swapped", "no seal"])
+@pytest.mark.parametrize("part", ["truncated", "removed", "added", "empty folder", "swapped", "no seal"])
 def test_other_damage_is_reported(tmp_path: Path, part: str) -> None:
     path = make(tmp_path / "c.zarr")
     chunks = sorted(p for p in (path / "layers").rglob("*") if p.is_file() and p.name != "zarr.json")
@@ -97,6 +97,11 @@ def test_other_damage_is_reported(tmp_path: Path, part: str) -> None:
         chunks[0].unlink()
     elif part == "added":
         (path / "layers" / "final" / "extra").write_text("x")
+    elif part == "empty folder":
+        (path / "layers" / "final" / "c" / "9").mkdir()
+        repair(verify(path))
+        assert make(path) == path and verify(path).ok
+        (path / "other").mkdir()
     elif part == "swapped":
         first, second = chunks[0], chunks[1]
         data = first.read_bytes()

@@ -149,11 +149,38 @@ def test_a_damaged_staged_shard_is_done_again(tmp_path: Path, how: str) -> None:
             "flipped": data[:-1] + b"!",
         }[how]
     )
+    assert [f.where for f in verify(path).findings] == ["staged/0", "SHA256SUMS"]
+    if how == "flipped":
+        repair(verify(path))
+        assert not (path / "staged" / "0").exists()
     writer = CacheWriter(path, SPEC, plan_of(IDS), TEXT, shard_size=4)
     assert [shard for shard, _ in writer.pending_shards()] == [0, 1, 2]
     fill(writer, number=NUMBER)
     writer.finish()
     assert contents(path) == whole
+
+
+def test_a_link_in_the_place_of_staged_shards_is_not_followed(tmp_path: Path) -> None:
+    path, outside = tmp_path / "c.zarr", tmp_path / "outside"
+    CacheWriter(path, SPEC, plan_of(IDS), TEXT, shard_size=4)
+    (outside / "0").mkdir(parents=True)
+    (outside / "0" / "entry.jsonl").write_text("mine")
+    (path / "staged").symlink_to(outside)
+    verify(path)
+    CacheWriter(path, SPEC, plan_of(IDS), TEXT, shard_size=4)
+    repair(verify(path))
+    assert (outside / "0" / "entry.jsonl").read_text() == "mine"
+    assert not (path / "staged").exists()
+
+
+def test_a_seal_that_names_files_elsewhere_removes_none_of_them(tmp_path: Path) -> None:
+    path, outside = make(tmp_path / "c.zarr"), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "link").symlink_to("nowhere")
+    with (path / "SHA256SUMS").open("a") as seal:
+        seal.writelines(f"{'0' * 64}  {name}\n" for name in (outside / "link", "../outside/link"))
+    repair(verify(path))
+    assert (outside / "link").is_symlink()
 
 
 # what is not of the cache
