@@ -140,7 +140,7 @@ def _look(path: Path) -> _Inside:
         if found:
             bad.append(shard)
     for shard in _damaged_stages(path):
-        findings.append(Finding(f"{STAGED}/{shard}", "is not what a worker left there: it is to be done again"))
+        findings.append(Finding(f"{STAGED}/{shard}", "is not what a worker left there: it is done again"))
     statuses = Counter(record.status for record in records)
     return _Inside(tuple(findings), tuple(bad), tuple(lines), tuple(statuses.items()), True)
 
