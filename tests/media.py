@@ -2,7 +2,9 @@
 
 import json
 import struct
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
+from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -34,6 +36,22 @@ def write_video(
 ) -> Path:
     """Encode uint8 [T, H, W, 3]; ``pts`` (in 1/1000 s) makes the frame rate vary."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if codec != "libsvtav1":
+        return _encode(path, frames, codec, fps, options, pts)
+    # SVT-AV1 gives its process real-time priority if it may (as root). Threads of torch that spin then starve
+    # those that they wait for, and the whole machine.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        return apart.submit(_encode, path, frames, codec, fps, options, pts).result()
+
+
+def _encode(
+    path: Path,
+    frames: np.ndarray,
+    codec: str,
+    fps: int,
+    options: dict[str, str] | None,
+    pts: list[int] | None,
+) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
