@@ -42,7 +42,7 @@ from clipspm.train_heads.heads.base import EPISODES_PER_STEP, Protocol
 from clipspm.train_heads.metrics import Several
 from clipspm.train_heads.progress import Reporter
 from clipspm.train_heads.runs import HeadShape, Run
-from clipspm.train_heads.scoring import evaluating, make_batch, predict, recall_videos
+from clipspm.train_heads.scoring import autocast, evaluating, make_batch, predict, recall_videos
 from clipspm.train_heads.tables import Table
 from clipspm.train_heads.trainer import Trainer
 
@@ -62,6 +62,7 @@ class Size:
     rounds: int
     reference: Mapping[str, int]
     package: Mapping[str, int]
+    warm_up: int  # steps of the package before the first round: its memory settles within three
     videos: int  # that are recalled in a round
     per_class: int  # videos that there are; a recall counts for PER_CLASS
 
@@ -75,9 +76,21 @@ class Options:
     cpu_time: bool = False  #: processor time instead of the clock's
 
 
-QUICK = Size(1, {"train": 1, "transductive": 1, "inductive": 1}, {"transductive": 16, "inductive": 8}, 48, 12)
+QUICK = Size(
+    rounds=1,
+    reference={"train": 1, "transductive": 1, "inductive": 1},
+    package={"transductive": 16, "inductive": 8},
+    warm_up=0,
+    videos=48,
+    per_class=12,
+)
 USUAL = Size(
-    5, {"train": 2, "transductive": 4, "inductive": 1}, {"transductive": 64, "inductive": 32}, 128, PER_CLASS
+    rounds=5,
+    reference={"train": 2, "transductive": 4, "inductive": 1},
+    package={"transductive": 64, "inductive": 32},
+    warm_up=3,
+    videos=128,
+    per_class=PER_CLASS,
 )
 
 
@@ -149,9 +162,9 @@ def seconds(work: Callable[[], object]) -> float:
     return _clock() - began
 
 
-def matmul_rate(size: int = 2048) -> float:
-    """GFLOP/s of a float32 product of two square matrices, the best of three."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
+def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+    """GFLOP/s of a product of two square matrices, the best of three."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     torch.mm(a[:256], b)
     return 2e-9 * size**3 / min(seconds(lambda: a @ b) for _ in range(3))
 
@@ -237,16 +250,21 @@ class Package:
         self.head.check, self.at = self.at == 0, self.at + 1
         return seconds(lambda: self.trainer.step(self.at - 1)) / EPISODES_PER_STEP
 
+    def matmul(self) -> tuple[float, float]:
+        """GFLOP/s of a product in float32 and in the package's precision."""
+        rate = matmul_rate()
+        return rate, matmul_rate(torch.bfloat16) if self.precision == "bf16" else rate
+
     def recall(self, videos: int) -> float:
         """Seconds per video of what is computed once."""
         rows = np.arange(videos).reshape(1, -1)
-        with evaluating(self.head):
+        with evaluating(self.head), autocast(self.bank.device, self.precision):
             frames, text = self.bank.gather(rows, FRAMES)[0], self.bank.text[self.bank.labels[:videos]]
             return seconds(lambda: self.head.recall(frames, text)) / videos
 
     def memory(self) -> None:
         """Recall all test videos, as an evaluation of 10,000 episodes does."""
-        with evaluating(self.head):
+        with evaluating(self.head), autocast(self.bank.device, self.precision):
             self.known = recall_videos(self.head, self.bank, scored_episodes(self.bank, EPISODES), FRAMES)
 
     def score(self, n: int, protocol: Protocol) -> float:
@@ -268,7 +286,7 @@ def _serve(side: str, options: "Options", per_class: int, pipe: Connection) -> N
         worker: Any = Reference(source) if side == "reference" else Package(source, precision, folder)
         while (request := pipe.recv()) is not None:
             name, *arguments = request
-            pipe.send(matmul_rate() if name == "matmul" else getattr(worker, name)(*arguments))
+            pipe.send(getattr(worker, name)(*arguments))
 
 
 class Side:
@@ -302,9 +320,11 @@ def measure(size: Size, options: "Options", *, full: bool = False) -> dict[str, 
     try:
         operations = reference("operations")  # and a warm-up
         package("memory")
+        for _ in range(size.warm_up):
+            package("train")
         rounds = []
         for number in range(size.rounds):
-            found: dict[str, Any] = {"matmul": package("matmul")}
+            found: dict[str, Any] = dict(zip(("matmul", "matmul_package"), package("matmul"), strict=True))
             recalled = package("recall", size.videos) * CLASSES["test"] * PER_CLASS / EPISODES
             for task in TASKS:
                 theirs = reference("run", task, size.reference[task])
@@ -332,19 +352,22 @@ def measure(size: Size, options: "Options", *, full: bool = False) -> dict[str, 
 
 def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """The medians of everything over rounds."""
-    out: dict[str, Any] = {k: statistics.median(r[k] for r in rounds) for k in ("matmul", "recall")}
+    single = ("matmul", "matmul_package", "recall")
+    out: dict[str, Any] = {k: statistics.median(r[k] for r in rounds) for k in single}
     for task in TASKS:
         out[task] = {k: statistics.median(r[task][k] for r in rounds) for k in rounds[0][task]}
     return out
 
 
 def table(found: dict[str, Any]) -> Table:
-    """A row per task; shares of the product's rate count the reference's operations on both sides."""
+    """A row per task; shares of a product's rate count the reference's operations on both sides."""
     middle, rows = found["median"], []
+    rates = {"reference": middle["matmul"], "package": middle["matmul_package"]}
     for task, name in zip(TASKS, NAMES, strict=True):
         times = middle[task]
-        least = found["operations"][task] * 1e-6 / middle["matmul"]  # ms at the measured rate
-        shares = (f"{least / times[side]:.0%}" for side in ("reference", "package"))
+        shares = (
+            f"{found['operations'][task] * 1e-6 / rate / times[side]:.0%}" for side, rate in rates.items()
+        )
         spent = (f"{times[side]:.1f}" for side in ("reference", "package"))
         rows.append((name, *spent, f"{times['ratio']:.1f}x", *shares))
     columns = ("per episode", "reference, ms", "package, ms", "ratio", "share, reference", "share, package")
@@ -355,8 +378,9 @@ def table(found: dict[str, Any]) -> Table:
     clock = "processor" if found["cpu_time"] else "wall-clock"
     notes = (
         f"{clock} time, {found['threads']} threads, {len(found['rounds'])} rounds, "
-        f"package in {found['dtype']}; float32 matrix product: {middle['matmul']:.0f} GFLOP/s",
-        "share: the reference's operations over the time, as part of the product's rate",
+        f"package in {found['dtype']}; matrix product: {middle['matmul']:.0f} GFLOP/s in float32"
+        + (f", {rates['package']:.0f} in {found['dtype']}" if found["dtype"] != "float32" else ""),
+        "share: the reference's operations over the time, as part of that rate",
         f"the reference's first two in proportion to a product of {AUTHORS_RATE:.0f} GFLOP/s: {proportion}",
         f"in the package's evaluation, {middle['recall']:.1f} ms are an episode's share of what is computed "
         "once per video",
@@ -378,14 +402,13 @@ def main() -> None:
     if arguments.rounds:
         size = replace(size, rounds=arguments.rounds)
     options = Options(threads=arguments.threads, cpu_time=arguments.cpu_time)
-    found = measure(size, options, full=arguments.full)
-    if has_bf16():
-        other = measure(size, replace(options, precision="bf16"), full=arguments.full)
-        if other["median"]["train"]["ratio"] > found["median"]["train"]["ratio"]:
-            found = other
-    print(table(found).markdown())
+    precisions: tuple[Precision, ...] = ("float32", "bf16") if has_bf16() else ("float32",)
+    measured = [measure(size, replace(options, precision=p), full=arguments.full) for p in precisions]
+    for each in measured:
+        print(table(each).markdown(), end="\n\n")
     if arguments.json:
-        write_json(arguments.json, {"machine": machine(), "bf16_units": has_bf16(), **found})
+        write_json(arguments.json, {"machine": machine(), "measured": measured})
+    found = max(measured, key=lambda each: float(each["median"]["train"]["ratio"]))
     ratios = {task: found["median"][task]["ratio"] for task in TASKS}
     print(
         f"ratios: train {ratios['train']:.1f}x eval {ratios['transductive']:.1f}x "

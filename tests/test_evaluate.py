@@ -286,3 +286,34 @@ def test_recalling_videos_changes_no_logit(protocol: Any, monkeypatch: pytest.Mo
     assert (with_memory == without).all()
     recalled, plain = torch.cat(seen).chunk(2)
     torch.testing.assert_close(recalled, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("protocol", ["inductive", "transductive"])
+def test_recalling_videos_in_bf16_is_as_exact_as_not(protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    head = build_head("clip-spm", dim=64, frames=4, config={"heads": 2, "head_width": 32, "ffn_width": 96})
+    with torch.no_grad():
+        for p in head.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    seen: dict[str, list[torch.Tensor]] = {"exact": [], "recalled": [], "plain": []}
+    known: list[bool] = []
+    forward, now = head.forward, "exact"
+
+    def watched(**call: Any) -> Any:
+        known.append("support_recalled" in call)
+        output = forward(**call)
+        seen[now].append(output.logits)
+        return output
+
+    monkeypatch.setattr(head, "forward", watched)
+    bank = FeatureBank.from_cache(fake_cache(dim=64), "test")
+    episodes = draw(EpisodeSpec(dataset="fake", split="test", queries=2), bank.pool, 64)
+    for now in ("exact", "recalled", "plain"):
+        if now == "plain":
+            monkeypatch.setattr(scoring, "_RECALL_LIMIT", 0)
+        precision: Any = "float32" if now == "exact" else "bf16"
+        predict(head, bank, episodes, frames=4, protocol=protocol, batch=64, precision=precision)
+    assert known == [True, True, False]
+    exact, recalled, plain = (torch.cat(seen[name]).float() for name in seen)
+    assert (recalled - exact).abs().mean() < 1.25 * (plain - exact).abs().mean()
+    assert (recalled - exact).abs().mean() < 0.02 * exact.std()

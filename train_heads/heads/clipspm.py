@@ -150,9 +150,11 @@ class CLIPSPM(Head):
         plain = not (c.hsmr and (c.matching_input != "raw" or c.motion_weight))
         if self.training or not (c.spm and c.padm and plain) or c.position or c.text_fusion:
             return None
-        if not pieces.worth_it(self.padm.block, videos):
-            return None
-        return recall(self, videos, text)
+        kind = videos.device.type
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != torch.bfloat16:
+            return None  # scores of pieces, before the norm divides them, could leave the range of fp16
+        with torch.autocast(kind, enabled=False):  # once per video: exact whatever the precision
+            return recall(self, videos, text) if pieces.worth_it(self.padm.block, videos) else None
 
     def recall_bytes(self, frames: int) -> int:
         return bytes_per_video(self, frames) if self.config.padm else 0

@@ -70,13 +70,24 @@ class SemanticFusion(nn.Module):
 
     def recalled(self, gated: Tensor, projected: pieces.Projected, prompts: Tensor) -> Tensor:
         """Fused frames [E, N, T, D] where the projections of ``gated`` [E, N, T, D] are known."""
-        ((frames, _),) = self._together(gated, [prompts], projected)
+        sequences, attention = self._attended(gated, [prompts], projected)
+        frames: Tensor
+        (frames,) = self.block(sequences[:, :, 0, 1:], attention=attention[:, :, 0, 1:])  # no token is wanted
         return frames
 
-    def _together(
+    def _together(self, gated: Tensor, prompts: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The same for M prompts of each video."""
+        sequences, attention = self._attended(gated, prompts)
+        (done,) = self.block(sequences.flatten(1, 2), attention=attention)
+        return [(x[:, :, 1:], x[:, :, 0]) for x in done.view_as(sequences).unbind(2)]
+
+    def _attended(
         self, gated: Tensor, prompts: Sequence[Tensor], known: pieces.Projected | None = None
-    ) -> list[tuple[Tensor, Tensor]]:
-        """The same for M prompts of each video. Pieces: its T gated frames, M gated prompts, M prompts."""
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and what they attend to, [E, N, M, 1+T, D] both.
+
+        Pieces of each video: its T gated frames, M gated prompts, M prompts.
+        """
         e, n, t, dim = gated.shape
         m = len(prompts)
         stacked = torch.stack(list(prompts), dim=2)  # [E, N, M, D]
@@ -95,8 +106,7 @@ class SemanticFusion(nn.Module):
         projected = pieces.project(block, summed)
         if known is not None:
             projected = known.cat(projected, dim=2)
-        compared = pieces.compare(block, pieces.Projected(*(x.flatten(0, 1) for x in projected)))
+        compared = pieces.compare(block, projected)
         mask = pieces.apart(*[1 + t] * m, like=gated)
         attention = pieces.attend(block, compared, weights, mask)
-        (done,) = block(sequences.view(e, n * m, 1 + t, dim), attention=attention)
-        return [(x[:, :, 1:], x[:, :, 0]) for x in done.view(e, n, m, 1 + t, dim).unbind(2)]
+        return sequences, attention.view_as(sequences)

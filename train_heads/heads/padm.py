@@ -61,7 +61,7 @@ class PADM(nn.Module):
         members = self._members(episode, p - s)
         tokens = (members @ videos.flatten(2)).view(e, -1, t, dim).transpose(1, 2)  # [E, T, C+S+1+Q, D]
         weights = (pieces.deviation(self.block, tokens) * members.unsqueeze(1)).flatten(0, 1)
-        over_time = pieces.Projected(*(x.transpose(1, 2).flatten(0, 1) for x in projected))
+        over_time = pieces.Projected(*(x.transpose(1, 2) for x in projected))
         known, mask = pieces.compare(self.block, over_time), pieces.apart(c + s, 1 + p - s, like=videos)
         attention = pieces.attend(self.block, known, weights, mask)
         (done,) = self.block(tokens.contiguous(), attention=attention)
@@ -80,7 +80,7 @@ class PADM(nn.Module):
         )  # [E, T, Q, n, D]
         tokens = shared.unsqueeze(2) + own
         weights = pieces.deviation(self.block, tokens) * members.reshape(e, 1, 1, -1, s + 1)
-        over_time = pieces.Projected(*(x.transpose(1, 2).flatten(0, 1) for x in projected))
+        over_time = pieces.Projected(*(x.transpose(1, 2) for x in projected))
         known, mask = pieces.compare(self.block, over_time), pieces.apart(c + s, 2, like=videos)
         # of the videos, those that each query's tokens are made of: [Q, S+1]
         made_of = torch.arange(s, device=videos.device).expand(q, s)
@@ -88,10 +88,10 @@ class PADM(nn.Module):
         scores = known.scores[..., made_of.unsqueeze(2), made_of.unsqueeze(1)].transpose(1, 2)
         lift = known.lift[..., made_of].transpose(1, 2)
         share = pieces.share_of(self.block, scores, lift, weights.flatten(0, 1), mask)  # [E*T, Q, h, n, S+1]
-        share = share.transpose(2, 3)  # [E*T, Q, n, h, S+1]
-        of_supports = share[..., :s].flatten(3).flatten(1, 2) @ known.values[:, :, :s].flatten(1, 2)
-        of_query = share[..., s] @ known.values[:, :, s:].transpose(1, 2)
-        attention = of_supports.view_as(of_query) + of_query + pieces.bias_of(self.block)[1]
+        share = share.permute(0, 1, 3, 4, 2)  # [E*T, Q, n, S+1, h]
+        of_supports = share[..., :s, :].flatten(3).flatten(1, 2) @ known.values[:, :s].flatten(1, 2)
+        of_query = share[..., s, :] @ known.values[:, s:]
+        attention = of_supports.view_as(of_query) + of_query + pieces.bias_behind(self.block)
         (done,) = self.block(tokens, attention=attention)
         done = done.permute(3, 0, 2, 1, 4)  # [n, E, Q, T, D]
         support, token = done[c : c + s].permute(1, 2, 0, 3, 4), done[:c].permute(1, 2, 0, 3, 4)

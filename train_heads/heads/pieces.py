@@ -23,7 +23,7 @@ from clipspm.train_heads.heads.blocks import Block
 
 
 class Pieces(NamedTuple):
-    """What attention needs of pieces: ``scores`` [B, h, P, P] between them, ``values`` [B, h, P, D].
+    """What attention needs of pieces: ``scores`` [B, h, P, P] between them, ``values`` [B, P, h, D].
 
     ``lift`` [B, h, P]: what the norm's bias adds to the scores of each.
     """
@@ -62,17 +62,19 @@ def project(block: Block, x: Tensor) -> Projected:
 
 
 def compare(block: Block, p: Projected) -> Pieces:
-    """Pieces that may meet: [B, P, ...] of :func:`project`."""
-    q, k = p.q.transpose(1, 2), p.k.transpose(1, 2)
-    return Pieces(
-        q @ k.transpose(-1, -2), (k @ bias_of(block)[0].unsqueeze(-1)).squeeze(-1), p.values.transpose(1, 2)
-    )
+    """Pieces that may meet, [..., P] of :func:`project`; what is in front becomes B."""
+    q, k = p.q.transpose(-3, -2), p.k.transpose(-3, -2).contiguous()  # read twice
+    of_query, _, _ = block.qkv.weight.chunk(3)
+    bias = F.linear(block.norm.bias, of_query).view(block.heads, -1, 1)  # what the norm's becomes in queries
+    scores, lift = q @ k.transpose(-1, -2), (k @ bias).squeeze(-1)
+    return Pieces(scores.flatten(0, -4), lift.flatten(0, -3), p.values.flatten(0, -4))
 
 
-def bias_of(block: Block) -> tuple[Tensor, Tensor]:
-    """What the norm's bias becomes: in queries [h, d], and behind the output projection [D]."""
-    q, _, v = F.linear(block.norm.bias, block.qkv.weight).unflatten(0, (3, -1))
-    return q.unflatten(0, (block.heads, -1)), F.linear(v, block.out.weight, block.out.bias)
+def bias_behind(block: Block) -> Tensor:
+    """What the norm's bias becomes behind the output projection, with that one's own: [D]."""
+    _, _, of_value = block.qkv.weight.chunk(3)
+    bias: Tensor = block.out(F.linear(block.norm.bias, of_value))
+    return bias
 
 
 def deviation(block: Block, x: Tensor) -> Tensor:
@@ -86,8 +88,8 @@ def attend(block: Block, pieces: Pieces, weights: Tensor, mask: Tensor | None = 
     ``mask`` [n, n]: 0 where a token may look, minus infinity where not.
     """
     share = share_of(block, pieces.scores, pieces.lift, weights, mask)
-    out = share.transpose(1, 2).flatten(2) @ pieces.values.flatten(1, 2)
-    return out + bias_of(block)[1]
+    out = share.permute(0, 2, 3, 1).flatten(2) @ pieces.values.flatten(1, 2)
+    return out + bias_behind(block)
 
 
 def share_of(
