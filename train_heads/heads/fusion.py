@@ -88,7 +88,7 @@ class SemanticFusion(nn.Module):
 
         Pieces of each video: its T gated frames, M gated prompts, M prompts.
         """
-        e, n, t, dim = gated.shape
+        e, n, t, _ = gated.shape
         m = len(prompts)
         stacked = torch.stack(list(prompts), dim=2)  # [E, N, M, D]
         pushed = self._pushed(stacked)
