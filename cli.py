@@ -265,7 +265,7 @@ def extract(
         int | None, typer.Option(help="At most so many videos, evenly over the classes.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Decoding processes beside each encoder (default: one per core).")
+        int | None, typer.Option(help="Decoding processes beside each encoder (default: a core each).")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Frames per call of the encoder.")] = 64,
     shard_size: Annotated[int, typer.Option(help="Videos per shard: what a kill can lose.")] = 256,
@@ -458,11 +458,17 @@ def cache_merge(
 
 
 @cache_app.command("pack")
-def cache_pack(source: CacheSource, target: CacheTarget, format: CacheFormat = None) -> None:
+def cache_pack(
+    source: CacheSource,
+    target: CacheTarget,
+    format: CacheFormat = None,
+    allow_partial: AllowPartial = False,
+) -> None:
     """A cache without the videos that failed, in one shard."""
     from clipspm.cache.transform import pack
 
-    _say(f"cache: {pack(source, target, format=format.value if format else None)}")
+    done = pack(source, target, format=format.value if format else None, allow_partial=allow_partial)
+    _say(f"cache: {done}")
 
 
 @cache_app.command("export")
@@ -470,11 +476,13 @@ def cache_export(
     source: CacheSource,
     target: CacheTarget,
     format: Annotated[ExportType | None, typer.Option("--format", help="Default: by name.")] = None,
+    allow_partial: AllowPartial = False,
 ) -> None:
     """Features, text, labels and ids as one .npz or .safetensors file for other code."""
     from clipspm.cache.transform import export
 
-    _say(f"file: {export(source, target, format=format.value if format else None)}")
+    done = export(source, target, format=format.value if format else None, allow_partial=allow_partial)
+    _say(f"file: {done}")
 
 
 # -------------------------------------------------------------------------------------------- stage two

@@ -155,7 +155,10 @@ class Cache:
         return each if templates else each.mean(axis=1, dtype=np.float32)
 
     def with_splits(self, class_splits: Mapping[str, Split]) -> "Cache":
-        """The same features under another class split; classes not named take no part."""
+        """The same features under another class split; classes not named take no part.
+
+        Under other splits than its own it is not known where a class without videos would belong.
+        """
         unknown = sorted(set(class_splits) - set(self.class_names))
         if unknown:
             raise ClipspmError(
@@ -164,7 +167,8 @@ class Cache:
             )
         splits: dict[str, Split] = {c: class_splits.get(c, "none") for c in self.class_names}
         videos = tuple(replace(v, split=splits[v.class_name]) for v in self.videos)
-        return replace(self, videos=videos, class_splits=splits)
+        absent = self.absent if splits == self.class_splits else ()
+        return replace(self, videos=videos, class_splits=splits, absent=absent)
 
     def summary(self) -> dict[str, Any]:
         """What ``clipspm cache info`` prints, in plain JSON types."""
@@ -231,7 +235,9 @@ def list_caches(folder: Path | None = None) -> list[Path]:
     folder = folder or caches_dir()
     places += folder.iterdir() if folder.is_dir() else []
     found = [p for p in places if (p / SPEC).is_file() or (p.is_file() and p.suffix == ".h5")]
-    return sorted((p for p in found if not p.name.endswith((".parts", ".new", ".old"))), key=_changed)
+    return sorted(
+        (p for p in found if not p.name.endswith((".parts", ".new", ".old", ".dead"))), key=_changed
+    )
 
 
 def _changed(path: Path) -> tuple[float, str]:

@@ -5,6 +5,7 @@ A Zarr cache holds it as ``SHA256SUMS``, a line per file; an HDF5 cache has it b
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from clipspm.cache.disk import write_atomically
 from clipspm.cache.errors import ClipspmError
 
 SUMS = "SHA256SUMS"
-_IRREGULAR = "no regular file"
+IRREGULAR = "no regular file"
+#: the files of a Zarr cache
+_BELONGS = re.compile(
+    r"(spec|classes|zarr)\.json|(videos|ledger)\.jsonl|layers/zarr\.json|(layers/[^/]+|text)/(zarr\.json|c/[0-9/]+)"
+)
 
 
 def seal_path(cache: Path) -> Path:
@@ -25,8 +30,9 @@ def write_seal(cache: Path) -> None:
     lines = []
     for name, file in _files(cache):
         digest = _digest(file)
-        if digest == _IRREGULAR:
-            raise ClipspmError(f"{cache}: {name} is {_IRREGULAR} and does not belong there: remove it")
+        if digest == IRREGULAR or (cache.is_dir() and not _BELONGS.fullmatch(name)):
+            what = f"is {IRREGULAR} and " if digest == IRREGULAR else ""
+            raise ClipspmError(f"{cache}: {name} {what}does not belong there: move it away")
         lines.append(_line(digest, name))
     write_atomically(seal_path(cache), os.fsencode("".join(lines)))
 
@@ -38,7 +44,7 @@ def broken(cache: Path, *, metadata_only: bool = False) -> list[tuple[str, str]]
     """
     seal = seal_path(cache)
     if seal.is_symlink():
-        return [(seal.name, f"is {_IRREGULAR}")]
+        return [(seal.name, f"is {IRREGULAR}")]
     if not seal.is_file():
         return []
     expected = {}
@@ -54,8 +60,8 @@ def broken(cache: Path, *, metadata_only: bool = False) -> list[tuple[str, str]]
         expected = {name: digest for name, digest in expected.items() if _is_metadata(name)}
     for name in sorted(expected.keys() | files.keys()):
         found = _digest(files[name]) if name in files else None
-        if found == _IRREGULAR:
-            wrong.append((name, f"is {_IRREGULAR}: a cache holds none"))
+        if found == IRREGULAR:
+            wrong.append((name, f"is {IRREGULAR}: a cache holds none"))
         elif name not in files:
             wrong.append((name, "is missing"))
         elif name not in expected:
@@ -69,9 +75,9 @@ def broken(cache: Path, *, metadata_only: bool = False) -> list[tuple[str, str]]
     return wrong
 
 
-def irregular(cache: Path) -> list[Path]:
-    """Links, pipes, devices and empty folders in a Zarr cache: nothing that was ever written there."""
-    return [file for _, file in _files(cache) if not _is_regular(file)]
+def irregular(cache: Path) -> list[tuple[str, Path]]:
+    """Links, pipes, devices and empty folders in a cache, by name: nothing that was ever written there."""
+    return [(name, file) for name, file in _files(cache) if not _is_regular(file)]
 
 
 def check_metadata(cache: Path) -> None:
@@ -98,7 +104,8 @@ def _files(cache: Path, metadata_only: bool = False) -> Iterator[tuple[str, Path
 
 
 def _is_metadata(name: str) -> bool:
-    return not name.startswith(("layers/", "text/")) or name.endswith("zarr.json")
+    """Whether it says what the features are: shards that wait are not part of a cache yet."""
+    return not name.startswith(("layers/", "text/", "staged/")) or name.endswith("zarr.json")
 
 
 def _line(digest: str, name: str) -> str:
@@ -111,6 +118,6 @@ def _is_regular(file: Path) -> bool:
 
 def _digest(file: Path) -> str:
     if not _is_regular(file):
-        return _IRREGULAR
+        return IRREGULAR
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

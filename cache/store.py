@@ -229,7 +229,7 @@ class ZarrStore(Store):
         self._guard(folder)
         for place, folders, files in os.walk(folder):
             for name in folders + files:
-                _check_regular(Path(place, name))
+                check_regular(Path(place, name))
         about = json.loads((folder / "zarr.json").read_bytes())
         codecs = [codec["name"] for codec in about["codecs"]]
         if about["data_type"] not in _DTYPES or not set(codecs) <= {"bytes", "crc32c"}:
@@ -240,7 +240,7 @@ class ZarrStore(Store):
     def _guard(self, path: Path) -> None:
         inside = path.relative_to(self.path)
         for part in (inside, *inside.parents[:-1]):
-            _check_regular(self.path / part)
+            check_regular(self.path / part)
 
     def create(self, spec: CacheSpec, plan: Plan, text: np.ndarray, shard_size: int) -> None:
         """Lay out an empty cache in an empty folder: a chunk per shard of videos, each with its checksum."""
@@ -273,7 +273,10 @@ class ZarrStore(Store):
         if changed or new_text:
             remove(seal_path(self.path))
         if new_text:
-            remove(self.path / TEXT)
+            remove(self.path / TEXT)  # first: whole texts under other classes would be believed
+        for name, data in changed.items():
+            write_atomically(self.path / name, data)
+        if new_text:
             array = zarr.open_group(LocalStore(self.path), mode="a").create_array(
                 TEXT,
                 shape=text.shape,
@@ -286,8 +289,6 @@ class ZarrStore(Store):
             for file in (self.path / TEXT).rglob("*"):
                 sync(file)
             append(self.path / LEDGER, Entry.of_text(text).to_line())
-        for name, data in changed.items():
-            write_atomically(self.path / name, data)
 
     def _text_is_whole(self) -> bool:
         sums = digests(read_ledger(self.blob(LEDGER))[0])
@@ -306,7 +307,7 @@ class ZarrStore(Store):
             remove(file)
 
 
-def _check_regular(path: Path) -> None:
+def check_regular(path: Path) -> None:
     """Refuse links, pipes and devices; what is not there is another's business."""
     try:
         mode = path.lstat().st_mode
@@ -380,7 +381,8 @@ class Hdf5Store(Store):
         aside = hidden(path, "new")
         with h5py.File(aside, "w") as file:
             for name in BLOBS:
-                file.create_dataset(name, data=np.frombuffer(source.blob(name), np.uint8))
+                data = np.frombuffer(source.blob(name), np.uint8)
+                file.create_dataset(name, data=data, chunks=data.shape, fletcher32=True)
             keys = [layer_key(layer) for layer in source.spec().layers]
             for key in [*keys, TEXT]:
                 shape = source.shape(key)

@@ -4,6 +4,7 @@ None of these computes a feature: values are copied bit for bit and compared wit
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from clipspm.cache.ledger import Entry, shards, values_digest
 from clipspm.cache.lock import writing
 from clipspm.cache.reader import Cache, open_cache, size_on_disk
 from clipspm.cache.seal import write_seal
-from clipspm.cache.spec import Plan, Split, VideoRecord
+from clipspm.cache.spec import SPLITS, Plan, Split, VideoRecord
 from clipspm.cache.store import LEDGER, Hdf5Store, ZarrStore, layer_key
 from clipspm.cache.verify import verify
 from clipspm.cache.writer import Format, parts_path
@@ -78,7 +79,7 @@ def merge(sources: Sequence[str | Path], target: str | Path, *, format: Format |
                 raise ClipspmError(f"class {name!r} has another text feature in {cache.path} than before")
         for row, record in enumerate(cache.videos):
             new, old = _Row(record, cache, row), found.get(record.id)
-            if old is None or (old.record.status != "ok" and record.status == "ok"):
+            if old is None or _WORTH[old.record.status] < _WORTH[record.status]:
                 found[record.id] = new
             elif old.record.status == record.status == "ok" and not _same(old, new):
                 raise ClipspmError(
@@ -87,6 +88,10 @@ def merge(sources: Sequence[str | Path], target: str | Path, *, format: Format |
     order = {"train": 0, "val": 1, "test": 2, "none": 3}
     rows = sorted(found.values(), key=lambda r: (order[r.record.split], r.record.class_name, r.record.id))
     return _write(target, format or format_of(target), rows, caches, max(len(c.shards[0]) for c in caches))
+
+
+#: of two records of a video, the one to keep
+_WORTH = {"pending": 0, "failed": 1, "ok": 2}
 
 
 def _same(a: _Row, b: _Row) -> bool:
@@ -98,9 +103,14 @@ def _values(row: _Row, layer: str) -> np.ndarray:
     return row.source.read_shard(layer, number)[place]
 
 
-def pack(source: str | Path, target: str | Path, *, format: Format | None = None) -> Path:
-    """A finished cache without the videos that failed, in one shard. Returns the path."""
-    cache = open_cache(source)
+def pack(
+    source: str | Path, target: str | Path, *, format: Format | None = None, allow_partial: bool = False
+) -> Path:
+    """A finished cache without the videos that failed, in one shard. Returns the path.
+
+    ``allow_partial``: also one that is not finished, without what is missing or damaged.
+    """
+    cache = open_cache(source).require(SPLITS, allow_partial=allow_partial)
     target = Path(target)
     rows = [_Row(record, cache, row) for row, record in enumerate(cache.videos) if record.status == "ok"]
     if not rows:
@@ -108,13 +118,20 @@ def pack(source: str | Path, target: str | Path, *, format: Format | None = None
     return _write(target, format or format_of(target), rows, [cache], len(rows))
 
 
-def export(source: str | Path, target: str | Path, *, format: ExportFormat | None = None) -> Path:
+def export(
+    source: str | Path,
+    target: str | Path,
+    *,
+    format: ExportFormat | None = None,
+    allow_partial: bool = False,
+) -> Path:
     """The good videos as one file for other people's code, ``.npz`` or ``.safetensors``. Returns the path.
 
     ``features.<layer>`` [N, V, T, D], ``text`` [C, P, D], ``labels`` [N] (rows of ``class_names``); ids,
     class names, splits and spec as text arrays in ``.npz``, as JSON in ``.safetensors``' metadata. No pickle.
+    ``allow_partial``: leave out what is missing or damaged.
     """
-    cache, target = open_cache(source), Path(target)
+    cache, target = open_cache(source).require(SPLITS, allow_partial=allow_partial), Path(target)
     kind = format or target.suffix.removeprefix(".")
     if kind not in ("npz", "safetensors"):
         raise UsageError(f"{target}: export writes .npz or .safetensors")
@@ -163,7 +180,8 @@ def _write(
         for cache in reversed(sources)
         for name, text in zip(cache.class_names, cache.text(templates=True), strict=True)
     }
-    expected = {name: max(c.expected.get(name, 0) for c in sources) for name in names}
+    held = Counter(row.record.class_name for row in rows)
+    expected = {name: max(held[name], *(c.expected.get(name, 0) for c in sources)) for name in names}
     absent = {one[0]: one for cache in sources for one in cache.absent if one[0] not in splits}
     plan = Plan(tuple(row.record for row in rows), names, splits, expected, tuple(absent.values()))
     work = hidden(target, "new.parts")

@@ -7,6 +7,7 @@ and the values (NaN, infinity, vectors that are one number throughout).
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,10 +20,22 @@ from clipspm.cache.disk import append, discard, hidden, remove, write_atomically
 from clipspm.cache.errors import ClipspmError
 from clipspm.cache.ledger import TEXT_SHARD, Entry, apply, digests, read_ledger, values_digest
 from clipspm.cache.lock import writing
-from clipspm.cache.seal import broken, irregular, seal_path
+from clipspm.cache.seal import IRREGULAR, broken, irregular, seal_path
 from clipspm.cache.spec import Plan, VideoRecord
-from clipspm.cache.staging import DamagedStage, read_staged, staged, unstage
-from clipspm.cache.store import LEDGER, STAGED, TEXT, Hdf5Store, Store, ZarrStore, find_store, layer_key
+from clipspm.cache.staging import DamagedStage, place_for, read_staged, staged, unstage
+from clipspm.cache.store import (
+    CLASSES,
+    LEDGER,
+    SPEC,
+    STAGED,
+    TEXT,
+    VIDEOS,
+    Hdf5Store,
+    Store,
+    ZarrStore,
+    find_store,
+    layer_key,
+)
 from clipspm.cache.writer import carry_over, parts_path
 
 _LOOK_LIMIT = 3600.0  # seconds that looking into a damaged HDF5 file may take
@@ -84,6 +97,9 @@ def verify(path: str | Path) -> Report:
     store = find_store(path)
     sealed = seal_path(path).is_file()
     findings = [Finding(name, problem) for name, problem in broken(path)]
+    if not sealed:
+        links = [name for name, file in irregular(path) if file.is_symlink() or not file.is_dir()]
+        findings += [Finding(name, f"is {IRREGULAR}: a cache holds none") for name in links]
     inside = _look_apart(path) if findings and isinstance(store, Hdf5Store) else _look(path)
     findings += inside.findings
     if not sealed:
@@ -107,7 +123,7 @@ def _look_apart(path: Path) -> _Inside:
     with ProcessPool(max_workers=1, context=get_context("spawn")) as pool:
         try:
             found: _Inside = pool.schedule(_look, args=[path], timeout=_LOOK_LIMIT).result()
-        except (ProcessExpired, FutureTimeout):
+        except (ProcessExpired, FutureTimeout, BrokenProcessPool):
             found = _Inside((Finding(path.name, "is damaged so that it cannot be looked into"),))
     return found
 
@@ -139,17 +155,20 @@ def _look(path: Path) -> _Inside:
         findings += found
         if found:
             bad.append(shard)
-    for shard in _damaged_stages(path):
-        findings.append(Finding(f"{STAGED}/{shard}", "is not what a worker left there: it is done again"))
+    for shard in _damaged_stages(store):
+        findings.append(
+            Finding(f"{STAGED}, shard {shard}", "is not what a worker left there: it is done again")
+        )
     statuses = Counter(record.status for record in records)
     return _Inside(tuple(findings), tuple(bad), tuple(lines), tuple(statuses.items()), True)
 
 
-def _damaged_stages(path: Path) -> Iterator[int]:
+def _damaged_stages(store: Store) -> Iterator[int]:
     """The shards that wait to be taken in and are not what was staged."""
-    for shard in staged(path):
+    place = place_for(store.path, store.spec(), store.planned(), store.shard_size)
+    for shard in staged(place):
         try:
-            read_staged(path, shard)
+            read_staged(place, shard)
         except DamagedStage:
             yield shard
 
@@ -202,14 +221,20 @@ def repair(report: Report) -> str:
     if report.ok:
         return f"{report.path} is whole: nothing to repair"
     store = find_store(report.path)
-    metadata = [f.where for f in report.findings if _is_metadata(f.where)]
+    strays = {name for name, _ in irregular(report.path)}
+    metadata = [f.where for f in report.findings if _is_metadata(f.where) and f.where not in strays]
     if not report.readable or (isinstance(store, ZarrStore) and metadata):
         what = metadata[0] if metadata else "its metadata"
         raise ClipspmError(
             f"{report.path}: {what} is damaged, and the shards mean nothing without it: extract again with "
             "--overwrite"
         )
-    cache = report.path
+    cache, parts = report.path, parts_path(report.path)
+    if isinstance(store, Hdf5Store) and parts.exists():
+        return (
+            f"{parts} grows already, extended or repaired: run the same `clipspm extract` again, it goes on "
+            f"there; `clipspm cache verify {parts}` looks at it"
+        )
     with writing(cache.with_name(cache.name.removesuffix(".parts"))):
         entries, _ = read_ledger(store.blob(LEDGER))
         planned = store.planned()
@@ -222,10 +247,11 @@ def repair(report: Report) -> str:
             remove(seal_path(cache))
             if any(f.where == TEXT or f.where.startswith(f"{TEXT}/") for f in report.findings):
                 remove(cache / TEXT)  # extract makes it again
-            for stray in irregular(cache):
+            for _, stray in irregular(cache):
                 remove(stray)
-            for shard in _damaged_stages(cache):
-                unstage(cache, shard)
+            place = place_for(cache, store.spec(), planned, store.shard_size)
+            for shard in _damaged_stages(store):
+                unstage(place, shard)
             write_atomically(cache / LEDGER, b"".join(entry.to_line() for entry in entries))
             for shard in report.shards:
                 rows = [row for row in store.shards()[shard] if records[row].status == "ok"]
@@ -237,7 +263,9 @@ def repair(report: Report) -> str:
 
 
 def _is_metadata(where: str) -> bool:
-    return where.endswith((".json", "videos.jsonl")) and not where.startswith(f"{TEXT}/")
+    return where in (SPEC, CLASSES, VIDEOS, "zarr.json") or (
+        where.startswith("layers/") and where.endswith("/zarr.json")
+    )
 
 
 def _to_parts(store: Hdf5Store, records: list[VideoRecord], lost: set[int]) -> None:

@@ -9,9 +9,11 @@ An HDF5 cache grows as a Zarr directory beside it (``PATH.parts``) and is assemb
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+import h5py
 import numpy as np
 
 from clipspm.cache.disk import append, discard, hidden, remove, room_on, write_atomically
@@ -19,8 +21,8 @@ from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.cache.ledger import TEXT_SHARD, Entry, apply, digests, read_ledger, values_digest
 from clipspm.cache.seal import check_metadata, seal_path, write_seal
 from clipspm.cache.spec import CacheSpec, Plan, VideoRecord
-from clipspm.cache.staging import DamagedStage, read_staged, stage, staged, unstage
-from clipspm.cache.store import LEDGER, Hdf5Store, Store, ZarrStore, find_store, layer_key, readable
+from clipspm.cache.staging import DamagedStage, place_for, read_staged, stage, staged, unstage
+from clipspm.cache.store import BLOBS, LEDGER, Hdf5Store, Store, ZarrStore, find_store, layer_key, readable
 
 Format = Literal["zarr", "hdf5"]
 
@@ -53,11 +55,12 @@ class CacheWriter:
         self.work = path if format == "zarr" else parts_path(path)
         self._todo = to_do(retry_failed)
         if overwrite:
-            for place in dict.fromkeys((path, self.work)):
-                if place.exists():
-                    find_store(place)  # whatever is no cache is not ours to remove
-                    remove(seal_path(place))
-                    discard(place)
+            places = [place for place in dict.fromkeys((path, self.work)) if place.exists()]
+            for place in places:
+                check_ours(place)
+            for place in places:
+                remove(seal_path(place))
+                discard(place)
         elif path.exists() and path.is_dir() != (format == "zarr"):
             raise UsageError(
                 f"{path} is a cache of the other format than --format {format}: choose another --out, or "
@@ -85,11 +88,12 @@ class CacheWriter:
         self.shards = self.store.shards()
         entries = self.store.entries()
         self.records, self._digests = apply(entries, self.store.planned()), dict(digests(entries))
-        for shard in staged(self.work):
+        self.staging = place_for(self.work, spec, self.store.planned(), self.store.shard_size)
+        for shard in staged(self.staging):
             try:
                 self.adopt(shard)
             except DamagedStage:
-                unstage(self.work, shard)  # it is done again
+                unstage(self.staging, shard)  # it is done again
 
     def _recover(self) -> None:
         """Put back what a kill left between the two renames of :meth:`_prepare`; forget what is dead."""
@@ -167,12 +171,12 @@ class CacheWriter:
         self, shard: int, outcomes: Mapping[int, VideoRecord], features: Mapping[str, np.ndarray]
     ) -> None:
         """Stage a shard and take it in: ``features[layer]`` [rows that are ok, V, T, D]."""
-        stage(self.work, shard, outcomes, features)
+        stage(self.staging, shard, outcomes, features)
         self.adopt(shard)
 
     def adopt(self, shard: int) -> None:
         """Make a staged shard data. Rows that the shard already held stay."""
-        entry, features = read_staged(self.work, shard)
+        entry, features = read_staged(self.staging, shard)
         outcomes = entry.records(self.records)
         with room_on(self.work):
             remove(seal_path(self.work))
@@ -181,7 +185,7 @@ class CacheWriter:
         self._digests[shard] = sums
         for row, record in outcomes.items():
             self.records[row] = record
-        unstage(self.work, shard)
+        unstage(self.staging, shard)
 
     def _put(
         self, shard: int, outcomes: Mapping[int, VideoRecord], features: Mapping[str, np.ndarray]
@@ -232,6 +236,20 @@ class CacheWriter:
             if outcomes:
                 lines.append(Entry.of(shard, outcomes, self._digests[shard]).to_line())
         return b"".join(lines)
+
+
+def check_ours(place: Path) -> None:
+    """Refuse to remove what does not look like a cache, damaged or not."""
+    store, found = find_store(place), set()
+    if isinstance(store, ZarrStore):
+        found = {p.name for p in place.iterdir()} & {*BLOBS, "layers"}
+    elif seal_path(place).is_file():
+        return
+    else:
+        with suppress(OSError), h5py.File(place, "r") as file:
+            found = set(file) & {*BLOBS, "layers"}
+    if len(found) < 3:
+        raise ClipspmError(f"{place} does not look like a cache: it is not removed; choose another --out")
 
 
 def to_do(retry_failed: bool) -> tuple[str, ...]:

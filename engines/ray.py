@@ -83,6 +83,13 @@ class RayEngine:
                 )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ClipspmError(f"Ray cannot be used: {' '.join(str(error).split())}") from error
+        there = ray.cluster_resources().get("GPU", 0)
+        if not config.ray_address and there < config.gpus:  # a cluster may still grow, this machine does not
+            ray.shutdown()
+            raise ClipspmError(
+                f"--gpus {config.gpus:g} for each actor, and Ray finds {there:g} on this machine: use fewer, "
+                "or name a cluster with --ray-address"
+            )
 
     def _fitting(self) -> int:
         """How many actors the cluster has room for."""

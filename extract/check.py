@@ -12,6 +12,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 from rich.table import Table
 
+from clipspm.cache.errors import UsageError
 from clipspm.cache.spec import SPLITS
 from clipspm.extract.datasets import BENCHMARKS, Index, benchmark
 from clipspm.extract.decode import DecodeError, count_frames
@@ -163,6 +164,8 @@ def check(
 
 def _probe(paths: Sequence[Path], workers: int | None) -> Iterator[Outcome]:
     """What opening each path gives, in order; a file that kills or hangs its process is looked at alone."""
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers is {workers}, it must be 1 or more")
     parts = [tuple(paths[i : i + _AT_A_TIME]) for i in range(0, len(paths), _AT_A_TIME)]
     with ProcessPool(
         max_workers=workers or min(16, os.cpu_count() or 1), context=get_context("spawn")
@@ -193,6 +196,8 @@ def _look(paths: tuple[Path, ...]) -> list[Outcome]:
             found.append((count_frames(path), "", ""))
         except DecodeError as error:
             found.append((None, error.category, error.detail))
+        except Exception as error:  # such as a path that no file can have
+            found.append((None, "unreadable", f"{type(error).__name__}: {error}"))
     return found
 
 

@@ -106,10 +106,10 @@ def index_dataset(
     if dataset == "folder":
         return _finish(dataset, root, _index_folder(root, None), splits, ())
     about = benchmark(dataset)
-    rows, notes = _index_benchmark(about, root)
+    rows, notes, copies = _index_benchmark(about, root)
     expected = {name: count for listed in about.classes.values() for _, name, count in listed}
     homes = {name: split for split, listed in about.classes.items() for _, name, _ in listed}
-    return _finish(dataset, root, rows, splits, notes, expected, homes=homes)
+    return _finish(dataset, root, rows, splits, notes, expected, copies, homes)
 
 
 # --------------------------------------------------------------------------------------------- where
@@ -201,16 +201,27 @@ def _holds_images(folder: Path) -> bool:
         return any(os.path.splitext(e.name)[1].lower() in IMAGE_SUFFIXES for e in entries)
 
 
-def _index_benchmark(about: BenchmarkClasses, root: Path) -> tuple[list[Row], tuple[str, ...]]:
-    """A benchmark's class folders, matched whatever their case and separators."""
-    folders = {_key(f.name): f for f in _subfolders(root)}
+def _index_benchmark(
+    about: BenchmarkClasses, root: Path
+) -> tuple[list[Row], tuple[str, ...], dict[str, tuple[Path, ...]]]:
+    """Videos in a benchmark's class folders, whatever their case and separators, and copies of a video."""
+    folders: dict[str, list[Path]] = {}
+    for each in _subfolders(root):
+        folders.setdefault(_key(each.name), []).append(each)
     rows: list[Row] = []
+    copies: dict[str, tuple[Path, ...]] = {}
     absent: list[str] = []
     fewer = 0
     for split, classes in about.classes.items():
         for folder_name, class_name, expected in classes:
-            folder = folders.get(_key(folder_name)) or folders.get(_key(class_name))
-            videos = _videos_in(folder) if folder else []
+            here = folders.get(_key(folder_name)) or folders.get(_key(class_name)) or []
+            every = [video for folder in here for video in _videos_in(folder)]
+            by_name: dict[str, Path] = {}
+            for video in every:
+                by_name.setdefault(video.name if video.is_dir() else video.stem, video)
+            videos = list(by_name.values())
+            if len(videos) < len(every):
+                copies[class_name] = tuple(video for video in every if video not in set(videos))
             if not videos:
                 absent.append(class_name)
             fewer += max(0, expected - len(videos))
@@ -226,7 +237,7 @@ def _index_benchmark(about: BenchmarkClasses, root: Path) -> tuple[list[Row], tu
         notes.append(f"{len(absent)} of {total} classes have no videos, for example {', '.join(absent[:3])}")
     if fewer:
         notes.append(f"{fewer} videos fewer than published: results carry the coverage")
-    return rows, tuple(notes)
+    return rows, tuple(notes), copies
 
 
 def _index_listed(about: BenchmarkClasses, root: Path, lists: VideoList, splits_file: Path | None) -> Index:

@@ -69,9 +69,16 @@ def read_lists(folder: Path) -> VideoList:
 
     Raises :class:`ClipspmError` naming file and line for what is no list.
     """
-    files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else [folder]
     if not folder.exists():
         raise ClipspmError(f"no split files at {folder}")
+    lists = _read_lists(folder)
+    if not lists.videos:
+        raise ClipspmError(f"{folder}: the lists there ({lists}) name no video")
+    return lists
+
+
+def _read_lists(folder: Path) -> VideoList:
+    files = sorted(p for p in folder.iterdir() if p.is_file()) if folder.is_dir() else [folder]
     tables = [f for f in files if f.suffix.lower() == ".csv"]
     texts: dict[Split, Path] = {}
     for file in files:

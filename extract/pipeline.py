@@ -15,10 +15,9 @@ from clipspm.cache.disk import check_room, free_bytes
 from clipspm.cache.errors import ClipspmError
 from clipspm.cache.home import caches_dir, home
 from clipspm.cache.lock import writing
-from clipspm.cache.reader import open_cache, size_on_disk
+from clipspm.cache.reader import size_on_disk
 from clipspm.cache.spec import CacheSpec, Plan, VideoRecord
-from clipspm.cache.store import find_store
-from clipspm.cache.verify import grown
+from clipspm.cache.store import Store, find_store, readable
 from clipspm.cache.writer import CacheWriter, check_same, parts_path, to_do
 from clipspm.engines import make_engine
 from clipspm.extract.config import ExtractConfig, Precision
@@ -121,20 +120,26 @@ def extract(
     spec = _spec(config, encoder, templates, _resized_by(config, encoder))
     path = config.out or caches_dir() / _default_name(config, index, spec)
     plan = _limited(index.plan, config, path)
-    needed = _bytes_needed(spec, len(plan.videos), len(plan.class_names))
+    needed = _bytes_needed(spec, len(plan.videos), len(plan.class_names)) * (
+        2 if config.format == "hdf5" else 1
+    )
     for note in index.notes:
         on_start(f"note: {note}")
     on_start(f"{len(plan.videos)} videos of {len(plan.class_names)} classes -> {path}")
     if config.dry_run:
         already = 0
-        if not config.overwrite and (begun := grown(path)).exists():
-            cache = open_cache(begun)
-            check_same(path, cache.spec, spec)
-            done = {v.id for v in cache.videos if v.status not in to_do(config.retry_failed)}
+        if (begun := _growing(config, path)) is not None:
+            with readable(path):
+                check_same(path, begun.spec(), spec)
+                done = {v.id for v in begun.records() if v.status not in to_do(config.retry_failed)}
             already = sum(video.id in done for video in plan.videos)
         return _result(path, spec, plan, [], 0, already, Progress(0), index, needed, dry_run=True)
     there = sum(size_on_disk(place) for place in (path, parts_path(path)) if place.exists())
-    check_room(path, needed * (2 if config.format == "hdf5" else 1) - (0 if config.overwrite else there))
+    # rows that are there are copied beside the old ones where the videos are not the same any more
+    stays = (begun := _growing(config, path)) is not None and _planned(path, begun) == {
+        v.id for v in plan.videos
+    }
+    check_room(path, needed - (there if stays else 0))
     with writing(path) as news:
         if news:
             on_start(f"note: {news}")
@@ -206,7 +211,7 @@ def _run(
 def _task(config: ExtractConfig, index: Index, encoder: Encoder, writer: CacheWriter) -> ShardTask:
     several = len(config.devices) > 1
     return ShardTask(
-        cache=writer.work.resolve(),
+        staging=writer.staging.resolve(),
         videos=index.root.resolve(),
         spec=writer.spec,
         model=_absolute(config.model or DEFAULT_MODEL),
@@ -254,9 +259,16 @@ def _render_demo(config: ExtractConfig, on_start: Callable[[str], None]) -> None
 
 def _begun(config: ExtractConfig) -> CacheSpec | None:
     """What the cache at ``--out`` was begun with, if this run extends it: ``auto`` keeps to that."""
-    if config.out and not config.overwrite and (begun := grown(config.out)).exists():
-        return find_store(begun).spec()
+    if config.out and (begun := _growing(config, config.out)) is not None:
+        with readable(config.out):
+            return begun.spec()
     return None
+
+
+def _growing(config: ExtractConfig, path: Path) -> Store | None:
+    """The cache that this run goes on with, or None."""
+    there = [place for place in (parts_path(path), path) if place.exists()]
+    return find_store(there[0]) if there and not config.overwrite else None
 
 
 def _settled_precision(config: ExtractConfig) -> Precision:
@@ -318,15 +330,19 @@ def _default_name(config: ExtractConfig, index: Index, spec: CacheSpec) -> str:
     return f"{name}-{spec.fingerprint[:8]}{'.zarr' if config.format == 'zarr' else '.h5'}"
 
 
+def _planned(path: Path, store: Store) -> set[str]:
+    """The ids of the videos that a cache plans."""
+    with readable(path):
+        return {video_id for video_id, *_ in store.planned()}
+
+
 def _limited(plan: Plan, config: ExtractConfig, path: Path) -> Plan:
     """At most ``limit`` videos, taken evenly over the classes; videos the cache holds already stay."""
     if config.limit is None or config.limit >= len(plan.videos):
         return plan
     held: set[str] = set()
-    if not config.overwrite:
-        for place in (path, parts_path(path)):
-            if place.exists():
-                held |= {v.id for v in open_cache(place).videos}
+    if (begun := _growing(config, path)) is not None:
+        held = _planned(path, begun)
     turn: Counter[str] = Counter()
     order: list[tuple[int, int]] = []
     for row, video in enumerate(plan.videos):

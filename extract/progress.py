@@ -71,11 +71,12 @@ class Reporter:
                 f"{result.path} (fingerprint {result.fingerprint[:16]}); {result.already} are done already"
             )
             return
-        rate = (result.done + len(result.failures)) / max(result.seconds, 1e-9)
+        tried = result.videos - result.already
+        rate = tried / max(result.seconds, 1e-9)
         split = ", ".join(f"{name} {value:.0%}" for name, value in result.share.items())
         self.message(
             f"{result.done} videos extracted in {result.seconds:.1f} s ({rate:.1f} videos/s; {split}), "
-            f"{result.already} were there already, {len(result.failures)} failed"
+            f"{result.already} were done before; {len(result.failures)} of all {result.videos} failed"
         )
         if result.failures:
             table = Table(title="videos that could not be read", title_justify="left")

@@ -70,11 +70,11 @@ Listen = Callable[[bool, Spent], None]
 class ShardTask:
     """Everything that extracting a shard needs, on this machine or another that sees the same files.
 
-    ``cache``: the growing Zarr cache; ``videos``: the folder that the records' paths start from. ``encoder``
-    and ``listen`` stay in the process that made the task.
+    ``staging``: where finished shards wait; ``videos``: the folder that the records' paths start from.
+    ``encoder`` and ``listen`` stay in the process that made the task.
     """
 
-    cache: Path
+    staging: Path
     videos: Path
     spec: CacheSpec
     model: str
@@ -135,7 +135,7 @@ class ShardTask:
         """Shards in order; decoding runs ahead of encoding, across shards too, and writing behind it."""
         todo = []
         for shard in shards:
-            if is_staged(self.cache, shard.number):  # by a worker that died, or was requeued, afterwards
+            if is_staged(self.staging, shard.number):  # by a worker that died, or was requeued, afterwards
                 yield ShardDone(shard.number)
             else:
                 todo.append(shard)
@@ -179,7 +179,7 @@ class ShardTask:
         self, shard: Shard, outcomes: dict[int, VideoRecord], features: dict[str, np.ndarray], spent: Spent
     ) -> ShardDone:
         start = time.perf_counter()
-        stage(self.cache, shard.number, outcomes, features)
+        stage(self.staging, shard.number, outcomes, features)
         return ShardDone(shard.number, spent + Spent(writing=time.perf_counter() - start))
 
 

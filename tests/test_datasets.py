@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipspm.cache.errors import ClipspmError
+from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.extract.check import check
 from clipspm.extract.datasets import BENCHMARKS, benchmark, index_dataset, read_splits
 
 PUBLISHED = {
@@ -171,6 +172,29 @@ def test_any_file_name_is_indexed_once_whatever_the_order(tmp_path_factory, stem
 def test_equal_stems_keep_apart(tmp_path: Path) -> None:
     touch(tmp_path, "wave/a.mp4", "wave/a.avi")
     assert sorted(v.id for v in index_dataset("folder", tmp_path).plan.videos) == ["wave/a.avi", "wave/a.mp4"]
+
+
+def test_copies_of_a_benchmarks_video_count_once(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "brush_hair/a.avi", "brush_hair/a.mp4", "Brush Hair/a.avi", "Brush Hair/b.avi", "run/c.avi"
+    )
+    index = index_dataset("hmdb51", tmp_path)
+    assert [(v.id, v.path) for v in index.plan.videos if v.class_name == "brush hair"] == [
+        ("brush hair/a", "Brush Hair/a.avi"),
+        ("brush hair/b", "Brush Hair/b.avi"),
+    ]
+    report = next(c for c in check(index, open_files=False).classes if c.name == "brush hair")
+    assert (report.found, report.duplicates, report.usable) == (2, 2, 2)
+    assert report.missing == report.expected - 2
+
+
+def test_checking_takes_workers_and_paths_as_they_are(tmp_path: Path) -> None:
+    touch(tmp_path, "wave/a.mp4")
+    with pytest.raises(UsageError, match="workers is -1"):
+        check(index_dataset("folder", tmp_path), workers=-1)
+    (tmp_path / "list.csv").write_text('path,class,split\n"a\0b.mp4",wave,train\n')
+    report = check(index_dataset("manifest", tmp_path / "list.csv"), workers=1)
+    assert report.problems[0][1] == "unreadable" and "null byte" in report.problems[0][2]
 
 
 def test_read_splits_of_a_missing_file(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from clipspm.cache import ClipspmError, open_cache
+from clipspm.cache.verify import repair, verify
 from clipspm.extract import ExtractConfig, extract, read_frames
 from clipspm.extract.clip import Clip, ClipSettings, load_clip, resized_shape
 from clipspm.extract.workers import DecodePool
@@ -200,6 +201,28 @@ def test_dry_run_writes_nothing(config: ExtractConfig, tmp_path: Path) -> None:
     result = extract(replace(config, dry_run=True, out=tmp_path / "c.zarr"))
     assert result.dry_run and result.videos == 9 and result.bytes_needed > 9 * 4 * (32 + 32 + 16) * 2
     assert not (tmp_path / "c.zarr").exists()
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_a_repaired_cache_goes_on_whatever_the_command_says(
+    config: ExtractConfig, tmp_path: Path, format: str
+) -> None:
+    config = replace(config, format=format, out=tmp_path / f"c.{format}", limit=6)
+    path = extract(config).path
+    if format == "zarr":
+        shutil.rmtree(path / "text" / "c")
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    repair(verify(path))
+    assert extract(replace(config, dry_run=True)).already in (0, 6)
+    assert extract(config).videos == 6 and verify(path).ok
+
+
+def test_a_damaged_spec_is_one_clear_line(config: ExtractConfig, tmp_path: Path) -> None:
+    path = extract(replace(config, out=tmp_path / "c.zarr")).path
+    (path / "spec.json").write_text("{")
+    with pytest.raises(ClipspmError, match="is damaged"):
+        extract(replace(config, out=path, precision="auto"))
 
 
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])

@@ -288,7 +288,9 @@ def test_staged_shards_of_other_processes_are_taken_in(tmp_path: Path) -> None:
     writer = CacheWriter(path, SPEC, plan_of(IDS), TEXT, shard_size=4)
     for shard, rows in writer.pending_shards():
         outcomes = {row: replace(writer.records[row], status="ok", frames=9) for row in rows}
-        stage(path, shard, outcomes, {k: np.stack([values(r, k) for r in rows]) for k in SPEC.layers})
+        stage(
+            writer.staging, shard, outcomes, {k: np.stack([values(r, k) for r in rows]) for k in SPEC.layers}
+        )
     again = CacheWriter(path, SPEC, plan_of(IDS), TEXT, shard_size=4)
     assert again.pending_shards() == []
     again.finish()

@@ -237,6 +237,7 @@ def test_a_name_is_not_taken_from_the_folder_of_another_class(tmp_path: Path) ->
             "label,youtube_id,time_start,time_end\na,b,c,d\n",
             "line 2: the times are no numbers",
         ),
+        ("kinetics.csv", "label,youtube_id,time_start,time_end\n", "name no video"),
         ("labels.json", '[{"id": 1, "template": "x"}, {"id": 2}]', "entry 2: expected id and template"),
         ("notes.md", "hello", "holds no list of videos that is known"),
         ("train_few_shot.txt", "\xff\xfe", "cannot read the list|names no video"),

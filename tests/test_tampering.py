@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,10 +14,12 @@ from clipspm.cache import CacheWriter, ClipspmError, UsageError, open_cache
 from clipspm.cache import disk as disk_module
 from clipspm.cache import store as store_module
 from clipspm.cache.disk import DiskFull, hidden
+from clipspm.cache.ledger import Entry
 from clipspm.cache.seal import seal_path
-from clipspm.cache.staging import stage
+from clipspm.cache.spec import Plan
+from clipspm.cache.staging import is_staged, read_staged, stage
 from clipspm.cache.store import LEDGER, ZarrStore
-from clipspm.cache.transform import convert, export
+from clipspm.cache.transform import convert, export, merge, pack
 from clipspm.cache.verify import repair, verify
 from clipspm.cache.writer import parts_path
 from tests.test_cache import SPEC, TEXT, fill, plan_of, suffix
@@ -138,8 +142,8 @@ def test_a_damaged_staged_shard_is_done_again(tmp_path: Path, how: str) -> None:
     other = CacheWriter(tmp_path / "o.zarr", SPEC, plan_of(IDS), TEXT, shard_size=4)
     fill(other, number=NUMBER, shards=1)
     good = {k: ZarrStore(other.work).rows(f"layers/{k}", 0, 4) for k in SPEC.layers}
-    stage(path, 0, {row: other.records[row] for row in range(4)}, good)
-    file = path / "staged" / "0" / "final.npy"
+    stage(writer.staging, 0, {row: other.records[row] for row in range(4)}, good)
+    file = writer.staging / "0" / "final.npy"
     data = file.read_bytes()
     file.write_bytes(
         {
@@ -149,10 +153,10 @@ def test_a_damaged_staged_shard_is_done_again(tmp_path: Path, how: str) -> None:
             "flipped": data[:-1] + b"!",
         }[how]
     )
-    assert [f.where for f in verify(path).findings] == ["staged/0", "SHA256SUMS"]
+    assert [f.where for f in verify(path).findings] == ["staged, shard 0", "SHA256SUMS"]
     if how == "flipped":
         repair(verify(path))
-        assert not (path / "staged" / "0").exists()
+        assert not (writer.staging / "0").exists()
     writer = CacheWriter(path, SPEC, plan_of(IDS), TEXT, shard_size=4)
     assert [shard for shard, _ in writer.pending_shards()] == [0, 1, 2]
     fill(writer, number=NUMBER)
@@ -194,7 +198,7 @@ def test_a_link_in_a_cache_is_found_and_never_sealed_in(tmp_path: Path) -> None:
     assert any(f.where == "layers/zz" and "no regular file" in f.problem for f in report.findings)
     seal_path(path).unlink()
     with pytest.raises(
-        ClipspmError, match="layers/zz is no regular file and does not belong there: remove it"
+        ClipspmError, match="layers/zz is no regular file and does not belong there: move it away"
     ):
         make(path)
     repair(report)
@@ -335,3 +339,184 @@ def test_no_room_for_hdf5_is_said_before_the_library_meets_it(
             make(path, "hdf5")
     make(path, "hdf5")
     assert contents(path) == whole
+
+
+# leftovers of other runs
+
+
+@pytest.mark.parametrize("other", ["videos", "settings", "shard size"])
+def test_what_a_worker_of_another_run_leaves_late_is_never_data(tmp_path: Path, other: str) -> None:
+    path, whole = tmp_path / "c.zarr", contents(make(tmp_path / "whole" / "c.zarr"))
+    spec = replace(SPEC, resize=SPEC.resize + 1) if other == "settings" else SPEC
+    ids = [f"w{name[1:]}" for name in IDS] if other == "videos" else IDS
+    old = CacheWriter(path, spec, plan_of(ids), TEXT, shard_size=3 if other == "shard size" else 4)
+    late = {row: replace(old.records[row], status="ok") for row in old.shards[0]}
+    features = {k: np.ones((len(late), 2, 4, SPEC.dims[k]), np.float16) for k in SPEC.layers}
+    writer = CacheWriter(path, SPEC, plan_of(IDS), TEXT, shard_size=4, overwrite=True)
+    stage(old.staging, 0, late, features)
+    assert not is_staged(writer.staging, 0)
+    fill(writer, number=NUMBER, failing={"v03"})
+    writer.finish()
+    assert contents(path) == whole
+    stage(old.staging, 0, late, features)  # even later
+    assert open_cache(path).features().shape[0] == 10
+    assert not verify(path).ok
+    make(path)
+    assert contents(path) == whole and verify(path).ok
+
+
+def test_a_late_worker_does_not_bring_back_what_was_assembled(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    writer = CacheWriter(path, SPEC, plan_of(IDS), TEXT, format="hdf5", shard_size=4)
+    late = {0: replace(writer.records[0], status="failed")}
+    fill(writer, number=NUMBER)
+    writer.finish()
+    with pytest.raises(ClipspmError, match="not growing any more"):
+        stage(writer.staging, 0, late, {})
+    assert not parts_path(path).exists()
+
+
+def test_a_staged_shard_leads_no_read_out_of_the_cache(tmp_path: Path) -> None:
+    path = tmp_path / "c.zarr"
+    writer = CacheWriter(path, SPEC, plan_of(IDS), TEXT, shard_size=4)
+    np.save(tmp_path / "outside.npy", np.zeros(3))
+    folder = writer.staging / "0"
+    folder.mkdir(parents=True)
+    entry = Entry(0, (), (), {"../../../../outside": "0" * 64})
+    (folder / "entry.jsonl").write_bytes(entry.to_line())
+    with pytest.raises(ClipspmError, match="damaged") as caught:
+        read_staged(writer.staging, 0)
+    assert "no name of a layer" in str(caught.value.__cause__)
+    (folder / "entry.jsonl").unlink()
+    os.mkfifo(folder / "entry.jsonl")  # nobody ever writes to it
+    assert any(f.where == "staged, shard 0" for f in verify(path).findings)
+
+
+# what may be removed
+
+
+@pytest.mark.parametrize("kind", ["folder", "hdf5"])
+def test_overwrite_spares_what_is_no_cache(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "mine"
+    if kind == "folder":
+        path.mkdir()
+        (path / "spec.json").write_text("{}")
+        (path / "thesis.tex").write_text("x")
+    else:
+        with h5py.File(path, "w") as file:
+            file["a"] = 1
+    for format in ("zarr", "hdf5"):
+        with pytest.raises(ClipspmError, match="not look like a cache"):
+            CacheWriter(path, SPEC, plan_of(IDS), TEXT, format=format, overwrite=True)  # type: ignore[arg-type]
+    assert path.exists() and (kind == "hdf5" or (path / "thesis.tex").exists())
+
+
+def test_a_second_repair_keeps_what_was_extracted_again(tmp_path: Path) -> None:
+    path = make(tmp_path / "c.h5", "hdf5")
+    data = bytearray(path.read_bytes())
+    with h5py.File(path) as file:
+        for number in (0, 4, 8):
+            data[file["layers/final"].id.get_chunk_info_by_coord((number, 0, 0, 0)).byte_offset] ^= 1
+    path.write_bytes(bytes(data))
+    repair(verify(path))
+    writer = CacheWriter(path, SPEC, plan_of(IDS), TEXT, format="hdf5", shard_size=4)
+    assert len(writer.pending_shards()) == 3
+    fill(writer, number=NUMBER, shards=2)
+    assert "grows already" in repair(verify(path))
+    writer = CacheWriter(path, SPEC, plan_of(IDS), TEXT, format="hdf5", shard_size=4)
+    assert len(writer.pending_shards()) == 1
+    fill(writer, number=NUMBER)
+    writer.finish()
+    assert verify(path).ok
+
+
+@pytest.mark.parametrize("name", ["note.json", "layers/note.json"])
+def test_a_link_with_a_name_like_metadata_is_removed(tmp_path: Path, name: str) -> None:
+    path = make(tmp_path / "c.zarr")
+    whole = contents(path)
+    (path / name).symlink_to("/etc/passwd")
+    repair(verify(path))
+    assert make(path) == path and contents(path) == whole
+
+
+def test_a_file_that_is_not_of_the_cache_is_never_sealed_in(tmp_path: Path) -> None:
+    path = make(tmp_path / "c.zarr")
+    whole = contents(path)
+    (path / "layers" / "final" / "notes.txt").write_text("mine")
+    repair(verify(path))
+    with pytest.raises(ClipspmError, match=r"notes\.txt does not belong there: move it away"):
+        make(path)
+    (path / "layers" / "final" / "notes.txt").unlink()
+    make(path)
+    assert contents(path) == whole
+
+
+# what is believed
+
+
+def test_flipped_metadata_of_an_hdf5_cache_is_not_believed(tmp_path: Path) -> None:
+    path = make(tmp_path / "c.h5", "hdf5")
+    data = path.read_bytes()
+    at = data.index(b'"v05"')
+    path.write_bytes(data[: at + 1] + b"x" + data[at + 2 :])
+    for use in (lambda: open_cache(path), lambda: convert(path, tmp_path / "d.zarr")):
+        with pytest.raises(ClipspmError):
+            use()
+
+
+def test_texts_never_stand_under_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classes change their order, and the writer dies at each of its steps in turn."""
+    path = make(tmp_path / "c.zarr")
+    plan = plan_of(IDS)
+    turned = Plan(plan.videos, ("run", "wave"), {"run": "val", "wave": "train"})
+    for step in range(9):
+        copy = Path(shutil.copytree(path, tmp_path / f"{step}.zarr"))
+        left = step
+
+        def dying(plain):  # type: ignore[no-untyped-def]
+            def call(*arguments):  # type: ignore[no-untyped-def]
+                nonlocal left
+                if left == 0:
+                    raise KeyboardInterrupt
+                left -= 1
+                return plain(*arguments)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("remove", "append", "write_atomically", "sync"):
+                patch.setattr(store_module, name, dying(getattr(store_module, name)))
+            with suppress(KeyboardInterrupt):
+                CacheWriter(copy, SPEC, turned, TEXT[::-1].copy(), shard_size=4)
+        try:
+            found = open_cache(copy)
+            texts = dict(zip(found.class_names, found.text(templates=True), strict=True))
+        except ClipspmError:
+            continue
+        np.testing.assert_array_equal(texts["wave"], TEXT[0])
+        np.testing.assert_array_equal(texts["run"], TEXT[1])
+
+
+def test_merging_keeps_what_is_known_and_counts_what_is_there(tmp_path: Path) -> None:
+    def part(name: str, ids: list[str], failing: set[str], shards: int) -> Path:
+        writer = CacheWriter(tmp_path / name, SPEC, plan_of(ids), TEXT, shard_size=2)
+        fill(writer, number=NUMBER, failing=failing, shards=shards)
+        return tmp_path / name
+
+    half, whole = part("a", IDS[:4], set(), 1), part("b", IDS[:4], {"v02"}, 9)
+    assert open_cache(half).videos[2].status == "pending"
+    merged = open_cache(merge([half, whole], tmp_path / "m"))
+    assert [v.status for v in merged.videos if v.id == "v02"] == ["failed"]
+    other = part("c", IDS[4:10], set(), 9)
+    coverage = open_cache(merge([whole, other], tmp_path / "n")).coverage("train")
+    assert (coverage.expected, coverage.found) == (10, 9)
+
+
+def test_a_cache_that_is_not_finished_is_packed_and_exported_only_when_told_to(tmp_path: Path) -> None:
+    writer = CacheWriter(tmp_path / "c", SPEC, plan_of(IDS), TEXT, shard_size=4)
+    fill(writer, number=NUMBER, shards=1)
+    for use, target in ((pack, "p"), (export, "e.npz")):
+        with pytest.raises(ClipspmError, match="not complete"):
+            use(tmp_path / "c", tmp_path / target)
+        assert use(tmp_path / "c", tmp_path / target, allow_partial=True).exists()
+    assert len(open_cache(tmp_path / "p").good) == 4
