@@ -3,6 +3,7 @@
 Shapes: B images, D a layer's width, C classes, P prompt templates.
 """
 
+import copy
 import json
 import time
 from collections.abc import Sequence
@@ -62,6 +63,7 @@ class Encoder:
         self.source: LoadedModel = load_model(model, pretrained)
         self.device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = self.source.model.to(self.device)
+        self._in_bf16: Any = None
         visual = self._model.visual
         self._kind = _tower_kind(visual)
         self.layers = _check_layers(layers, _depth(visual, self._kind), self.source.name)
@@ -133,9 +135,30 @@ class Encoder:
         images = pixels.to(self.device, non_blocking=True).to(torch.float32)
         images = (images - self._mean).div_(self._std)
         dtype = _DTYPES[self.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            found = self._forward(images)
+        blocks = hasattr(self._model.visual, "transformer")  # a ViT of open_clip's own
+        if dtype == torch.bfloat16 and self.device.type == "cpu" and blocks:
+            found = self._forward(self._with_blocks_in_bf16(), images)
+        else:
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                found = self._forward(self._model, images)
         return {layer: value.float() for layer, value in found.items()}
+
+    def _with_blocks_in_bf16(self) -> Any:
+        """The model with a ViT whose blocks multiply in bf16, and add to what stays in float32.
+
+        Under autocast on a CPU, torch's attention copies its weights once per frame: that takes longer than
+        float32, where this takes less than a third, with a smaller error.
+        """
+        if self._in_bf16 is None:
+            visual = copy.deepcopy(self._model.visual)
+            for block in visual.transformer.resblocks:
+                block.attn.bfloat16()
+                block.mlp.bfloat16()
+                for norm in (block.ln_1, block.ln_2):
+                    norm.register_forward_hook(lambda module, given, out: out.bfloat16())
+            self._in_bf16 = copy.copy(self._model)
+            self._in_bf16._modules = {**self._model._modules, "visual": visual}
+        return self._in_bf16
 
     @torch.inference_mode()
     def encode_text(self, class_names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
@@ -146,9 +169,9 @@ class Encoder:
             rows.append(self._model.encode_text(tokens.to(self.device), normalize=False).float().cpu())
         return torch.stack(rows).numpy()
 
-    def _forward(self, images: Tensor) -> dict[str, Tensor]:
+    def _forward(self, model: Any, images: Tensor) -> dict[str, Tensor]:
         if not self._indices:
-            return {FINAL: self._model.encode_image(images, normalize=False)}
+            return {FINAL: model.encode_image(images, normalize=False)}
         tokens = self._kind == "vit"
         # a ModifiedResNet stops after the highest stage asked for: its last one gives the embedding
         extra = [4] if self._kind == "resnet" and 4 not in self._indices else []
@@ -158,7 +181,7 @@ class Encoder:
             if tokens
             else {"image_output_fmt": "NCHW"}
         )
-        out = self._model.forward_intermediates(image=images, image_indices=asked, normalize=False, **options)
+        out = model.forward_intermediates(image=images, image_indices=asked, normalize=False, **options)
         found: dict[str, Tensor] = {}
         for i, index in enumerate(self._indices):
             if not tokens:
@@ -184,7 +207,11 @@ class Encoder:
     def _fastest_precision(self) -> str:
         """The fastest precision within the tolerance of float32 on this device, measured once."""
         record = home() / "precision.json"
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _cpu_name()
+        name = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"{_cpu_name()} {torch.backends.cpu.get_cpu_capability()}"
+        )
         identity = self.source.architecture_sha256[:8] + self.source.weights_sha256[:16]
         key = f"{name}|{torch.__version__}|{identity}|{','.join(self.layers)}"
         try:

@@ -218,6 +218,28 @@ def test_auto_precision_is_within_the_tolerance_and_remembered(
     assert Encoder(towers["vit"], None, layers=("1", "final"), device="cpu").precision == auto.precision
 
 
+@pytest.mark.parametrize("layers", [("final",), ("0", "1", "final")])
+def test_blocks_in_bf16_are_as_exact_as_autocast(towers: dict[str, str], layers: tuple[str, ...]) -> None:
+    encoder = Encoder(towers["vit"], None, layers=layers, device="cpu", precision="fp32")
+    pixels = encoder._probe_images(8)
+    exact, text = encoder.encode_images(pixels), encoder.encode_text(["a"], ["{}"])
+    encoder.precision = "bf16"
+    held = encoder.encode_images(pixels)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        images = (pixels.float() - encoder._mean) / encoder._std
+        cast = encoder._forward(encoder._model, images)
+
+    def error(found: dict[str, torch.Tensor], layer: str) -> float:
+        return float((found[layer].float() - exact[layer]).norm() / exact[layer].norm())
+
+    for layer in layers:
+        assert held[layer].dtype == torch.float32
+        assert 0 < error(held, layer) < 1.1 * error(cast, layer) + 1e-4
+    encoder.precision = "fp32"  # and the model itself is what it was
+    assert all(torch.equal(encoder.encode_images(pixels)[layer], exact[layer]) for layer in layers)
+    np.testing.assert_array_equal(encoder.encode_text(["a"], ["{}"]), text)
+
+
 def test_the_real_encoder(shared_dir: Path) -> None:
     folder = shared_dir / "weights" / "mobilenetv2-in1k"
     encoder = Encoder(f"local-dir:{folder}", None, layers=("1", "3", "final"), precision="fp32")
