@@ -27,8 +27,8 @@ from clipspm.extract.weights import LoadedModel, load_model
 
 FINAL = "final"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-#: the relative error against float32 that ``auto`` accepts
-AUTO_TOLERANCE = 1e-2
+#: the relative error against float32 that ``auto`` accepts on its probe: frames may err twice as much, 1e-2
+AUTO_TOLERANCE = 5e-3
 
 
 @dataclass(frozen=True)
