@@ -265,7 +265,7 @@ def extract(
         int | None, typer.Option(help="At most so many videos, evenly over the classes.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Decoding processes beside each encoder (default: a core each).")
+        int | None, typer.Option(help="Decoding processes per encoder (default: the cores, or 1 by engine).")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Frames per call of the encoder.")] = 64,
     shard_size: Annotated[int, typer.Option(help="Videos per shard: what a kill can lose.")] = 256,

@@ -220,8 +220,9 @@ def _index_benchmark(
             for video in every:
                 by_name.setdefault(video.name if video.is_dir() else video.stem, video)
             videos = list(by_name.values())
-            if len(videos) < len(every):
-                copies[class_name] = tuple(video for video in every if video not in set(videos))
+            kept = set(videos)
+            if len(kept) < len(every):
+                copies[class_name] = tuple(video for video in every if video not in kept)
             if not videos:
                 absent.append(class_name)
             fewer += max(0, expected - len(videos))

@@ -18,7 +18,7 @@ from clipspm.cache.lock import writing
 from clipspm.cache.reader import size_on_disk
 from clipspm.cache.spec import CacheSpec, Plan, VideoRecord
 from clipspm.cache.store import Store, find_store, readable
-from clipspm.cache.writer import CacheWriter, check_same, parts_path, to_do
+from clipspm.cache.writer import CacheWriter, check_ours, check_same, parts_path, to_do
 from clipspm.engines import make_engine
 from clipspm.extract.config import ExtractConfig, Precision
 from clipspm.extract.datasets import NO_FLIP, Index, index_dataset
@@ -128,6 +128,8 @@ def extract(
     on_start(f"{len(plan.videos)} videos of {len(plan.class_names)} classes -> {path}")
     if config.dry_run:
         already = 0
+        if config.overwrite and path.exists():
+            check_ours(path)
         if (begun := _growing(config, path)) is not None:
             with readable(path):
                 check_same(path, begun.spec(), spec)

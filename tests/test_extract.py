@@ -236,6 +236,8 @@ def test_dry_run_tells_what_is_done_already(config: ExtractConfig, tmp_path: Pat
     assert extract(plan).already == 4
     assert extract(replace(plan, retry_failed=True)).already == 3
     assert extract(replace(plan, overwrite=True)).already == 0
+    with pytest.raises(ClipspmError, match="is a folder but not a cache"):
+        extract(replace(plan, overwrite=True, out=videos))
 
 
 def test_other_settings_onto_the_same_path_are_refused(config: ExtractConfig, tmp_path: Path) -> None:
