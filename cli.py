@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 
 from clipspm import __version__
-from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError, UsageError
+from clipspm.progress import Reporter
 
 app = typer.Typer(
     help="Few-shot action recognition: cache CLIP features once, train light heads in minutes.",
@@ -288,7 +289,7 @@ def extract(
     """Run the encoder once over every video and class name, and cache the features."""
     from clipspm.extract.config import ExtractConfig
     from clipspm.extract.pipeline import extract as run
-    from clipspm.extract.progress import Reporter
+    from clipspm.extract.progress import Watch, summary
 
     config = ExtractConfig(
         dataset=dataset,
@@ -322,9 +323,9 @@ def extract(
         overwrite=overwrite,
         dry_run=dry_run,
     )
-    with Reporter(err) as reporter:
-        result = run(config, on_start=reporter.message, on_progress=reporter.progress)
-    reporter.summary(result)
+    with Watch(Reporter()) as watch:
+        result = run(config, on_start=watch.message, on_progress=watch.progress)
+    summary(result, watch.reporter)
     if as_json:
         _print_json(result.to_json())
     if result.failures:
@@ -689,7 +690,7 @@ def episodes_make(
 ) -> None:
     """Draw episodes and save them in a small file that eval --episodes-file scores."""
     from clipspm.train_heads import Pool, draw, summary
-    from clipspm.train_heads.episodes import EpisodeSpec
+    from clipspm.train_heads.episodes.draw import EpisodeSpec
 
     source = _open(cache, dataset, splits)
     spec = EpisodeSpec(
@@ -712,7 +713,7 @@ def episodes_show(
 ) -> None:
     """What a file of episodes holds, and one of them in full."""
     from clipspm.train_heads import Episodes, summary
-    from clipspm.train_heads.episode_files import one_episode
+    from clipspm.train_heads.episodes.files import one_episode
 
     episodes = Episodes.load(file)
     facts, chosen = summary(episodes), one_episode(episodes, number)
@@ -736,7 +737,7 @@ def episodes_verify(
 ) -> None:
     """Whether a file is what its hash says, well-formed, and what its settings draw from a cache."""
     from clipspm.train_heads import Episodes
-    from clipspm.train_heads.episode_files import problems
+    from clipspm.train_heads.episodes.files import problems
 
     episodes = Episodes.load(file)
     found = problems(episodes, _open(cache, None, splits) if cache else None)
@@ -777,7 +778,7 @@ def import_checkpoint(
 ) -> None:
     """Turn a checkpoint of the authors' code into a run that eval scores, and its encoder into a file."""
     from clipspm.extract.tower import save_encoder
-    from clipspm.train_heads.importing import read_checkpoint
+    from clipspm.train_heads.import_checkpoint import read_checkpoint
 
     found = read_checkpoint(file, preset, out_path)
     encoder = None

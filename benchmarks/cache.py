@@ -65,8 +65,8 @@ import json, sys, tempfile, time
 from pathlib import Path
 from clipspm.cache import open_cache
 from clipspm.train_heads import Banks, EpisodeSpec, draw, evaluate, resolve_config, train
-from clipspm.train_heads import bank as module
-from clipspm.train_heads.scoring import make_batch
+from clipspm.train_heads.episodes import bank as module
+from clipspm.train_heads.evaluation.predict import make_batch
 path, mapped, steps = sys.argv[1], sys.argv[2] == "mapped", int(sys.argv[3])
 if mapped:
     module.free_memory = lambda device: 0

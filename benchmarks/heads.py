@@ -34,17 +34,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.reference_heads import ReferenceHead, adam, episodes_of
 from benchmarks.report import machine
 from clipspm.engines.allocator import keep_pages
+from clipspm.progress import Reporter
 from clipspm.train_heads.atomic import write_json
-from clipspm.train_heads.bank import Banks, FeatureBank
 from clipspm.train_heads.config import Precision, TrainConfig, resolve_config
-from clipspm.train_heads.episodes import Episodes, EpisodeSpec, draw
-from clipspm.train_heads.heads.base import EPISODES_PER_STEP, Protocol
-from clipspm.train_heads.metrics import Several
-from clipspm.train_heads.progress import Reporter
+from clipspm.train_heads.episodes.bank import Banks, FeatureBank
+from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.evaluation.predict import autocast, evaluating, make_batch, predict, recall_videos
+from clipspm.train_heads.heads.base import EPISODES_PER_STEP
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import HeadShape, Run
-from clipspm.train_heads.scoring import autocast, evaluating, make_batch, predict, recall_videos
 from clipspm.train_heads.tables import Table
-from clipspm.train_heads.trainer import Trainer
+from clipspm.train_heads.training.curves import Several
+from clipspm.train_heads.training.loop import Trainer
 
 DIM, FRAMES, WAY, EPISODES = 512, 8, 5, 10_000
 CLASSES = {"train": 31, "val": 0, "test": 10}

@@ -35,8 +35,8 @@ from clipspm.train_heads import (
     resolve_config,
 )
 from clipspm.train_heads.atomic import write_json
-from clipspm.train_heads.comparison import Row, together
 from clipspm.train_heads.config import Precision
+from clipspm.train_heads.experiments.ablation_table import Row, together
 from clipspm.train_heads.tables import Table
 
 Fold = dict[str, Split]

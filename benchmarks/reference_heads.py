@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipspm.train_heads.scoring import EpisodeBatch
+from clipspm.train_heads.evaluation.predict import EpisodeBatch
 
 
 class FeedForward(nn.Module):

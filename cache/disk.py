@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clipspm.cache.errors import ClipspmError
+from clipspm.errors import ClipspmError
 
 
 class DiskFull(ClipspmError):

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from clipspm.cache.errors import ClipspmError
 from clipspm.cache.spec import Split, VideoRecord
+from clipspm.errors import ClipspmError
 
 #: what a shard's outcome adds to the plan's record of a video, in the order of the record's fields
 OUTCOME_FIELDS = ("status", "category", "error", "frames", "fps", "indices", "pts_seconds", "backend")

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from clipspm.cache.errors import ClipspmError
+from clipspm.errors import ClipspmError
 
 #: seconds between signs of life, and after how many without one a writer on another host counts as dead
 BEAT, DEAD_AFTER = 20.0, 300.0

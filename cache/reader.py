@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from clipspm.cache.errors import ClipspmError
 from clipspm.cache.home import caches_dir, demo_dir
 from clipspm.cache.ledger import TEXT_SHARD, apply, digests, values_digest
 from clipspm.cache.mapped import MappedFeatures
 from clipspm.cache.seal import check_metadata
 from clipspm.cache.spec import CacheSpec, PlannedClass, Split, VideoRecord
 from clipspm.cache.store import CLASSES, SPEC, TEXT, DamagedShard, Store, find_store, layer_key, readable
+from clipspm.errors import ClipspmError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipspm.cache.disk import write_atomically
-from clipspm.cache.errors import ClipspmError
+from clipspm.errors import ClipspmError
 
 SUMS = "SHA256SUMS"
 IRREGULAR = "no regular file"

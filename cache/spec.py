@@ -9,13 +9,14 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from clipspm.cache.errors import ClipspmError
+from clipspm.errors import ClipspmError
 
 #: raised whenever a reader of today could misread what a writer of tomorrow writes
 FORMAT_VERSION = 3
 
 Split = Literal["train", "val", "test", "none"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "none")
+Format = Literal["zarr", "hdf5"]
 Status = Literal["ok", "failed", "pending"]
 #: name, split, and how many videos there are where the data set is complete
 PlannedClass = tuple[str, Split, int]

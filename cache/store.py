@@ -30,7 +30,6 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore
 
 from clipspm.cache.disk import DiskFull, append, free_bytes, hidden, remove, sync, write_atomically
-from clipspm.cache.errors import ClipspmError
 from clipspm.cache.ledger import (
     TEXT_SHARD,
     Entry,
@@ -44,6 +43,7 @@ from clipspm.cache.ledger import (
 )
 from clipspm.cache.seal import seal_path
 from clipspm.cache.spec import CacheSpec, Plan, PlannedClass, Split, VideoRecord
+from clipspm.errors import ClipspmError
 
 SPEC, CLASSES, VIDEOS, LEDGER = "spec.json", "classes.json", "videos.jsonl", "ledger.jsonl"
 BLOBS = (SPEC, CLASSES, VIDEOS, LEDGER)

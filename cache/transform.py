@@ -15,15 +15,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from clipspm.cache.disk import append, check_room, hidden, remove, room_on
-from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.cache.ledger import Entry, shards, values_digest
 from clipspm.cache.lock import writing
 from clipspm.cache.reader import Cache, open_cache, size_on_disk
 from clipspm.cache.seal import write_seal
-from clipspm.cache.spec import SPLITS, Plan, Split, VideoRecord
+from clipspm.cache.spec import SPLITS, Format, Plan, Split, VideoRecord
 from clipspm.cache.store import LEDGER, Hdf5Store, ZarrStore, layer_key
 from clipspm.cache.verify import verify
-from clipspm.cache.writer import Format, parts_path
+from clipspm.cache.writer import parts_path
+from clipspm.errors import ClipspmError, UsageError
 
 ExportFormat = Literal["npz", "safetensors"]
 

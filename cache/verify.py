@@ -17,7 +17,6 @@ import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from clipspm.cache.disk import append, discard, hidden, remove, write_atomically
-from clipspm.cache.errors import ClipspmError
 from clipspm.cache.ledger import TEXT_SHARD, Entry, apply, digests, read_ledger, values_digest
 from clipspm.cache.lock import writing
 from clipspm.cache.seal import IRREGULAR, broken, irregular, seal_path
@@ -37,6 +36,7 @@ from clipspm.cache.store import (
     layer_key,
 )
 from clipspm.cache.writer import carry_over, parts_path
+from clipspm.errors import ClipspmError
 
 _LOOK_LIMIT = 3600.0  # seconds that looking into a damaged HDF5 file may take
 

@@ -11,20 +11,17 @@ An HDF5 cache grows as a Zarr directory beside it (``PATH.parts``) and is assemb
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 import h5py
 import numpy as np
 
 from clipspm.cache.disk import append, discard, hidden, remove, room_on, write_atomically
-from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.cache.ledger import TEXT_SHARD, Entry, apply, digests, read_ledger, values_digest
 from clipspm.cache.seal import check_metadata, seal_path, write_seal
-from clipspm.cache.spec import CacheSpec, Plan, VideoRecord
+from clipspm.cache.spec import CacheSpec, Format, Plan, VideoRecord
 from clipspm.cache.staging import DamagedStage, place_for, read_staged, stage, staged, unstage
 from clipspm.cache.store import BLOBS, LEDGER, Hdf5Store, Store, ZarrStore, find_store, layer_key, readable
-
-Format = Literal["zarr", "hdf5"]
+from clipspm.errors import ClipspmError, UsageError
 
 
 def parts_path(cache: Path) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from clipspm.cache.errors import UsageError
+from clipspm.errors import UsageError
 
 EngineName = Literal["local", "slurm", "ray"]
 ENGINES: tuple[EngineName, ...] = ("local", "slurm", "ray")

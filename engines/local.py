@@ -12,8 +12,8 @@ from itertools import islice
 from multiprocessing.util import Finalize
 from typing import Any
 
-from clipspm.cache.errors import ClipspmError
 from clipspm.engines.base import Done, EngineConfig, Task, Work
+from clipspm.errors import ClipspmError
 
 
 class LocalEngine:

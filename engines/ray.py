@@ -8,8 +8,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from clipspm.cache.errors import ClipspmError
 from clipspm.engines.base import Done, EngineConfig, Task, Work
+from clipspm.errors import ClipspmError
 
 #: how often one item may take its actor down before it is given up
 RETRIES = 3

@@ -7,8 +7,8 @@ from typing import Any
 import submitit
 from submitit.helpers import as_completed
 
-from clipspm.cache.errors import ClipspmError
 from clipspm.engines.base import Done, EngineConfig, Task
+from clipspm.errors import ClipspmError
 
 _DEFAULT_JOBS = 4
 _GENERIC = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "name")

@@ -12,8 +12,8 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 from rich.table import Table
 
-from clipspm.cache.errors import UsageError
 from clipspm.cache.spec import SPLITS
+from clipspm.errors import UsageError
 from clipspm.extract.datasets import BENCHMARKS, Index, benchmark
 from clipspm.extract.decode import DecodeError, count_frames
 

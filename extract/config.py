@@ -4,9 +4,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from clipspm.cache.errors import UsageError
-from clipspm.cache.writer import Format
+from clipspm.cache.spec import Format
 from clipspm.engines.base import EngineConfig, parse_devices
+from clipspm.errors import UsageError
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 ResizeOn = Literal["auto", "decoders", "encoder"]

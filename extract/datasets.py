@@ -16,11 +16,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.cache.home import home
 from clipspm.cache.spec import SPLITS, Plan, Split, VideoRecord
-from clipspm.extract.decode import IMAGE_SUFFIXES
-from clipspm.extract.lists import VIDEO_SUFFIXES, Files, VideoList, read_lists, without_brackets
+from clipspm.errors import ClipspmError, UsageError
+from clipspm.extract.lists import Files, VideoList, read_lists, without_brackets
+from clipspm.extract.suffixes import VIDEO_SUFFIXES, is_frame_name, is_video_name
 
 Benchmark = Literal["hmdb51", "ucf101", "kinetics100", "ssv2-full", "ssv2-small"]
 BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
@@ -190,15 +190,14 @@ def _videos_in(folder: Path) -> list[Path]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        is_video = entry.suffix.lower() in VIDEO_SUFFIXES and not entry.is_dir()
-        if is_video or (entry.is_dir() and _holds_images(entry)):
+        if (is_video_name(entry.name) and not entry.is_dir()) or (entry.is_dir() and _holds_images(entry)):
             found.append(entry)
     return found
 
 
 def _holds_images(folder: Path) -> bool:
     with os.scandir(folder) as entries:
-        return any(os.path.splitext(e.name)[1].lower() in IMAGE_SUFFIXES for e in entries)
+        return any(is_frame_name(e.name) for e in entries)
 
 
 def _index_benchmark(
@@ -320,14 +319,10 @@ def _all_videos(root: Path) -> list[Path]:
     found: list[Path] = []
     for place, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        suffixes = {os.path.splitext(name)[1].lower() for name in names}
-        if suffixes & IMAGE_SUFFIXES and not suffixes & VIDEO_SUFFIXES:
+        here = sorted(name for name in names if is_video_name(name))
+        if not here and any(is_frame_name(name) for name in names):
             found.append(Path(place))
-        found += [
-            Path(place, name)
-            for name in sorted(names)
-            if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith(".")
-        ]
+        found += [Path(place, name) for name in here]
     return found
 
 

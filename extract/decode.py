@@ -28,14 +28,14 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
-from clipspm.cache.errors import ClipspmError
+from clipspm.errors import ClipspmError
+from clipspm.extract.suffixes import is_frame_name
 
 Backend = Literal["auto", "pyav", "decord"]
 Category = Literal[
     "missing", "unreadable", "no video stream", "too short", "timeout", "crashed", "wrong size"
 ]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 #: codecs whose keyframes restart the decoder bit for bit (MPEG-4 part 2 was seen not to)
 _SEEKABLE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
 #: clips shorter than this decode from the start about as fast as they seek
@@ -118,7 +118,7 @@ def count_frames(path: Path) -> int:
     """How many frames the packets of a video promise, without decoding one; raises :class:`DecodeError`."""
     try:
         if path.is_dir():
-            return sum(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir())
+            return sum(is_frame_name(p.name) for p in path.iterdir())
         if not S_ISREG(path.stat().st_mode):
             raise DecodeError("unreadable", path, "not a regular file")
         return _inspect(path).shown
@@ -423,10 +423,7 @@ def _read_images(path: Path, count: int) -> Frames:
     """Frames of a directory of images, in natural order of their names."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    names = sorted(
-        (p.name for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")),
-        key=natural_key,
-    )
+    names = sorted((p.name for p in path.iterdir() if is_frame_name(p.name)), key=natural_key)
     if not names:
         raise DecodeError("no video stream", path, "the directory holds no images")
     indices = segment_middles(len(names), count)

@@ -18,8 +18,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from clipspm.cache.disk import write_atomically
-from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.cache.home import home
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.clip import Clip, Cut
 from clipspm.extract.config import Precision
 from clipspm.extract.prompts import fill

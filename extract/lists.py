@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from clipspm.cache.errors import ClipspmError
 from clipspm.cache.spec import Split
+from clipspm.errors import ClipspmError
+from clipspm.extract.suffixes import VIDEO_SUFFIXES
 
 ListFormat = Literal["trx", "clip-fsar", "cmn", "ssv2-json", "kinetics-csv"]
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
-VIDEO_SUFFIXES = frozenset(
-    {".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".ogv"}
-)
 #: a class given by split and number, as in ``train24``
 _LIST_ID = re.compile(r"(train|val|test)[0-9]+")
 #: a YouTube id with the seconds it was cut from, ``PxhBbzBNQIQ_000002_000012``

@@ -12,7 +12,6 @@ import torch
 
 import clipspm
 from clipspm.cache.disk import check_room, free_bytes
-from clipspm.cache.errors import ClipspmError
 from clipspm.cache.home import caches_dir, home
 from clipspm.cache.lock import writing
 from clipspm.cache.reader import size_on_disk
@@ -20,6 +19,7 @@ from clipspm.cache.spec import CacheSpec, Plan, VideoRecord
 from clipspm.cache.store import Store, find_store, readable
 from clipspm.cache.writer import CacheWriter, check_ours, check_same, parts_path, to_do
 from clipspm.engines import make_engine
+from clipspm.errors import ClipspmError
 from clipspm.extract.config import ExtractConfig, Precision
 from clipspm.extract.datasets import NO_FLIP, Index, index_dataset
 from clipspm.extract.encoder import Encoder, check_device, parse_layers

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipspm.cache.errors import ClipspmError
+from clipspm.errors import ClipspmError
 
 #: the two sets in use: CLIP-FSAR's single prompt, and the 16 of ActionCLIP (arXiv 2109.08472)
 TEMPLATES: dict[str, tuple[str, ...]] = {

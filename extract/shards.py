@@ -19,10 +19,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from clipspm.cache.errors import ClipspmError
 from clipspm.cache.spec import CacheSpec, VideoRecord
 from clipspm.cache.staging import is_staged, stage
 from clipspm.engines.allocator import keep_pages
+from clipspm.errors import ClipspmError
 from clipspm.extract.clip import NATIVE, Clip, ClipSettings
 from clipspm.extract.decode import DecodeError
 from clipspm.extract.encoder import Encoder, Underway

@@ -12,7 +12,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.weights import (
     LOCAL_DIR,
     WeightsOutOfReach,

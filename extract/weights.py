@@ -22,7 +22,7 @@ import torch
 from open_clip.factory import load_checkpoint
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
-from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError, UsageError
 
 LOCAL_DIR = "local-dir:"
 #: how long the hub may take to answer before it counts as out of reach

@@ -21,7 +21,7 @@ from types import TracebackType
 import numpy as np
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from clipspm.cache.errors import ClipspmError
+from clipspm.errors import ClipspmError
 from clipspm.extract.clip import Clip, ClipSettings, load_clip
 from clipspm.extract.decode import DecodeError
 

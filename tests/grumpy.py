@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from clipspm.cache import ClipspmError
+from clipspm.errors import ClipspmError
 
 
 @dataclass(frozen=True)

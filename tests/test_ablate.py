@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from clipspm.cache.errors import UsageError
-from clipspm.train_heads.ablate import ablate, ablation_rows, cell_name, parse_drop
-from clipspm.train_heads.comparison import AblationResult
-from clipspm.train_heads.stats import paired
-from clipspm.train_heads.trainer import Trainer
+from clipspm.errors import UsageError
+from clipspm.train_heads.evaluation.stats import paired
+from clipspm.train_heads.experiments.ablate import ablate, ablation_rows, cell_name, parse_drop
+from clipspm.train_heads.experiments.ablation_table import AblationResult
+from clipspm.train_heads.training.loop import Trainer
 from tests.synthetic import fake_cache, silent, tiny_config
 
 ablate_module = importlib.import_module(
-    "clipspm.train_heads.ablate"
+    "clipspm.train_heads.experiments.ablate"
 )  # the package has a function of that name
 
 CACHE = fake_cache(noise=1.5)

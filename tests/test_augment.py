@@ -2,8 +2,8 @@
 
 import torch
 
-from clipspm.train_heads.augment import mix_motion
-from clipspm.train_heads.scoring import EpisodeBatch
+from clipspm.train_heads.evaluation.predict import EpisodeBatch
+from clipspm.train_heads.training.augment import mix_motion
 
 E, C, K, Q, T, D = 3, 4, 2, 3, 5, 6
 

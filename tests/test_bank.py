@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipspm.cache import open_cache
-from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.cache.transform import convert
-from clipspm.train_heads import bank as bank_module
-from clipspm.train_heads.bank import Banks, FeatureBank, middles, read_rows
-from clipspm.train_heads.evaluate import evaluate
-from clipspm.train_heads.train import train
+from clipspm.errors import ClipspmError, UsageError
+from clipspm.train_heads.episodes import bank as bank_module
+from clipspm.train_heads.episodes.bank import Banks, FeatureBank, middles, read_rows
+from clipspm.train_heads.evaluation.evaluate import evaluate
+from clipspm.train_heads.training.train import train
 from tests.synthetic import FakeCache, fake_cache, silent, tiny_config
 from tests.test_evaluate import real_cache
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.accuracy import as_dict, effects, measure, table
 from clipspm.train_heads import HEADS
-from clipspm.train_heads.comparison import together
+from clipspm.train_heads.experiments.ablation_table import together
 from tests.synthetic import fake_cache, silent, tiny_config
 
 

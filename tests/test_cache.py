@@ -9,17 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipspm.cache import (
-    CacheSpec,
-    CacheWriter,
-    ClipspmError,
-    Plan,
-    VideoRecord,
-    find_cache,
-    list_caches,
-    open_cache,
-)
+from clipspm.cache import CacheSpec, CacheWriter, Plan, VideoRecord, find_cache, list_caches, open_cache
 from clipspm.cache.store import LEDGER
+from clipspm.errors import ClipspmError
 
 SPEC = CacheSpec(
     dataset="folder",

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from clipspm.cache import ClipspmError, open_cache
+from clipspm.cache import open_cache
+from clipspm.errors import ClipspmError
 from clipspm.extract import ExtractConfig, extract, workers
 from clipspm.extract.clip import Clip, ClipSettings, load_clip
 from clipspm.extract.encoder import Encoder

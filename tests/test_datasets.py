@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.check import check
 from clipspm.extract.datasets import BENCHMARKS, benchmark, index_dataset, read_splits
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.encoder import Encoder, parse_layers
 from clipspm.extract.prompts import TEMPLATES, fill, load_templates
 from clipspm.extract.weights import load_model

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from clipspm.cache import ClipspmError, UsageError
 from clipspm.engines import EngineConfig, make_engine
 from clipspm.engines.base import Done, Task
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract import ExtractConfig, extract
 from clipspm.train_heads import ablate
 from tests.grumpy import Grumpy

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipspm.cache.errors import ClipspmError, UsageError
-from clipspm.train_heads.episodes import Episodes, EpisodeSpec, draw
-from clipspm.train_heads.pool import Pool
-from clipspm.train_heads.streams import below, blocks, digest, sample_distinct
+from clipspm.errors import ClipspmError, UsageError
+from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.episodes.pool import Pool
+from clipspm.train_heads.episodes.random import below, blocks, digest, sample_distinct
 from tests.synthetic import fake_cache
 
 CACHE = fake_cache(

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from clipspm.cache import Cache, CacheWriter, Plan, VideoRecord, open_cache
-from clipspm.cache.errors import ClipspmError, UsageError
-from clipspm.train_heads import scoring
-from clipspm.train_heads.bank import FeatureBank
-from clipspm.train_heads.episodes import Episodes, EpisodeSpec, draw
-from clipspm.train_heads.evaluate import evaluate, load_evaluation
+from clipspm.errors import ClipspmError, UsageError
+from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.evaluation import predict as scoring
+from clipspm.train_heads.evaluation.evaluate import evaluate, load_evaluation
+from clipspm.train_heads.evaluation.predict import accuracies, batch_size, predict
 from clipspm.train_heads.heads.base import Head, HeadOutput
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.registry import build_head
 from clipspm.train_heads.runs import Run
-from clipspm.train_heads.scoring import accuracies, batch_size, predict
-from clipspm.train_heads.train import train
+from clipspm.train_heads.training.train import train
 from tests.synthetic import FakeCache, fake_cache, silent, tiny_config
 from tests.test_cache import SPEC
 

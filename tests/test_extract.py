@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from clipspm.cache import ClipspmError, open_cache
+from clipspm.cache import open_cache
 from clipspm.cache.verify import repair, verify
+from clipspm.errors import ClipspmError
 from clipspm.extract import ExtractConfig, extract, read_frames
 from clipspm.extract.clip import Clip, ClipSettings, load_clip, resized_shape
 from clipspm.extract.workers import DecodePool

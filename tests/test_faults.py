@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clipspm.cache import ClipspmError, UsageError, open_cache
+from clipspm.cache import open_cache
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract import DecodeError, ExtractConfig, extract, read_frames
 from tests.campaigns import fault_campaign, kill_campaign, tiny_config
 from tests.media import numbered_frames, write_video

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.encoder import Encoder
 from clipspm.extract.tower import infer_architecture, save_encoder
 from clipspm.train_heads import CLIPSPM, Run, evaluate, train
 from clipspm.train_heads.heads.config import make_config
-from clipspm.train_heads.importing import read_checkpoint
+from clipspm.train_heads.import_checkpoint import read_checkpoint
 from tests.media import TINY_CONFIG, numbered_frames, register_architecture, write_video
 from tests.synthetic import fake_cache, silent, tiny_config
 from tests.test_cli import assert_one_clear_line, clipspm

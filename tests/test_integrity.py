@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from clipspm.cache import CacheWriter, ClipspmError, UsageError, open_cache
+from clipspm.cache import CacheWriter, open_cache
 from clipspm.cache import lock as lock_module
 from clipspm.cache.lock import writing
 from clipspm.cache.seal import seal_path
@@ -24,6 +24,7 @@ from clipspm.cache.staging import stage
 from clipspm.cache.store import LEDGER
 from clipspm.cache.transform import convert, export, merge, pack
 from clipspm.cache.verify import repair, verify
+from clipspm.errors import ClipspmError, UsageError
 from tests.test_cache import SPEC, TEXT, fill, plan_of, suffix, values
 
 FORMATS = ("zarr", "hdf5")

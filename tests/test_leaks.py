@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipspm.cache.errors import ClipspmError
-from clipspm.train_heads.bank import Banks
-from clipspm.train_heads.episodes import EpisodeSpec, draw
-from clipspm.train_heads.evaluate import evaluate
+from clipspm.errors import ClipspmError
+from clipspm.train_heads.episodes.bank import Banks
+from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
+from clipspm.train_heads.episodes.pool import Pool
+from clipspm.train_heads.evaluation.evaluate import evaluate
 from clipspm.train_heads.heads.base import HeadOutput
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.pieces import Projected
 from clipspm.train_heads.heads.recall import Recalled
 from clipspm.train_heads.heads.registry import HEADS, build_head
-from clipspm.train_heads.pool import Pool
 from clipspm.train_heads.runs import Run
-from clipspm.train_heads.train import train
-from clipspm.train_heads.trainer import Trainer
+from clipspm.train_heads.training.loop import Trainer
+from clipspm.train_heads.training.train import train
 from tests.synthetic import FakeCache, fake_cache, silent, tiny_config
 from tests.test_evaluate import ByHand
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipspm.cache import ClipspmError, UsageError, open_cache
+from clipspm.cache import open_cache
 from clipspm.cache.reader import Coverage
 from clipspm.cache.transform import convert
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract import ExtractConfig, extract
 from clipspm.extract.check import check
 from clipspm.extract.datasets import benchmark, index_dataset

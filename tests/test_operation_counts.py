@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference_heads import ReferenceHead
-from clipspm.train_heads import scoring
-from clipspm.train_heads.bank import FeatureBank
-from clipspm.train_heads.episodes import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.evaluation import predict as scoring
+from clipspm.train_heads.evaluation.predict import make_batch, predict
 from clipspm.train_heads.heads import CLIPSPM, CLIPSPMConfig
-from clipspm.train_heads.scoring import make_batch, predict
 from tests.synthetic import fake_cache
 
 WAY, FRAMES, DIM = 5, 8, 32

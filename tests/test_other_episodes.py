@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipspm.cache import open_cache
-from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract import extract
 from clipspm.extract.datasets import benchmark
-from clipspm.train_heads.episode_files import one_episode, problems, summary
-from clipspm.train_heads.episodes import Episodes, EpisodeSpec, draw
-from clipspm.train_heads.evaluate import evaluate
-from clipspm.train_heads.pool import Pool
-from clipspm.train_heads.queries import words_needed
-from clipspm.train_heads.sources import source_of, sources
-from clipspm.train_heads.streams import below, blocks, digest, sample_distinct, urn
+from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.episodes.files import one_episode, problems, summary
+from clipspm.train_heads.episodes.pool import Pool
+from clipspm.train_heads.episodes.queries import words_needed
+from clipspm.train_heads.episodes.random import below, blocks, digest, sample_distinct, urn
+from clipspm.train_heads.episodes.sources import source_of, sources
+from clipspm.train_heads.evaluation.evaluate import evaluate
 from tests.campaigns import tiny_config
 from tests.media import numbered_frames, write_video
 from tests.synthetic import fake_cache, silent

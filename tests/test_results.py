@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from clipspm.cache.errors import UsageError
-from clipspm.train_heads.classwise import ClassTable, class_interval
-from clipspm.train_heads.compare import compare
-from clipspm.train_heads.episodes import EpisodeSpec, draw
-from clipspm.train_heads.evaluate import evaluate, load_evaluation
-from clipspm.train_heads.pool import Pool
-from clipspm.train_heads.results import collect, published
+from clipspm.errors import UsageError
+from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
+from clipspm.train_heads.episodes.pool import Pool
+from clipspm.train_heads.evaluation.evaluate import evaluate, load_evaluation
+from clipspm.train_heads.evaluation.per_class import ClassTable, class_interval
+from clipspm.train_heads.evaluation.selection_bias import selection_bias
+from clipspm.train_heads.experiments.compare import compare
+from clipspm.train_heads.experiments.results import collect, published
 from clipspm.train_heads.runs import Run
-from clipspm.train_heads.selection import selection_bias
 from clipspm.train_heads.tables import Table
-from clipspm.train_heads.train import train
-from clipspm.train_heads.trainer import Trainer
+from clipspm.train_heads.training.loop import Trainer
+from clipspm.train_heads.training.train import train
 from tests.synthetic import fake_cache, silent, tiny_config
 from tests.test_cli import clipspm
 from tests.test_evaluate import real_cache

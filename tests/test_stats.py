@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipspm.train_heads.stats import bootstrap_means, estimate, paired, paired_over_seeds, spread
+from clipspm.train_heads.evaluation.stats import bootstrap_means, estimate, paired, paired_over_seeds, spread
 
 
 def test_interval_is_the_stated_formula() -> None:

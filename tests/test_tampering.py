@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from clipspm.cache import CacheWriter, ClipspmError, UsageError, open_cache
+from clipspm.cache import CacheWriter, open_cache
 from clipspm.cache import disk as disk_module
 from clipspm.cache import store as store_module
 from clipspm.cache.disk import DiskFull, hidden
@@ -22,6 +22,7 @@ from clipspm.cache.store import LEDGER, ZarrStore
 from clipspm.cache.transform import convert, export, merge, pack
 from clipspm.cache.verify import repair, verify
 from clipspm.cache.writer import parts_path
+from clipspm.errors import ClipspmError, UsageError
 from tests.test_cache import SPEC, TEXT, fill, plan_of, suffix
 from tests.test_integrity import IDS, NUMBER, everything, flip, make
 

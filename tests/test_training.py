@@ -11,17 +11,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from clipspm.cache.errors import ClipspmError, UsageError
-from clipspm.train_heads import trainer as trainer_module
-from clipspm.train_heads.bank import FeatureBank
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.config import TrainConfig, from_dict, recipe_names, resolve_config
-from clipspm.train_heads.guards import guard_classes
-from clipspm.train_heads.heads.registry import HEADS
-from clipspm.train_heads.optim import lr_at
+from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.evaluation.leaks import guard_classes
+from clipspm.train_heads.evaluation.predict import make_batch
+from clipspm.train_heads.heads.registry import HEADS, HeadEntry, build_head
 from clipspm.train_heads.runs import Run, default_run_dir
-from clipspm.train_heads.scoring import make_batch
-from clipspm.train_heads.train import train
-from clipspm.train_heads.trainer import Trainer
+from clipspm.train_heads.training import loop as trainer_module
+from clipspm.train_heads.training.loop import Trainer
+from clipspm.train_heads.training.optim import lr_at
+from clipspm.train_heads.training.train import train
 from tests.synthetic import FakeCache, LinearHead, fake_cache, silent, tiny_config
 
 CACHE = fake_cache(views=2, frames=6)
@@ -30,11 +30,7 @@ CACHE = fake_cache(views=2, frames=6)
 @pytest.fixture(autouse=True)
 def linear_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """The registry also knows the small head of the tests."""
-
-    def build(dim: int, frames: int, config: dict[str, Any], layer_dims: object) -> LinearHead:
-        return LinearHead(dim=dim, frames=frames, **config)
-
-    monkeypatch.setitem(HEADS, "linear", build)
+    monkeypatch.setitem(HEADS, "linear", HeadEntry("of the tests", "tests.synthetic:LinearHead"))
 
 
 def weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
@@ -101,7 +97,7 @@ def test_official_recipe_is_the_reference() -> None:
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_builds_a_head(recipe: str) -> None:
     config = resolve_config(recipe=recipe, overrides={"head_config": {"head_width": 8, "ffn_width": 8}})
-    head = HEADS[config.head](16, 4, dict(config.head_config), {})
+    head = build_head(config.head, dim=16, frames=4, config=config.head_config)
     assert head.trainable
 
 
@@ -121,10 +117,10 @@ def test_saved_configuration_resolves_to_itself(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("shot: 3", r"unknown setting 'shot' in .*did you mean shots"),
-        ("lr: fast", r"lr in .* is 'fast'"),
-        ("way: 2.5", "a whole number is needed"),
-        ("shuffle_time: 1", "true or false is needed"),
-        ("optimizer: sgd", "one of adam, adamw is needed"),
+        ("lr: fast", r"setting lr in .*: found 'fast'; needed a number"),
+        ("way: 2.5", "needed a whole number"),
+        ("shuffle_time: 1", "needed true or false"),
+        ("optimizer: sgd", "needed one of adam, adamw"),
         ("recipe: offical", "unknown recipe 'offical'; did you mean official"),
         ("preset: hmdb", "unknown preset 'hmdb'; did you mean hmdb51"),
         ("head: clip-smp", "unknown head 'clip-smp'; did you mean clip-spm"),
@@ -198,7 +194,7 @@ def test_scoring_hands_the_head_no_query_labels() -> None:
             seen.update(kwargs)
             return super().forward(**kwargs)
 
-    from clipspm.train_heads.episodes import EpisodeSpec, draw
+    from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
 
     bank = FeatureBank.from_cache(CACHE, "val")
     episodes = draw(EpisodeSpec(dataset="fake", split="val"), bank.pool, 2)
@@ -209,7 +205,7 @@ def test_scoring_hands_the_head_no_query_labels() -> None:
 
 
 def test_training_hands_the_head_its_base_classes() -> None:
-    from clipspm.train_heads.episodes import EpisodeSpec, draw
+    from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
 
     bank = FeatureBank.from_cache(CACHE, "train")
     episodes = draw(EpisodeSpec(dataset="fake", split="train", queries=2), bank.pool, 3)
@@ -320,7 +316,7 @@ def test_tunable_buffers_are_chosen_on_validation_classes_and_saved(
         right = float(head.sharpness) == 2.0
         return np.repeat([[0, 1, 2]], 10, 0) if right else np.full((10, 3), 1)
 
-    monkeypatch.setattr("clipspm.train_heads.scoring.predict", score)
+    monkeypatch.setattr("clipspm.train_heads.evaluation.predict.predict", score)
     result = train(CACHE, tiny_config(head="linear"), tmp_path / "r", log=silent)
     assert result.tuned == {"sharpness": 2.0}
     assert tried == [1.0, 0.5, 2.0]

@@ -4,21 +4,20 @@ A value comes from the last of these that names it: recipe (``recipes/*.yaml``),
 values of the method), ``--config`` file, explicit flags. All numbers live in the data files.
 """
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from clipspm.cache.errors import UsageError
-from clipspm.train_heads.heads.base import Protocol
+from clipspm.errors import UsageError
+from clipspm.settings import near, typed
+from clipspm.train_heads.episodes.random import digest
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.heads.registry import HEADS
-from clipspm.train_heads.streams import digest
 
 Precision = Literal["float32", "fp16", "bf16"]
 
@@ -103,13 +102,6 @@ class TrainConfig:
     def with_head(self, **settings: Any) -> "TrainConfig":
         """A copy with some settings of the head changed."""
         return replace(self, head_config={**self.head_config, **settings})
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean ...?)`` or the list of what is known."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(sorted(names))}"
 
 
 def recipe_names() -> list[str]:
@@ -216,54 +208,12 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """``values`` with each turned into its field's type; unknown keys and wrong kinds are errors."""
-    hints = get_type_hints(TrainConfig)
-    out = {}
-    for name, value in values.items():
-        if name not in hints:
-            raise UsageError(f"unknown setting {name!r} in {where}{near(str(name), hints)}")
-        try:
-            out[name] = _coerce(value, hints[name])
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{name} in {where} is {value!r}; {error}") from error
-    return out
+    """``values`` with each as its field's type; unknown keys and wrong kinds are errors."""
+    try:
+        return typed(values, get_type_hints(TrainConfig), f"in {where}")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _required(item: Any) -> bool:
     return item.default is MISSING and item.default_factory is MISSING
-
-
-def _coerce(value: Any, hint: Any) -> Any:
-    """YAML reads ``1e-5`` as a string and flags may be strings: accept what says the same thing."""
-    if isinstance(hint, UnionType):
-        options = get_args(hint)
-        if value is None or (isinstance(value, str) and value.lower() == "none" and NoneType in options):
-            return None
-        return _coerce(value, next(option for option in options if option is not NoneType))
-    origin = get_origin(hint)
-    if origin is Literal:
-        if value not in get_args(hint):
-            raise ValueError(f"one of {', '.join(get_args(hint))} is needed")
-        return value
-    if origin is tuple:
-        if isinstance(value, str) or len(value) != len(get_args(hint)):
-            raise ValueError(f"a list of {len(get_args(hint))} numbers is needed")
-        return tuple(_coerce(v, h) for v, h in zip(value, get_args(hint), strict=True))
-    if origin is not None:  # Mapping
-        if not isinstance(value, Mapping):
-            raise ValueError("a mapping is needed")
-        return dict(value)
-    if hint is bool:
-        if not isinstance(value, bool):
-            raise ValueError("true or false is needed")
-        return value
-    if hint in (int, float):
-        if isinstance(value, bool):
-            raise ValueError("a number is needed")
-        number = float(value)
-        if hint is int and number != int(number):
-            raise ValueError("a whole number is needed")
-        return int(value if isinstance(value, int) else number) if hint is int else number
-    if not isinstance(value, str):
-        raise ValueError("a name is needed")
-    return value

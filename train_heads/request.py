@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from clipspm.cache.errors import UsageError
-from clipspm.train_heads.bank import check_frames
+from clipspm.errors import UsageError
+from clipspm.progress import Say
 from clipspm.train_heads.config import TrainConfig
-from clipspm.train_heads.episodes import check_request
-from clipspm.train_heads.pool import FeatureSource, Pool
-from clipspm.train_heads.progress import Say
+from clipspm.train_heads.episodes.bank import check_frames
+from clipspm.train_heads.episodes.draw import check_request
+from clipspm.train_heads.episodes.pool import FeatureSource, Pool
 
 DEFAULT_QUERIES = 4
 DEFAULT_FRAMES = 8

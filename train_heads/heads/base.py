@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from clipspm.train_heads.heads.checks import check_episode
-from clipspm.train_heads.heads.episode import BaseClasses, Episode, Protocol
+from clipspm.train_heads.heads.episode import BaseClasses, Episode
 from clipspm.train_heads.heads.otam import full
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.heads.recall import Recalled
-
-__all__ = ["EPISODES_PER_STEP", "BaseClasses", "Episode", "Head", "HeadOutput", "Protocol", "cross_entropy"]
 
 #: the reference sums the cross-entropy over queries and over the 16 episodes of an optimiser step, and
 #: divides by 16; so one episode contributes its sum / 16, however many queries it has

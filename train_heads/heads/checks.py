@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from clipspm.train_heads.heads.episode import PROTOCOLS, Episode
+from clipspm.train_heads.heads.episode import Episode
+from clipspm.train_heads.heads.protocol import PROTOCOLS
 
 if TYPE_CHECKING:
     from clipspm.train_heads.heads.base import Head

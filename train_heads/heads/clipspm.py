@@ -17,7 +17,6 @@ from clipspm.train_heads.heads.base import (
     Episode,
     Head,
     HeadOutput,
-    Protocol,
     cross_entropy,
 )
 from clipspm.train_heads.heads.blocks import Block, sinusoidal_positions
@@ -26,6 +25,7 @@ from clipspm.train_heads.heads.fusion import SemanticFusion
 from clipspm.train_heads.heads.hsmr import MotionFeatures, MovingFrames, motion_consistency
 from clipspm.train_heads.heads.matching import matcher
 from clipspm.train_heads.heads.padm import PADM, Refined, distances
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.heads.recall import Recalled, bytes_per_video, recall
 from clipspm.train_heads.heads.spm import Branches, PromptGenerator, fusion_consistency, text_consistency
 from clipspm.train_heads.heads.text_scores import FUSION_CANDIDATES, fuse, text_cosine

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
-from clipspm.train_heads.heads.matching import MATCHERS
-from clipspm.train_heads.heads.spm import Prompt
+from clipspm.settings import typed
 
+Prompt = Literal["scalar", "mean-frame"]
+MatcherName = Literal["otam", "bimhm", "mean-cosine"]
 MatchingInput = Literal["raw", "centered", "refined", "refined-centered", "difference"]
 TextInput = Literal["raw", "refined", "modulated"]
 
@@ -61,7 +62,7 @@ class CLIPSPMConfig:
     motion_taps: int = (
         0  #: odd: a learned filter over time, for all channels, of frames minus their clip's mean
     )
-    matcher: str = "otam"  #: "otam", "bimhm" or "mean-cosine"
+    matcher: MatcherName = "otam"
     position: bool = False  #: sinusoidal positions (times 0.1) on the frames that enter the first block
     logit_scale: float = 1.0  #: factor of the matching logits
     learn_logit_scale: bool = False  #: learn its logarithm
@@ -79,7 +80,7 @@ class CLIPSPMConfig:
         choices = {
             "prompt": get_args(Prompt),
             "matching_input": get_args(MatchingInput),
-            "matcher": tuple(MATCHERS),
+            "matcher": get_args(MatcherName),
             "class_text_input": get_args(TextInput),
             "text_input": get_args(TextInput),
         }
@@ -147,10 +148,7 @@ def load_preset(name: str) -> dict[str, Any]:
 def make_config(preset: str = "hmdb51", **overrides: Any) -> CLIPSPMConfig:
     """The configuration of ``preset`` with ``overrides``.
 
-    ValueError lists the presets, or the fields where an override is none.
+    ValueError in one line: a preset or field that there is none of, or a value that a field cannot have.
     """
-    unknown = [key for key in overrides if key not in CLIPSPMConfig.names()]
-    if unknown:
-        known = ", ".join(CLIPSPMConfig.names())
-        raise ValueError(f"config of clip-spm: found {unknown[0]!r}; needed one of preset, {known}")
-    return CLIPSPMConfig(**(load_preset(preset) | overrides))
+    given = typed(overrides, get_type_hints(CLIPSPMConfig), "of clip-spm")
+    return CLIPSPMConfig(**(load_preset(preset) | given))

@@ -5,16 +5,14 @@ Shapes: E episodes, S support videos, Q query videos, C ways, T frames, D featur
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipspm.train_heads.heads.otam import full
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.heads.recall import Recalled
-
-Protocol = Literal["inductive", "transductive"]
-PROTOCOLS: tuple[Protocol, ...] = ("inductive", "transductive")
 
 
 @dataclass(frozen=True)

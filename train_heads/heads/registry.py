@@ -1,61 +1,77 @@
-"""Heads by name."""
+"""Heads by name. Listing them imports none of them."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from clipspm.train_heads.heads.base import Head
-from clipspm.train_heads.heads.clip_fsar import CLIPFSAR
-from clipspm.train_heads.heads.clipspm import CLIPSPM
+from clipspm.settings import near, typed
 from clipspm.train_heads.heads.config import make_config
-from clipspm.train_heads.heads.cpm import CPM
-from clipspm.train_heads.heads.semantic_prompt import SemanticPrompt
-from clipspm.train_heads.heads.training_free import OTAM, FrameCosine, Prototype, TipAdapter, ZeroShot
-from clipspm.train_heads.heads.trx import TRX
 
-#: (D, T, options, widths of the other cached layers) -> head
-Builder = Callable[[int, int, dict[str, Any], Mapping[str, int]], Head]
+if TYPE_CHECKING:
+    from clipspm.train_heads.heads.base import Head
 
 
-def _clip_spm(dim: int, frames: int, config: dict[str, Any], layer_dims: Mapping[str, int]) -> Head:
-    layer = config.get("shallow_layer")
-    if layer is not None:
-        layer = config["shallow_layer"] = str(layer)  # YAML reads 3 as a number
-    if layer is not None and config.get("shallow_dim") is None:
-        if layer not in layer_dims:
-            cached = ", ".join(layer_dims) or "none besides the last"
-            raise ValueError(f"shallow_layer: found {layer!r}; needed a cached layer ({cached})")
-        config["shallow_dim"] = layer_dims[layer]
-    return CLIPSPM(dim, make_config(**config))
+@dataclass(frozen=True)
+class HeadEntry:
+    """A head that can be asked for by name.
+
+    ``about``: one line for people. ``target``: ``module:Class``, imported when the head is built. ``fixed``:
+    arguments that make this head of the class. ``trained``: whether it has anything to train.
+    """
+
+    about: str
+    target: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    trained: bool = True
+
+    def load(self) -> "type[Head]":
+        """The class of the head."""
+        module, _, name = self.target.partition(":")
+        found: type[Head] = getattr(import_module(module), name)
+        return found
 
 
-def _plain(name: str, kind: Callable[..., Head], **fixed: Any) -> Builder:
-    """A builder for a class whose keyword-only parameters besides ``dim`` and ``frames`` are its options."""
-    known = [p for p in inspect.signature(kind).parameters if p not in ("dim", "frames", *fixed)]
+_HERE = "clipspm.train_heads.heads"
 
-    def build(dim: int, frames: int, config: dict[str, Any], layer_dims: Mapping[str, int]) -> Head:
-        unknown = [key for key in config if key not in known]
-        if unknown:
-            options = ", ".join(known) or "nothing, it has no options"
-            raise ValueError(f"config of {name}: found {unknown[0]!r}; needed one of {options}")
-        return kind(dim=dim, frames=frames, **fixed, **config)
-
-    return build
-
-
-#: name -> how to build it
-HEADS: dict[str, Builder] = {
-    "clip-spm": _clip_spm,
-    "zero-shot": _plain("zero-shot", ZeroShot),
-    "prototype": _plain("prototype", Prototype),
-    "frame-cosine": _plain("frame-cosine", FrameCosine, centered=False),
-    "frame-cosine-centered": _plain("frame-cosine-centered", FrameCosine, centered=True),
-    "otam": _plain("otam", OTAM),
-    "tip-adapter": _plain("tip-adapter", TipAdapter),
-    "clip-fsar": _plain("clip-fsar", CLIPFSAR),
-    "trx": _plain("trx", TRX),
-    "cpm": _plain("cpm", CPM),
-    "semantic-prompt": _plain("semantic-prompt", SemanticPrompt),
+HEADS: dict[str, HeadEntry] = {
+    "clip-spm": HeadEntry("CLIP-SPM: HSMR, SPM and PADM (arXiv 2512.19036)", f"{_HERE}.clipspm:CLIPSPM"),
+    "clip-fsar": HeadEntry(
+        "class texts in a temporal transformer, then OTAM (arXiv 2303.02982)", f"{_HERE}.clip_fsar:CLIPFSAR"
+    ),
+    "cpm": HeadEntry("compound prototype matching (arXiv 2207.05515)", f"{_HERE}.cpm:CPM"),
+    "trx": HeadEntry("cross-attention between tuples of frames (arXiv 2101.06184)", f"{_HERE}.trx:TRX"),
+    "semantic-prompt": HeadEntry(
+        "class texts as prompts of the supports (arXiv 2303.14123), for frames",
+        f"{_HERE}.semantic_prompt:SemanticPrompt",
+    ),
+    "otam": HeadEntry(
+        "ordered temporal alignment (arXiv 1906.11415)", f"{_HERE}.training_free:OTAM", trained=False
+    ),
+    "frame-cosine": HeadEntry(
+        "cosine of frames at the same index",
+        f"{_HERE}.training_free:FrameCosine",
+        {"centered": False},
+        trained=False,
+    ),
+    "frame-cosine-centered": HeadEntry(
+        "the same on frames minus their clip's mean: motion only",
+        f"{_HERE}.training_free:FrameCosine",
+        {"centered": True},
+        trained=False,
+    ),
+    "prototype": HeadEntry(
+        "cosine of mean frames, blind to order", f"{_HERE}.training_free:Prototype", trained=False
+    ),
+    "zero-shot": HeadEntry(
+        "cosine with the class texts, supports unused", f"{_HERE}.training_free:ZeroShot", trained=False
+    ),
+    "tip-adapter": HeadEntry(
+        "class texts and a cache of the supports (arXiv 2111.03930)",
+        f"{_HERE}.training_free:TipAdapter",
+        trained=False,
+    ),
 }
 
 
@@ -66,13 +82,41 @@ def build_head(
     frames: int,
     config: Mapping[str, Any] | None = None,
     layer_dims: Mapping[str, int] | None = None,
-) -> Head:
+) -> "Head":
     """The head ``name`` for features of ``frames`` x ``dim``.
 
     ``config``: its options; for ``clip-spm`` the fields of :class:`CLIPSPMConfig`, and ``preset`` (hmdb51)
-    for the values that are not given. ``layer_dims``: widths of the other cached layers. ValueError lists the
-    heads, or the options of this one.
+    for the values that are not given. ``layer_dims``: widths of the other cached layers. ValueError in one
+    line: an unknown head or option (with close names), or a value that an option cannot have.
     """
     if name not in HEADS:
-        raise ValueError(f"head: found {name!r}; needed one of {', '.join(HEADS)}")
-    return HEADS[name](dim, frames, dict(config or {}), layer_dims or {})
+        raise ValueError(f"head: found {name!r}{near(name, HEADS)}")
+    entry, options = HEADS[name], dict(config or {})
+    kind: Any = entry.load()
+    if name == "clip-spm":
+        return kind(dim, make_config(**_with_width(options, layer_dims or {})))  # type: ignore[no-any-return]
+    parameters = inspect.signature(kind).parameters
+    hints = {
+        key: parameter.annotation
+        for key, parameter in parameters.items()
+        if key not in ("dim", "frames", *entry.fixed)
+    }
+    if not hints and options:
+        raise ValueError(f"{name} has no settings, found {next(iter(options))!r}")
+    head: Head = kind(dim=dim, frames=frames, **entry.fixed, **typed(options, hints, f"of {name}"))
+    return head
+
+
+def _with_width(options: dict[str, Any], layer_dims: Mapping[str, int]) -> dict[str, Any]:
+    """``shallow_dim`` beside a ``shallow_layer`` that is cached."""
+    layer = options.get("shallow_layer")
+    if layer is None or options.get("shallow_dim") is not None:
+        return options
+    layer = str(layer)  # YAML reads 3 as a number
+    if layer not in layer_dims:
+        cached = ", ".join(layer_dims) or "none besides the last"
+        raise ValueError(
+            f"shallow_layer: found {layer!r}; needed a cached layer ({cached}): extract with "
+            f"--layers {','.join([*layer_dims, layer, 'final'])} to have it"
+        )
+    return {**options, "shallow_layer": layer, "shallow_dim": layer_dims[layer]}

@@ -1,13 +1,11 @@
 """Semantic Prototype Modulation (arXiv 2512.19036): prompts where the class is unknown, and consistency."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
 from clipspm.train_heads.heads.blocks import FeedForward
-
-Prompt = Literal["scalar", "mean-frame"]
+from clipspm.train_heads.heads.config import Prompt
 
 
 class PromptGenerator(nn.Module):

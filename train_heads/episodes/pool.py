@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from clipspm.cache.errors import ClipspmError, UsageError
-from clipspm.train_heads.streams import digest
+from clipspm.errors import ClipspmError, UsageError
+from clipspm.train_heads.episodes.random import digest
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

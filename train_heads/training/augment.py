@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clipspm.train_heads.scoring import EpisodeBatch
+from clipspm.train_heads.evaluation.predict import EpisodeBatch
 
 
 def mix_motion(batch: EpisodeBatch, strength: float, generator: torch.Generator) -> EpisodeBatch:

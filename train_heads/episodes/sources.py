@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from clipspm.cache.errors import UsageError
-from clipspm.train_heads.pool import Pool
+from clipspm.errors import UsageError
+from clipspm.train_heads.episodes.pool import Pool
 
 #: the rule of the data set itself; anything else is a regular expression whose first group is the source
 BY_NAME = "name"

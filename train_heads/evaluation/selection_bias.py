@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipspm.cache.errors import UsageError
-from clipspm.train_heads.evaluate import EvalResult, as_trained, evaluate
-from clipspm.train_heads.heads.base import Protocol
-from clipspm.train_heads.pool import FeatureSource
-from clipspm.train_heads.progress import Reporter, Say
+from clipspm.errors import UsageError
+from clipspm.progress import Reporter, Say
+from clipspm.train_heads.episodes.pool import FeatureSource
+from clipspm.train_heads.evaluation.evaluate import EvalResult, as_trained, evaluate
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import Run
 from clipspm.train_heads.tables import Table
 

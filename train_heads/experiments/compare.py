@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipspm.cache.errors import UsageError
-from clipspm.train_heads.evaluate import PROTOCOLS, load_evaluation
-from clipspm.train_heads.heads.base import Protocol
-from clipspm.train_heads.results import runs_below
+from clipspm.errors import UsageError
+from clipspm.train_heads.evaluation.evaluate import PROTOCOLS, load_evaluation
+from clipspm.train_heads.evaluation.stats import Difference, Spread, estimate, paired, paired_over_seeds
+from clipspm.train_heads.experiments.results import runs_below
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import Run
-from clipspm.train_heads.stats import Difference, Spread, estimate, paired, paired_over_seeds
 from clipspm.train_heads.tables import Table
 
 #: facts of an evaluation in which two sides should agree, and what to call them

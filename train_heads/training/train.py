@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-from clipspm.cache.errors import UsageError
 from clipspm.engines.allocator import keep_pages
-from clipspm.train_heads.bank import Banks
+from clipspm.errors import UsageError
+from clipspm.progress import Reporter, Say
 from clipspm.train_heads.config import TrainConfig
-from clipspm.train_heads.metrics import JsonLines, MetricLogger, Several, TensorBoard
-from clipspm.train_heads.pool import FeatureSource, content_digest
-from clipspm.train_heads.progress import Reporter, Say
+from clipspm.train_heads.episodes.bank import Banks
+from clipspm.train_heads.episodes.pool import FeatureSource, content_digest
+from clipspm.train_heads.episodes.random import derive_seed
 from clipspm.train_heads.request import fit_to_cache, resolve_device
 from clipspm.train_heads.runs import HeadShape, Run
-from clipspm.train_heads.streams import derive_seed
-from clipspm.train_heads.trainer import Trainer, TrainResult
+from clipspm.train_heads.training.curves import JsonLines, MetricLogger, Several, TensorBoard
+from clipspm.train_heads.training.loop import Trainer, TrainResult
 
 
 def train(
@@ -38,7 +38,7 @@ def train(
     ``resume`` goes on from the last checkpoint in ``run_dir`` (starts anew if there is none); weights are
     then bit for bit those of an uninterrupted run on the same machine; ``config`` None means the run's own.
     ``keep_checkpoints``: keep the weights at so many validations, evenly over the training (what selecting on
-    test would have been worth: :func:`~.selection.selection_bias`).
+    test would have been worth: :func:`~.evaluation.selection_bias.selection_bias`).
     ``banks``: features already on the device, shared between trainings. ``log`` takes the lines otherwise
     shown on standard error.
     Raises :class:`UsageError` before any work if the cache cannot give what is asked.

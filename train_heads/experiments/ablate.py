@@ -16,21 +16,22 @@ import numpy as np
 import torch
 
 import clipspm
-from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.cache.reader import open_cache
 from clipspm.engines import EngineConfig, make_engine
-from clipspm.train_heads.bank import Banks
-from clipspm.train_heads.comparison import AblationResult, Row
-from clipspm.train_heads.config import DEFAULT_HEAD, TrainConfig, checked, load_recipe, near, resolve_config
-from clipspm.train_heads.episodes import Episodes, EpisodeSpec, check_request, draw
-from clipspm.train_heads.evaluate import PROTOCOLS, EvalResult, evaluate, load_evaluation
-from clipspm.train_heads.heads.base import Protocol
-from clipspm.train_heads.pool import SPLITS, FeatureSource, Pool, content_digest
-from clipspm.train_heads.progress import Reporter, Say
+from clipspm.errors import ClipspmError, UsageError
+from clipspm.progress import Reporter, Say
+from clipspm.settings import near
+from clipspm.train_heads.config import DEFAULT_HEAD, TrainConfig, checked, load_recipe, resolve_config
+from clipspm.train_heads.episodes.bank import Banks
+from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, check_request, draw
+from clipspm.train_heads.episodes.pool import SPLITS, FeatureSource, Pool, content_digest
+from clipspm.train_heads.episodes.random import digest
+from clipspm.train_heads.evaluation.evaluate import PROTOCOLS, EvalResult, evaluate, load_evaluation
+from clipspm.train_heads.experiments.ablation_table import AblationResult, Row
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.request import fit_to_cache, resolve_device
 from clipspm.train_heads.runs import HeadShape, Run
-from clipspm.train_heads.streams import digest
-from clipspm.train_heads.train import train
+from clipspm.train_heads.training.train import train
 
 MODULES = ("hsmr", "spm", "padm")
 FULL = "full"

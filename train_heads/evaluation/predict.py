@@ -13,13 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clipspm.cache.errors import ClipspmError
-from clipspm.train_heads.bank import FeatureBank
+from clipspm.errors import ClipspmError
+from clipspm.progress import Advance
 from clipspm.train_heads.config import Precision
-from clipspm.train_heads.episodes import Episodes
-from clipspm.train_heads.heads.base import BaseClasses, Head, HeadOutput, Protocol
+from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.episodes.draw import Episodes
+from clipspm.train_heads.heads.base import BaseClasses, Head, HeadOutput
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.heads.recall import Recalled
-from clipspm.train_heads.progress import Advance
 
 _RECALL_LIMIT = 1.5e9  # bytes of what is known of videos before they are scored
 _TUNE_LIMIT = 64  # more combinations than this are searched one setting at a time

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from clipspm.cache.errors import ClipspmError, UsageError
-from clipspm.train_heads.episodes import Episodes, draw
-from clipspm.train_heads.pool import FeatureSource, Pool
-from clipspm.train_heads.sources import sources
+from clipspm.errors import ClipspmError, UsageError
+from clipspm.train_heads.episodes.draw import Episodes, draw
+from clipspm.train_heads.episodes.pool import FeatureSource, Pool
+from clipspm.train_heads.episodes.sources import sources
 
 
 def summary(episodes: Episodes) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.config import TrainConfig, resolve_config
 from clipspm.train_heads.heads.clipspm import CLIPSPM
 from clipspm.train_heads.heads.reference import split_reference

@@ -20,16 +20,16 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.cache.home import demo_dir, runs_dir
-from clipspm.train_heads.classwise import class_interval
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.config import TrainConfig, resolve_config
-from clipspm.train_heads.episodes import EpisodeSpec
-from clipspm.train_heads.evaluate import EvalResult, load_evaluation
-from clipspm.train_heads.heads.base import Protocol
+from clipspm.train_heads.episodes.draw import EpisodeSpec
+from clipspm.train_heads.evaluation.evaluate import EvalResult, load_evaluation
+from clipspm.train_heads.evaluation.per_class import class_interval
+from clipspm.train_heads.evaluation.stats import Spread, estimate, spread
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.request import DEFAULT_FRAMES, DEFAULT_QUERIES
 from clipspm.train_heads.runs import Run
-from clipspm.train_heads.stats import Spread, estimate, spread
 from clipspm.train_heads.tables import Table
 
 #: settings that are not part of a row's name: seeds, and where values came from or were computed
@@ -205,7 +205,7 @@ class Results:
 
 def published() -> list[dict[str, Any]]:
     """Published accuracies (fractions) with source, whether CLIP was fine-tuned, and selection split."""
-    text = resources.files("clipspm.train_heads").joinpath("published.yaml").read_text("utf-8")
+    text = resources.files("clipspm.train_heads.experiments").joinpath("published.yaml").read_text("utf-8")
     entries = []
     for method in yaml.safe_load(text)["methods"]:
         facts = {k: method[k] for k in ("method", "source", "clip", "selection")}

@@ -1,8 +1,8 @@
 """Guards against leaks: each refuses to go on, in one line that begins with ``leak:``.
 
 What they guard besides: a bank holds the rows of one split only, training runs with the test split closed
-(:meth:`~.bank.Banks.closed`), and only training losses are handed query labels
-(:meth:`~.scoring.EpisodeBatch.through`).
+(:meth:`~.episodes.bank.Banks.closed`), and only training losses are handed query labels
+(:meth:`~.evaluation.predict.EpisodeBatch.through`).
 """
 
 from dataclasses import replace
@@ -10,13 +10,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clipspm.cache.errors import ClipspmError
-from clipspm.train_heads.bank import FeatureBank
-from clipspm.train_heads.episodes import Episodes
-from clipspm.train_heads.heads.base import Head, Protocol
-from clipspm.train_heads.pool import FeatureSource
+from clipspm.errors import ClipspmError
+from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.episodes.draw import Episodes
+from clipspm.train_heads.episodes.pool import FeatureSource
+from clipspm.train_heads.evaluation.predict import EpisodeBatch, evaluating, make_batch
+from clipspm.train_heads.heads.base import Head
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import Run
-from clipspm.train_heads.scoring import EpisodeBatch, evaluating, make_batch
 
 
 def guard_classes(cache: FeatureSource, bank: FeatureBank) -> None:

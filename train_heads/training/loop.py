@@ -13,20 +13,20 @@ import torch
 from torch import nn
 
 import clipspm
-from clipspm.cache.errors import ClipspmError, UsageError
-from clipspm.train_heads.augment import mix_motion
-from clipspm.train_heads.bank import Banks, FeatureBank
+from clipspm.errors import ClipspmError, UsageError
+from clipspm.progress import Reporter
 from clipspm.train_heads.config import TrainConfig
-from clipspm.train_heads.episodes import Episodes, EpisodeSpec, draw
-from clipspm.train_heads.guards import guard_classes
+from clipspm.train_heads.episodes.bank import Banks, FeatureBank
+from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.episodes.pool import FeatureSource, Pool
+from clipspm.train_heads.episodes.random import derive_seed
+from clipspm.train_heads.evaluation.leaks import guard_classes
+from clipspm.train_heads.evaluation.predict import accuracies, autocast, make_batch, predict, tune
 from clipspm.train_heads.heads.base import Head
-from clipspm.train_heads.metrics import MetricLogger
-from clipspm.train_heads.optim import lr_at, make_optimizer
-from clipspm.train_heads.pool import FeatureSource, Pool
-from clipspm.train_heads.progress import Reporter
 from clipspm.train_heads.runs import Run
-from clipspm.train_heads.scoring import accuracies, autocast, make_batch, predict, tune
-from clipspm.train_heads.streams import derive_seed
+from clipspm.train_heads.training.augment import mix_motion
+from clipspm.train_heads.training.curves import MetricLogger
+from clipspm.train_heads.training.optim import lr_at, make_optimizer
 
 #: the reference sums the losses of this many episodes per step; other batch sizes are scaled to it
 REFERENCE_BATCH = 16
@@ -140,7 +140,7 @@ class Trainer:
         began = time.monotonic() - self.at.seconds
         total = self.config.episodes if self.steps else 0
         done = min(self.at.step * self.config.batch, total)
-        with self.reporter.task(f"training {self.config.head}", total, done) as advance:
+        with self.reporter.task(f"training {self.config.head}", total, "episodes", done) as advance:
             losses: list[float] = []
             for step in range(self.at.step, self.steps):
                 self.head.check = check and step == first  # shapes and labels are alike in every step

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from clipspm.train_heads.episodes import Episodes
-from clipspm.train_heads.stats import bootstrap_means
+from clipspm.train_heads.episodes.draw import Episodes
+from clipspm.train_heads.evaluation.stats import bootstrap_means
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

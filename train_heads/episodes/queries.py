@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from clipspm.cache.errors import UsageError
-from clipspm.train_heads.pool import Pool
-from clipspm.train_heads.sources import sources
-from clipspm.train_heads.streams import UInts, below, urn
+from clipspm.errors import UsageError
+from clipspm.train_heads.episodes.pool import Pool
+from clipspm.train_heads.episodes.random import UInts, below, urn
+from clipspm.train_heads.episodes.sources import sources
 
 Ints = npt.NDArray[np.int64]
 
@@ -19,7 +19,7 @@ _ROWS = 500  # episodes at a time: masks take n * C * M bytes
 
 
 class Request(Protocol):
-    """What is read of an :class:`~clipspm.train_heads.episodes.EpisodeSpec`."""
+    """What is read of an :class:`~clipspm.train_heads.episodes.draw.EpisodeSpec`."""
 
     @property
     def way(self) -> int: ...

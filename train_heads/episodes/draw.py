@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipspm.cache.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.atomic import replacing
-from clipspm.train_heads.pool import SPLITS, Pool, Split
-from clipspm.train_heads.queries import pick_queries, words_needed
-from clipspm.train_heads.streams import blocks, digest, sample_distinct
+from clipspm.train_heads.episodes.pool import SPLITS, Pool, Split
+from clipspm.train_heads.episodes.queries import pick_queries, words_needed
+from clipspm.train_heads.episodes.random import blocks, digest, sample_distinct
 
 Ints = npt.NDArray[np.int64]
 

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clipspm.cache.errors import ClipspmError, UsageError
-from clipspm.train_heads.pool import FeatureSource, Pool, Split
-from clipspm.train_heads.streams import derive_seed
+from clipspm.errors import ClipspmError, UsageError
+from clipspm.train_heads.episodes.pool import FeatureSource, Pool, Split
+from clipspm.train_heads.episodes.random import derive_seed
 
 _BLOCK = 256  # rows read from the cache at a time
 

@@ -10,22 +10,23 @@ import numpy.typing as npt
 import torch
 
 import clipspm
-from clipspm.cache.errors import ClipspmError, UsageError
 from clipspm.cache.reader import open_cache
 from clipspm.engines.allocator import keep_pages
-from clipspm.train_heads.bank import Banks, check_frames
-from clipspm.train_heads.classwise import ClassTable, class_interval
+from clipspm.errors import ClipspmError, UsageError
+from clipspm.progress import Reporter, Say
 from clipspm.train_heads.config import Precision
-from clipspm.train_heads.episodes import Episodes, EpisodeSpec, draw
-from clipspm.train_heads.guards import guard_labels, guard_test_classes
-from clipspm.train_heads.heads.base import Head, Protocol
-from clipspm.train_heads.pool import FeatureSource, Split
-from clipspm.train_heads.progress import Reporter, Say
+from clipspm.train_heads.episodes.bank import Banks, check_frames
+from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.episodes.pool import FeatureSource, Split
+from clipspm.train_heads.episodes.random import digest
+from clipspm.train_heads.evaluation.leaks import guard_labels, guard_test_classes
+from clipspm.train_heads.evaluation.per_class import ClassTable, class_interval
+from clipspm.train_heads.evaluation.predict import accuracies, autocast, evaluating, predict, recall_videos
+from clipspm.train_heads.evaluation.stats import Estimate, estimate
+from clipspm.train_heads.heads.base import Head
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.request import resolve_device
 from clipspm.train_heads.runs import Run, save_arrays
-from clipspm.train_heads.scoring import accuracies, autocast, evaluating, predict, recall_videos
-from clipspm.train_heads.stats import Estimate, estimate
-from clipspm.train_heads.streams import digest
 from clipspm.train_heads.tables import Table
 
 PROTOCOLS: tuple[Protocol, ...] = ("inductive", "transductive")
@@ -136,7 +137,7 @@ def evaluate(
     What is left open is taken from the run (``way``, ``shots``, ``frames``, ``precision``, and the cache it
     was trained on, under its class splits); a bare head needs ``cache`` and defaults to 5-way 1-shot. For a
     run, the episodes, the predictions and a part of ``results.json`` are written into its directory.
-    ``dirichlet``, ``sources``: other kinds of episodes, see :class:`~.episodes.EpisodeSpec`.
+    ``dirichlet``, ``sources``: other kinds of episodes, see :class:`~.episodes.draw.EpisodeSpec`.
     ``batch``: episodes at a time (chosen by size otherwise; the episodes do not depend on it).
     ``allow_partial``: leave out what is missing or damaged in a cache that is opened here.
     """
@@ -195,7 +196,7 @@ def evaluate(
         memory = recall_videos(head, bank, drawn, frames)
     for protocol in protocols:
         guard_labels(head, bank, drawn[:1], frames, protocol)
-        with reporter.task(f"{split} episodes, {protocol}", len(drawn)) as advance:
+        with reporter.task(f"scoring, {protocol}", len(drawn), "episodes") as advance:
             predictions[protocol] = predict(
                 head,
                 bank,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from clipspm.cache.errors import UsageError
+from clipspm.errors import UsageError
 from clipspm.train_heads.atomic import replacing
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from clipspm.train_heads.streams import below, blocks, digest
+from clipspm.train_heads.episodes.random import below, blocks, digest
 
 Floats = npt.NDArray[np.float64]
 

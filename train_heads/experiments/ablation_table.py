@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from clipspm.train_heads.atomic import replacing, write_json
 from clipspm.train_heads.config import TrainConfig
-from clipspm.train_heads.episodes import Episodes
-from clipspm.train_heads.heads.base import Protocol
-from clipspm.train_heads.stats import (
+from clipspm.train_heads.episodes.draw import Episodes
+from clipspm.train_heads.evaluation.stats import (
     Difference,
     Estimate,
     Spread,
@@ -21,6 +20,7 @@ from clipspm.train_heads.stats import (
     paired_over_seeds,
     spread,
 )
+from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.tables import Table
 
 

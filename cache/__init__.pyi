@@ -1,0 +1,9 @@
+from .reader import Cache as Cache
+from .reader import find_cache as find_cache
+from .reader import list_caches as list_caches
+from .reader import open_cache as open_cache
+from .spec import CacheSpec as CacheSpec
+from .spec import Plan as Plan
+from .spec import Split as Split
+from .spec import VideoRecord as VideoRecord
+from .writer import CacheWriter as CacheWriter

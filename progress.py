@@ -1,0 +1,80 @@
+"""News and progress on standard error: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
+
+Say = Callable[[str], None]
+#: ``advance(count, note)``: so many more are done; the note stands beside the bar
+Advance = Callable[[int, str], None]
+
+_PLAIN_EVERY = 10.0  # seconds between plain lines
+
+
+class Reporter:
+    """Says lines and shows progress. With ``log``, all of it goes there as plain lines."""
+
+    def __init__(self, log: Say | None = None) -> None:
+        self._log = log
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._live = log is None and self.console.is_terminal
+
+    def say(self, line: str) -> None:
+        """One line of news."""
+        if self._log is not None:
+            self._log(line)
+        elif self._live:
+            self.console.print(line, markup=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        """Yield what moves the bar; ``total`` and ``done`` count in ``unit`` (its plural, "episodes")."""
+        if self._live:
+            with bar(self.console) as progress:
+                shown = progress.add_task(title, total=total, completed=done, unit=unit, note="")
+                yield lambda count, note="": progress.update(shown, advance=count, note=note)
+            return
+        began = spoke = time.monotonic()
+        reached = done
+
+        def advance(count: int, note: str = "") -> None:
+            nonlocal reached, spoke
+            reached += count
+            now = time.monotonic()
+            if now - spoke >= _PLAIN_EVERY and reached < total:
+                spoke = now
+                left = (now - began) / max(reached - done, 1) * (total - reached)
+                self.say(f"{title}: {reached}/{total} {unit}, {note + ', ' * bool(note)}{left:.0f} s left")
+
+        yield advance
+
+
+class _Count(ProgressColumn):
+    """``12/340 videos``."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{int(task.completed)}/{int(task.total or 0)} {task.fields['unit']}")
+
+
+def bar(console: Console) -> Progress:
+    """A bar that vanishes when it is done. Where there is little room, the note and then the bar give way."""
+    return Progress(
+        TextColumn("{task.description}", table_column=Column(no_wrap=True), markup=False),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=40)),
+        _Count(Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        TextColumn(
+            "{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+        ),
+        console=console,
+        transient=True,
+        expand=True,
+    )

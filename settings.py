@@ -1,0 +1,92 @@
+"""Settings by name: values as their field's type, and close names where one is unknown."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
+
+#: other people's words for a setting, and ours
+SYNONYMS = {"shot": "shots", "ways": "way", "learning_rate": "lr", "batch_size": "batch", "steps": "episodes"}
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """``; did you mean ...?``, or ``; known: ...`` where nothing is close."""
+    names = list(known)
+    close = [SYNONYMS[name]] if SYNONYMS.get(name) in names else []
+    close += [n for n in difflib.get_close_matches(name, names, n=3, cutoff=0.65) if n not in close]
+    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(sorted(names))}"
+
+
+def typed(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``values`` with each as the type that ``hints`` gives its name.
+
+    ``where`` goes on after "setting NAME" in a message ("in my.yaml", "of trx"). Raises ValueError in one
+    line for an unknown name (with close ones) and for a value of another kind.
+    """
+    out = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise ValueError(f"unknown setting {name!r} {where}{near(str(name), hints)}")
+        try:
+            out[name] = coerced(value, hints[name])
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"setting {name} {where}: found {value!r}; {error}") from error
+    return out
+
+
+def coerced(value: Any, hint: Any) -> Any:
+    """``value`` as the type ``hint``; what says the same thing is accepted (YAML reads ``1e-5`` as text).
+
+    Raises ValueError or TypeError that says what is needed.
+    """
+    if isinstance(hint, UnionType):
+        if value is None or (
+            isinstance(value, str) and value.lower() == "none" and NoneType in get_args(hint)
+        ):
+            return None
+        return coerced(value, next(option for option in get_args(hint) if option is not NoneType))
+    origin = get_origin(hint)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"needed one of {', '.join(map(str, get_args(hint)))}")
+        return value
+    if origin is tuple:
+        kinds = get_args(hint)
+        if isinstance(value, str) or not hasattr(value, "__len__"):
+            raise ValueError("needed a list")
+        if len(kinds) == 2 and kinds[1] is ...:
+            return tuple(coerced(v, kinds[0]) for v in value)
+        if len(value) != len(kinds):
+            raise ValueError(f"needed a list of {len(kinds)}")
+        return tuple(coerced(v, kind) for v, kind in zip(value, kinds, strict=True))
+    if origin is not None:
+        if not isinstance(value, Mapping):
+            raise ValueError("needed a mapping")
+        return dict(value)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise ValueError("needed true or false")
+        return value
+    if hint in (int, float):
+        return _number(value, whole=hint is int)
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # YAML reads a name like 3 as a number
+    if not isinstance(value, str):
+        raise ValueError("needed a name")
+    return value
+
+
+def _number(value: Any, *, whole: bool) -> int | float:
+    needed = "needed a whole number" if whole else "needed a number"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(needed)
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(needed) from None
+    if not whole:
+        return number
+    if not math.isfinite(number) or number != int(number):
+        raise ValueError(needed)
+    return value if isinstance(value, int) else int(number)

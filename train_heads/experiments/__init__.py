@@ -1,0 +1,1 @@
+"""Several runs beside each other: ablations, comparisons, tables of results."""
