@@ -40,7 +40,11 @@ class Reporter:
         if self._live:
             with bar(self.console) as progress:
                 shown = progress.add_task(title, total=total, completed=done, unit=unit, note="")
-                yield lambda count, note="": progress.update(shown, advance=count, note=note)
+
+                def move(count: int, note: str = "") -> None:
+                    progress.update(shown, advance=count, note=note)
+
+                yield move
             return
         began = spoke = time.monotonic()
         reached = done
@@ -71,9 +75,7 @@ def bar(console: Console) -> Progress:
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=40)),
         _Count(Column(no_wrap=True)),
         TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
-        TextColumn(
-            "{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
-        ),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
         console=console,
         transient=True,
         expand=True,
