@@ -5,7 +5,10 @@ Exit codes: 0 done, 1 failure, 2 wrong usage, 3 done with videos skipped, 130 in
 """
 
 import json
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
@@ -13,20 +16,37 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from clipspm import __version__
-from clipspm.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError, Interrupted, UsageError
 from clipspm.progress import Reporter
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+class _Commands(TyperGroup):
+    """The commands; Ctrl-C in one of them is an error that says what is safe."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Interrupted.of(stop) from None
+
 
 app = typer.Typer(
     help="Few-shot action recognition: cache CLIP features once, train light heads in minutes.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    cls=_Commands,
+    context_settings=_HELP,
 )
 cache_app = typer.Typer(
-    help="Look at caches, verify them, and make others of them.", no_args_is_help=True, rich_markup_mode=None
+    help="Look at caches, verify them, and make others of them.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
 )
 app.add_typer(cache_app, name="cache")
 datasets_app = typer.Typer(
@@ -37,7 +57,7 @@ datasets_app = typer.Typer(
 app.add_typer(datasets_app, name="datasets")
 episodes_app = typer.Typer(
     help="Lists of episodes: draw and save them, look at them, check them.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=None,
 )
 app.add_typer(episodes_app, name="episodes")
@@ -45,6 +65,8 @@ app.add_typer(episodes_app, name="episodes")
 # typer carries its own copy of click or uses the installed one: its exceptions are found through typer
 _WrongUsage: Any = typer.BadParameter.__base__
 _ClickFailure: Any = _WrongUsage.__base__
+
+_MOST_THREADS = 1024
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -151,6 +173,7 @@ HeadName = Annotated[str | None, typer.Option("--head", help="The head (default:
 TrainProtocol = Annotated[ProtocolName | None, typer.Option("--protocol", help="Protocol used in training.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... (default: a GPU if there is one).")]
+Threads = Annotated[int | None, typer.Option(help="Threads to compute with on a CPU (default: all cores).")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file of settings; explicit flags win.")
 ]
@@ -201,13 +224,23 @@ SourcePattern = Annotated[
 EpisodeFile = Annotated[Path, typer.Argument(help="A file of episodes.", metavar="FILE")]
 
 
-@app.callback(invoke_without_command=True)
+@app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
         out.print(__version__)
         raise typer.Exit
+    _help_alone(context)
+
+
+@cache_app.callback()
+@episodes_app.callback()
+def _help_alone(context: typer.Context) -> None:
+    """Show the help where no command is named."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 # -------------------------------------------------------------------------------------------- stage one
@@ -323,7 +356,7 @@ def extract(
         overwrite=overwrite,
         dry_run=dry_run,
     )
-    with Watch(Reporter()) as watch:
+    with Watch(Reporter()) as watch, _resumable("finished shards are"):
         result = run(config, on_start=watch.message, on_progress=watch.progress)
     summary(result, watch.reporter)
     if as_json:
@@ -506,6 +539,7 @@ def train_heads(
     lr: LearningRate = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.  [default: 0]")] = None,
     device: Device = None,
+    threads: Threads = None,
     settings: Settings = None,
     config_file: ConfigFile = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where to write the run.")] = None,
@@ -521,31 +555,38 @@ def train_heads(
     as_json: Json = False,
 ) -> None:
     """Train a head on the training classes; the best checkpoint is chosen on the validation classes."""
-    from clipspm.train_heads import TrainConfig, default_run_dir, resolve_config, train
+    from clipspm.train_heads.config import resolve_config
+    from clipspm.train_heads.request import fit_to_cache
+    from clipspm.train_heads.runs import default_run_dir, unfinished_run
 
-    source = _open(cache, dataset, splits).require(("train", "val"), allow_partial=allow_partial)
     given = _overrides(
         shots=shots, way=way, queries=queries, frames=frames, episodes=episodes, head=head,
         protocol=protocol, lr=lr, seed=seed, device=device, head_config=_settings(settings),
     )  # fmt: skip
-    config: TrainConfig | None = None
-    if run_dir is None or not resume or given or recipe or preset or config_file:
-        config = resolve_config(
-            recipe=recipe, preset=preset, file=config_file, dataset=source.spec.dataset, overrides=given
-        )
-        run_dir = run_dir or default_run_dir(config, source)
+    chosen: dict[str, Any] = {"recipe": recipe, "preset": preset, "file": config_file, "overrides": given}
+    resolve_config(**chosen)  # mistakes are said before anything is read
+    source = _open(cache, dataset, splits).require(("train", "val"), allow_partial=allow_partial)
+    config = None
+    if run_dir is None or not resume or any(chosen.values()):
+        config = fit_to_cache(resolve_config(dataset=source.spec.dataset, **chosen), source, _silent)
+    if run_dir is None:
+        assert config is not None
+        run_dir = unfinished_run(config, source) if resume else default_run_dir(config, source)
+    _load_torch(threads)
+    from clipspm.train_heads import train
+
     result = train(
         source, config, run_dir, resume=resume, tensorboard=tensorboard, keep_checkpoints=keep_checkpoints
     )
     if as_json:
         _print_json(result.as_dict())
     else:
-        chosen = (
+        accuracy = (
             "no validation"
             if result.val_accuracy is None
             else f"{result.val_accuracy:.1%} on validation classes"
         )
-        out.print(f"run: {run_dir} ({chosen})", markup=False, soft_wrap=True)
+        out.print(f"run: {run_dir} ({accuracy})", markup=False, soft_wrap=True)
         out.print(f"next: clipspm eval {run_dir}", markup=False, soft_wrap=True)
 
 
@@ -574,17 +615,18 @@ def evaluate(
         ),
     ] = False,
     device: Device = None,
+    threads: Threads = None,
     allow_partial: AllowPartial = False,
     as_json: Json = False,
 ) -> None:
     """Score a run on episodes of the test classes, inductive and transductive."""
-    from clipspm.train_heads import Episodes, selection_bias
-    from clipspm.train_heads import evaluate as score
+    from clipspm.train_heads import Episodes, Run
 
     request = _overrides(way=way, shots=shots, queries=queries, seed=seed)
     kind = _kind(unbalanced, source_disjoint, source_pattern)
     if episodes_file and (request or any(kind.values())):
         raise UsageError("--episodes-file holds episodes of its own: leave out what would draw others")
+    Run.open(run)
     asked = dict(
         episodes=Episodes.load(episodes_file) if episodes_file else test_episodes,
         **request,
@@ -593,6 +635,10 @@ def evaluate(
         device=device or "auto",
         allow_partial=allow_partial,
     )
+    _load_torch(threads)
+    from clipspm.train_heads import evaluate as score
+    from clipspm.train_heads import selection_bias
+
     if report_selection_bias:
         bias = selection_bias(run, cache, **asked)
         if as_json:
@@ -820,6 +866,7 @@ def ablate(
         str | None,
         typer.Option(help="As for train-heads; several, like cuda:0,cuda:0, train so many cells at a time."),
     ] = None,
+    threads: Threads = None,
     settings: Settings = None,
     config_file: ConfigFile = None,
     test_episodes: TestEpisodes = 10_000,
@@ -836,8 +883,7 @@ def ablate(
 ) -> None:
     """Train the full model and the model without some part, on the same seeds and episodes."""
     from clipspm.cache.home import runs_dir
-    from clipspm.train_heads import ablate as run
-    from clipspm.train_heads import resolve_config
+    from clipspm.train_heads.config import resolve_config
 
     spread = _engine(engine, jobs, gpus, ray_address, slurm, devices=device)
     source = _open(cache, dataset, splits).require(("train", "val", "test"), allow_partial=allow_partial)
@@ -853,17 +899,22 @@ def ablate(
         ),
     )  # fmt: skip
     folder = out_path or runs_dir() / f"ablate-{source.spec.dataset}-{source.spec.fingerprint[:8]}"
-    result = run(
-        source,
-        config,
-        out_dir=folder,
-        drops=drop or (),
-        grid=grid,
-        heads=against or (),
-        seeds=_seeds(seeds),
-        episodes=test_episodes,
-        engine=spread,
-    )
+    number = _seeds(seeds)
+    _load_torch(threads)
+    from clipspm.train_heads import ablate as run
+
+    with _resumable("finished cells and the last checkpoint are"):
+        result = run(
+            source,
+            config,
+            out_dir=folder,
+            drops=drop or (),
+            grid=grid,
+            heads=against or (),
+            seeds=number,
+            episodes=test_episodes,
+            engine=spread,
+        )
     if as_json:
         _print_json(result.as_dict())
     else:
@@ -882,16 +933,20 @@ def demo(
         Path | None,
         typer.Option("--out", help="Where videos, cache and runs go (default: $CLIPSPM_HOME/demo)."),
     ] = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Render videos of moving shapes, encode them, train, ablate: the whole pipeline in minutes."""
     from clipspm.cache.home import home
+
+    _load_torch(threads)
     from clipspm.extract.demo.stage import extract_demo
     from clipspm.train_heads.demo import run_demo
 
     where = folder or home() / "demo"
-    cache, splits = extract_demo(where, quick=quick, on_message=_say)
-    result = run_demo(cache, splits if all_splits else splits[:1], where / "runs", quick=quick, log=_say)
+    with _resumable("what is done is"):
+        cache, splits = extract_demo(where, quick=quick, on_message=_say)
+        result = run_demo(cache, splits if all_splits else splits[:1], where / "runs", quick=quick, log=_say)
     if as_json:
         _print_json(result.as_dict())
     else:
@@ -917,6 +972,28 @@ def _open(cache: Path | None, dataset: str | None, splits: Path | None) -> Any:
 
         found = found.with_splits(apply_splits(found.class_names, read_splits(splits), splits))
     return found
+
+
+def _load_torch(threads: int | None) -> None:
+    """Import PyTorch, which a cold disk makes a long wait, and set how many threads it computes with."""
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise UsageError(f"--threads is {threads}; it must be from 1 to {_MOST_THREADS}")
+    if "torch" not in sys.modules:
+        _say("loading PyTorch")
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _resumable(what: str) -> Iterator[None]:
+    """Say after Ctrl-C that ``what`` is kept, and that the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.__notes__ = [f"{what} kept; go on with: clipspm {shlex.join(sys.argv[1:])}"]
+        raise
 
 
 def _overrides(**given: Any) -> dict[str, Any]:
@@ -982,6 +1059,10 @@ def _seeds(text: str) -> list[int]:
         ) from error
 
 
+def _silent(line: str) -> None:
+    pass
+
+
 def _say(line: str) -> None:
     err.print(line, markup=False, soft_wrap=True)
 
@@ -1004,13 +1085,15 @@ def main() -> None:
         _fail(error.format_message() + hint, 2)
     except _ClickFailure as error:
         _fail(error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; the same command goes on where it stopped", 130)
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        _fail(str(Interrupted.of(stop)), Interrupted.exit_code)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:  # disk full, no permission: the message names the file
         _fail(f"{error.strerror or error}: {error.filename or 'file'}", 1)
     else:
+        if code == Interrupted.exit_code:  # typer's own word for Ctrl-C, before a command began
+            _fail("interrupted", code)
         sys.exit(code if isinstance(code, int) else 0)
 
 

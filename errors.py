@@ -11,3 +11,14 @@ class UsageError(ClipspmError):
     """The request itself cannot be met (a wrong option or combination)."""
 
     exit_code = 2
+
+
+class Interrupted(ClipspmError):
+    """Ctrl-C, with what is safe."""
+
+    exit_code = 130
+
+    @classmethod
+    def of(cls, stop: BaseException) -> "Interrupted":
+        """The interruption ``stop``; whoever it passed has noted on it what is safe (``add_note``)."""
+        return cls("; ".join(["interrupted", *getattr(stop, "__notes__", ())]))

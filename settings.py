@@ -18,20 +18,20 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(sorted(names))}"
 
 
-def typed(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> dict[str, Any]:
+def typed(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """``values`` with each as the type that ``hints`` gives its name.
 
-    ``where`` goes on after "setting NAME" in a message ("in my.yaml", "of trx"). Raises ValueError in one
+    ``where`` goes on after "setting NAME" in a message (" in my.yaml"). Raises ValueError in one
     line for an unknown name (with close ones) and for a value of another kind.
     """
     out = {}
     for name, value in values.items():
         if name not in hints:
-            raise ValueError(f"unknown setting {name!r} {where}{near(str(name), hints)}")
+            raise ValueError(f"unknown setting {name!r}{where}{near(str(name), hints)}")
         try:
             out[name] = coerced(value, hints[name])
         except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(f"setting {name} {where}: found {value!r}; {error}") from error
+            raise ValueError(f"setting {name}{where}: found {value!r}; {error}") from error
     return out
 
 

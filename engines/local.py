@@ -14,6 +14,7 @@ from typing import Any
 
 from clipspm.engines.base import Done, EngineConfig, Task, Work
 from clipspm.errors import ClipspmError
+from clipspm.interrupts import children_unaware
 
 
 class LocalEngine:
@@ -36,7 +37,8 @@ class LocalEngine:
             len(self.devices), mp_context=context, initializer=_begin, initargs=(task, free)
         ) as pool:
             waiting = iter(items)
-            busy = {pool.submit(_one, item) for item in islice(waiting, len(self.devices))}
+            with children_unaware():
+                busy = {pool.submit(_one, item) for item in islice(waiting, len(self.devices))}
             try:
                 while busy:  # one item per worker: no others are begun once something goes wrong
                     done, busy = wait(busy, return_when=FIRST_COMPLETED)

@@ -24,6 +24,7 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 from clipspm.errors import ClipspmError
 from clipspm.extract.clip import Clip, ClipSettings, load_clip
 from clipspm.extract.decode import DecodeError
+from clipspm.interrupts import children_unaware
 
 #: videos a worker decodes before a fresh one takes its place: leaks of native decoders stay bounded
 _RECYCLE_AFTER = 500
@@ -114,11 +115,12 @@ class DecodePool:
     def _schedule(self, path: Path, video_id: str, slot: int | None) -> tuple[ProcessPool, ProcessFuture]:
         """By a fresh pool if this one broke: it does where a worker dies that has nothing to do."""
         arguments = [path, video_id, self.settings, slot]
-        try:
-            return self._pool, self._pool.schedule(_load, args=arguments, timeout=self.timeout)
-        except RuntimeError:
-            self._renew()
-            return self._pool, self._pool.schedule(_load, args=arguments, timeout=self.timeout)
+        with children_unaware():
+            try:
+                return self._pool, self._pool.schedule(_load, args=arguments, timeout=self.timeout)
+            except RuntimeError:
+                self._renew()
+                return self._pool, self._pool.schedule(_load, args=arguments, timeout=self.timeout)
 
     def _renew(self) -> None:
         _end(self._pool)

@@ -134,8 +134,8 @@ def test_extract_train_eval_ablate(home: Path, cache: Path) -> None:
     first, second = (json.loads(r.stdout) for r in ablated)
     assert [row["name"] for row in first["rows"]] == ["full", "without padm", "without spm+padm"]
     assert first == second
-    assert "step 2/2" in ablated[0].stderr
-    assert "step 2/2" not in ablated[1].stderr  # finished cells are not trained again
+    assert "32/32 episodes" in ablated[0].stderr
+    assert "32/32 episodes" not in ablated[1].stderr  # finished cells are not trained again
 
 
 def test_a_second_extraction_does_nothing(

@@ -497,7 +497,7 @@ def test_the_default_configuration_is_the_hmdb51_preset() -> None:
 def test_unknown_presets_and_fields_are_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match="preset: found 'jester'; needed one of hmdb51, ucf101"):
         load_preset("jester")
-    with pytest.raises(ValueError, match="unknown setting 'alpah' of clip-spm; did you mean alpha"):
+    with pytest.raises(ValueError, match="unknown setting 'alpah'; did you mean alpha"):
         make_config(alpah=1)
 
 

@@ -17,7 +17,7 @@ from clipspm.errors import UsageError
 from clipspm.settings import near, typed
 from clipspm.train_heads.episodes.random import digest
 from clipspm.train_heads.heads.protocol import Protocol
-from clipspm.train_heads.heads.registry import HEADS
+from clipspm.train_heads.heads.registry import HEADS, check_settings
 
 Precision = Literal["float32", "fp16", "bf16"]
 
@@ -199,7 +199,12 @@ def resolve_config(
     missing = [f.name for f in fields(TrainConfig) if _required(f) and f.name not in values]
     if missing:
         raise UsageError(f"recipe {chosen_recipe} gives no value for {', '.join(missing)}")
-    return TrainConfig(**values)
+    config = TrainConfig(**values)
+    try:
+        check_settings(config.head, config.head_config)
+    except ValueError as error:
+        raise UsageError(f"head {config.head}: {error}") from error
+    return config
 
 
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
@@ -210,7 +215,7 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """``values`` with each as its field's type; unknown keys and wrong kinds are errors."""
     try:
-        return typed(values, get_type_hints(TrainConfig), f"in {where}")
+        return typed(values, get_type_hints(TrainConfig), f" in {where}")
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -1,22 +1,25 @@
 """Whether a cache can give what is asked, said before any work starts."""
 
 from dataclasses import replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from clipspm.errors import UsageError
 from clipspm.progress import Say
 from clipspm.train_heads.config import TrainConfig
-from clipspm.train_heads.episodes.bank import check_frames
-from clipspm.train_heads.episodes.draw import check_request
+from clipspm.train_heads.episodes.draw import check_frames, check_request
 from clipspm.train_heads.episodes.pool import FeatureSource, Pool
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_QUERIES = 4
 DEFAULT_FRAMES = 8
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> "torch.device":
     """``auto``: a GPU when there is one. A device that is not there is an error."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

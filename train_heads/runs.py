@@ -13,15 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import clipspm
 from clipspm.cache.home import runs_dir
@@ -29,8 +25,13 @@ from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.atomic import replacing, write_json
 from clipspm.train_heads.config import TrainConfig, from_dict
 from clipspm.train_heads.episodes.pool import FeatureSource, content_digest
-from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.registry import build_head
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from clipspm.train_heads.heads.base import Head
 
 _WEIGHTS = ("best.safetensors", "last.safetensors")
 
@@ -49,7 +50,7 @@ class HeadShape:
         dims = {layer: int(width) for layer, width in cache.spec.dims.items()}
         return cls(dims.pop("final"), frames, dims)
 
-    def build(self, config: TrainConfig) -> Head:
+    def build(self, config: TrainConfig) -> "Head":
         """A new head; settings it refuses are a :class:`UsageError`."""
         try:
             return build_head(
@@ -127,7 +128,7 @@ class Run:
 
     # weights
 
-    def save_weights(self, which: str, head: Head, **facts: Any) -> None:
+    def save_weights(self, which: str, head: "Head", **facts: Any) -> None:
         """Write the weights of ``head`` as ``best``, ``last`` or one of :meth:`checkpoints`.
 
         ``facts`` go into the file's metadata.
@@ -146,13 +147,13 @@ class Run:
         """The weights that were kept on the way (``train-heads --keep-checkpoints``), in order."""
         return sorted(file.stem for file in self.path.glob("step-*.safetensors"))
 
-    def load_head(self, which: str | None = None, device: torch.device | str = "cpu") -> Head:
+    def load_head(self, which: str | None = None, device: "torch.device | str" = "cpu") -> "Head":
         """The trained head in evaluation mode."""
         head = self.shape.build(self.config)
         self.load_weights(head, which)
         return head.to(device).eval()
 
-    def load_weights(self, head: Head, which: str | None = None) -> dict[str, Any]:
+    def load_weights(self, head: "Head", which: str | None = None) -> dict[str, Any]:
         """Load weights into ``head``; returns the facts saved with them."""
         file = self.path / f"{which or self.which_weights()}.safetensors"
         tensors, facts = _load(file)
@@ -165,9 +166,11 @@ class Run:
     # trainer state
 
     def save_state(
-        self, head: Head, optimizer: torch.optim.Optimizer | None, facts: Mapping[str, Any]
+        self, head: "Head", optimizer: "torch.optim.Optimizer | None", facts: Mapping[str, Any]
     ) -> None:
         """Write everything an exact resume needs into one file."""
+        import torch
+
         tensors = {f"head.{name}": value.detach().cpu().clone() for name, value in head.state_dict().items()}
         slots = optimizer.state_dict()["state"] if optimizer is not None else {}
         for index, slot in slots.items():
@@ -175,7 +178,7 @@ class Run:
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
         _save(self.path / "trainer.safetensors", tensors, dict(facts))
 
-    def load_state(self, head: Head, optimizer: torch.optim.Optimizer | None) -> dict[str, Any] | None:
+    def load_state(self, head: "Head", optimizer: "torch.optim.Optimizer | None") -> dict[str, Any] | None:
         """Restore what :meth:`save_state` wrote; None if nothing was written yet."""
         file = self.path / "trainer.safetensors"
         if not file.is_file():
@@ -230,6 +233,10 @@ class Run:
         """Whether training ended."""
         return "training" in self.results()
 
+    def changed(self) -> float:
+        """When it was written to last, in seconds since the epoch."""
+        return max(file.stat().st_mtime for file in self.path.iterdir() if file.is_file())
+
     @property
     def imported(self) -> bool:
         """Whether the weights come from elsewhere: there is no cache they were trained on here."""
@@ -253,18 +260,57 @@ def default_run_dir(config: TrainConfig, cache: FeatureSource) -> Path:
     raise ClipspmError(f"too many runs named {name} under {runs_dir()}: remove some or name a --run-dir")
 
 
+def unfinished_run(config: TrainConfig, cache: FeatureSource) -> Path:
+    """The newest run under the home that was begun with these settings on this cache and has not ended.
+
+    ``config`` as it is fitted to the cache. Raises :class:`UsageError` that says what is there instead.
+    """
+    same, ended, others = [], [], []
+    for folder in sorted(runs_dir().iterdir()) if runs_dir().is_dir() else []:
+        try:
+            run = Run.open(folder)
+            if run.imported or run.cache["content"] != content_digest(cache):
+                continue
+            if run.config.identity != config.identity:
+                others += [] if run.finished else [run]
+            elif run.finished:
+                ended.append(run)
+            else:
+                same.append(run)
+        except ClipspmError:
+            continue
+    if same:
+        return max(same, key=Run.changed).path
+    if ended:
+        newest = max(ended, key=Run.changed).path
+        raise UsageError(f"nothing to resume: {newest} has these settings and is finished")
+    if others:
+        newest_other = max(others, key=Run.changed)
+        differs = "; ".join(newest_other.config.differences(config))
+        raise UsageError(
+            f"no unfinished run has these settings; {newest_other.path} is unfinished and differs (there / "
+            f"here): {differs}. To go on with it: --resume --run-dir {newest_other.path}"
+        )
+    raise UsageError(f"nothing to resume: no run on this cache under {runs_dir()}; leave --resume out")
+
+
 def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write arrays to a compressed ``.npz`` (no pickle), atomically."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
 
 
-def _save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def _save(path: Path, tensors: "dict[str, Tensor]", facts: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"facts": json.dumps(facts)})
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _load(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:

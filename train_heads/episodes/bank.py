@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from clipspm.errors import ClipspmError, UsageError
+from clipspm.train_heads.episodes.draw import check_frames
 from clipspm.train_heads.episodes.pool import FeatureSource, Pool, Split
 from clipspm.train_heads.episodes.random import derive_seed
 
@@ -26,12 +27,6 @@ _BLOCK = 256  # rows read from the cache at a time
 def middles(cached: int, wanted: int) -> npt.NDArray[np.int64]:
     """The middle of each of ``wanted`` equal segments of ``cached`` frames, [T]."""
     return (2 * np.arange(wanted, dtype=np.int64) + 1) * cached // (2 * wanted)
-
-
-def check_frames(cached: int, wanted: int) -> None:
-    """Refuse to sample more frames than are cached."""
-    if not 1 <= wanted <= cached:
-        raise UsageError(f"{wanted} frames asked for, the cache holds {cached} per video")
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,12 @@ def _integers(file: Any, name: str) -> Ints:
     return np.asarray(array, dtype=np.int64)
 
 
+def check_frames(cached: int, wanted: int) -> None:
+    """Refuse to sample more frames than are cached."""
+    if not 1 <= wanted <= cached:
+        raise UsageError(f"{wanted} frames asked for, the cache holds {cached} per video")
+
+
 def check_request(pool: Pool, *, way: int, shot: int, queries: int) -> None:
     """Refuse what the split cannot give, in one line that names the class and both numbers."""
     there = len(pool.names)

@@ -150,5 +150,5 @@ def make_config(preset: str = "hmdb51", **overrides: Any) -> CLIPSPMConfig:
 
     ValueError in one line: a preset or field that there is none of, or a value that a field cannot have.
     """
-    given = typed(overrides, get_type_hints(CLIPSPMConfig), "of clip-spm")
+    given = typed(overrides, get_type_hints(CLIPSPMConfig))
     return CLIPSPMConfig(**(load_preset(preset) | given))

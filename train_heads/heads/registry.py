@@ -103,8 +103,15 @@ def build_head(
     }
     if not hints and options:
         raise ValueError(f"{name} has no settings, found {next(iter(options))!r}")
-    head: Head = kind(dim=dim, frames=frames, **entry.fixed, **typed(options, hints, f"of {name}"))
+    head: Head = kind(dim=dim, frames=frames, **entry.fixed, **typed(options, hints))
     return head
+
+
+def check_settings(name: str, options: Mapping[str, Any]) -> None:
+    """ValueError for ``options`` that ``clip-spm`` cannot have; other heads look at theirs when built."""
+    if name == "clip-spm":
+        width = {"shallow_dim": 1} if options.get("shallow_layer") is not None else {}
+        make_config(**{**width, **options})
 
 
 def _with_width(options: dict[str, Any], layer_dims: Mapping[str, int]) -> dict[str, Any]:

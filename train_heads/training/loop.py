@@ -14,6 +14,7 @@ from torch import nn
 
 import clipspm
 from clipspm.errors import ClipspmError, UsageError
+from clipspm.interrupts import undisturbed
 from clipspm.progress import Reporter
 from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes.bank import Banks, FeatureBank
@@ -30,6 +31,8 @@ from clipspm.train_heads.training.optim import lr_at, make_optimizer
 
 #: the reference sums the losses of this many episodes per step; other batch sizes are scaled to it
 REFERENCE_BATCH = 16
+#: seconds between checkpoints, at most
+SAVE_EVERY = 60.0
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,16 @@ class TrainResult:
 
 @dataclass
 class _Progress:
-    """What the loop carries from step to step besides weights and optimiser."""
+    """What the loop carries from step to step besides weights and optimiser.
+
+    ``step``: steps done; ``logged``: of them when last validated and logged, with the ``losses`` since
+    and what else the last step says (``values``).
+    """
 
     step: int = 0
+    logged: int = 0
+    losses: list[float] = field(default_factory=list)
+    values: dict[str, float] = field(default_factory=dict)
     best_accuracy: float | None = None
     best_step: int = 0
     seconds: float = 0.0
@@ -106,6 +116,7 @@ class Trainer:
         )
         self.at = _Progress(keep_checkpoints=keep_checkpoints)
         self.every = max(1, config.val_every // config.batch)
+        self._began = self._saved = time.monotonic()
 
     def _validation(self, cache: FeatureSource, banks: Banks) -> tuple[FeatureBank | None, Episodes | None]:
         config = self.config
@@ -136,26 +147,45 @@ class Trainer:
                 f"more validations (every {self.config.val_every} episodes: val_every in a --config file)"
             )
         self.head.train()
+        self._began = time.monotonic() - self.at.seconds
+        try:
+            self._steps()
+            self.at.seconds = time.monotonic() - self._began
+            return self._finish()
+        except KeyboardInterrupt as stop:
+            self._save()
+            stop.add_note(
+                f"{self._episodes()} of {self.config.episodes} episodes are saved; go on with: "
+                f"clipspm train-heads --resume --run-dir {self.run.path}"
+            )
+            raise
+
+    def _steps(self) -> None:
+        """The steps that are left, with validations and checkpoints."""
         check, first = self.head.check, self.at.step
-        began = time.monotonic() - self.at.seconds
         total = self.config.episodes if self.steps else 0
-        done = min(self.at.step * self.config.batch, total)
-        with self.reporter.task(f"training {self.config.head}", total, "episodes", done) as advance:
-            losses: list[float] = []
+        title = f"training {self.config.head}"
+        with self.reporter.task(title, total, "episodes", self._episodes()) as advance:
+            if self.at.step and self._is_due():  # interrupted between a step and what was due after it
+                self._checkpoint()
             for step in range(self.at.step, self.steps):
                 self.head.check = check and step == first  # shapes and labels are alike in every step
                 values = self.step(step)
-                losses.append(values["loss"])
-                self.at.step = step + 1
-                last = self.at.step == self.steps
-                if last or self.at.step % self.every == 0:
-                    self.at.seconds = time.monotonic() - began
-                    self._checkpoint({**values, "loss": sum(losses) / len(losses)}, final=last)
-                    losses.clear()
+                if self._is_due():
+                    self._checkpoint()
+                elif time.monotonic() - self._saved > SAVE_EVERY:
+                    self._save()
                 advance(self.spec_size(step), f"loss {values['loss']:.3f}")
         self.head.check = check
-        self.at.seconds = time.monotonic() - began
-        return self._finish()
+
+    def _is_due(self) -> bool:
+        """Whether the step that was done last is one after which to validate, log and save."""
+        at = self.at
+        return at.logged < at.step and (at.step == self.steps or at.step % self.every == 0)
+
+    def _episodes(self) -> int:
+        """Training episodes that are done."""
+        return min(self.at.step * self.config.batch, self.config.episodes)
 
     def spec_size(self, step: int) -> int:
         """Episodes in step ``step``: the batch, or what is left of ``episodes``."""
@@ -190,8 +220,12 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
             parameters = [p for p in head.parameters() if p.requires_grad]
             values["grad_norm"] = float(nn.utils.clip_grad_norm_(parameters, config.clip))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with undisturbed():  # weights, their optimiser and the count of steps change together
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.at.step = step + 1
+            self.at.losses.append(value)
+            self.at.values = values
         return values
 
     def kept(self) -> set[int]:
@@ -214,32 +248,41 @@ class Trainer:
         )
         return float(accuracies(found, self.val_episodes).mean())
 
-    def _checkpoint(self, values: dict[str, float], *, final: bool) -> None:
+    def _checkpoint(self) -> None:
+        """Validate, keep the best weights, log and save. Doing it again gives the same."""
         at = self.at
         accuracy = self.validate()
+        facts = {"step": at.step, "val_accuracy": accuracy}
         if accuracy is not None and (at.best_accuracy is None or accuracy > at.best_accuracy):
+            self.run.save_weights("best", self.head, **facts)
             at.best_accuracy, at.best_step = accuracy, at.step
-            self.run.save_weights("best", self.head, step=at.step, val_accuracy=accuracy)
-        if final:
-            self.run.save_weights("last", self.head, step=at.step, val_accuracy=accuracy)
+        if at.step == self.steps:
+            self.run.save_weights("last", self.head, **facts)
         if at.step in self.kept():
-            self.run.save_weights(f"step-{at.step:06d}", self.head, step=at.step, val_accuracy=accuracy)
-        shown = {k: v for k, v in values.items() if v == v and abs(v) != float("inf")}
+            self.run.save_weights(f"step-{at.step:06d}", self.head, **facts)
+        loss = sum(at.losses) / len(at.losses)
+        shown = {k: v for k, v in {**at.values, "loss": loss}.items() if v == v and abs(v) != float("inf")}
         if accuracy is not None:
             shown["val_accuracy"] = accuracy
-        self.metrics.log(
-            at.step, {"episodes": min(at.step * self.config.batch, self.config.episodes), **shown}
-        )
-        at.scaler = self.scaler.state_dict()
-        self.run.save_state(self.head, self.optimizer, asdict(at))
+        self.metrics.log(at.step, {"episodes": self._episodes(), **shown})
+        at.logged, at.losses = at.step, []
+        self._save()
         validation = "" if accuracy is None else f", validation {accuracy:.1%} (best {at.best_accuracy:.1%})"
-        self.reporter.say(f"step {at.step}/{self.steps}: loss {values['loss']:.4f}{validation}")
+        self.reporter.say(f"{self._episodes()}/{self.config.episodes} episodes: loss {loss:.4f}{validation}")
+
+    def _save(self) -> None:
+        """Write what a resume needs."""
+        self.at.seconds = time.monotonic() - self._began
+        self.at.scaler = self.scaler.state_dict()
+        self.run.save_state(self.head, self.optimizer, asdict(self.at))
+        self._saved = time.monotonic()
 
     def _restore(self) -> None:
         facts = self.run.load_state(self.head, self.optimizer)
         if facts is None:
             self.metrics.rewind(-1)
             return
+        facts.setdefault("logged", facts["step"])  # before 0.3, every save was after a validation
         asked, self.at = self.at.keep_checkpoints, _Progress(**facts)
         if asked not in (0, self.at.keep_checkpoints):
             raise UsageError(
@@ -247,8 +290,8 @@ class Trainer:
             )
         if self.at.scaler:
             self.scaler.load_state_dict(self.at.scaler)
-        self.metrics.rewind(self.at.step)
-        self.reporter.say(f"resumed {self.run.path} at step {self.at.step}/{self.steps}")
+        self.metrics.rewind(self.at.logged)
+        self.reporter.say(f"resumed {self.run.path} at {self._episodes()}/{self.config.episodes} episodes")
 
     def _finish(self) -> TrainResult:
         """Tune on validation classes what the head wants tuned, and write ``results.json``."""

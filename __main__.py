@@ -1,0 +1,35 @@
+"""``clipspm`` and ``python -m clipspm``: what must be settled before anything large is imported."""
+
+import os
+import sys
+
+#: exit code of a command that Ctrl-C ended, as shells count it
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line. Ctrl-C ends it in one line, whatever it was doing."""
+    # threads of PyTorch that wait for each other sleep instead of spinning: what else runs here is not slowed
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        from clipspm.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted\n")
+        _end()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _end()
+        raise
+
+
+def _end() -> None:
+    """Leave at once: all is closed, and an interrupted import can upset what Python does at its end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()
