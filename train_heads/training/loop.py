@@ -5,6 +5,7 @@ are functions of (seed, s), so a run that goes on from a checkpoint repeats what
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,11 @@ class _Progress:
     seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
     keep_checkpoints: int = 0
+
+
+def restored(facts: Mapping[str, Any]) -> _Progress:
+    """What a checkpoint says; those of before version 0.3 were all written after a validation."""
+    return _Progress(**{"logged": facts["step"], **facts})
 
 
 class Trainer:
@@ -152,12 +158,8 @@ class Trainer:
             self._steps()
             self.at.seconds = time.monotonic() - self._began
             return self._finish()
-        except KeyboardInterrupt as stop:
+        except KeyboardInterrupt:
             self._save()
-            stop.add_note(
-                f"{self._episodes()} of {self.config.episodes} episodes are saved; go on with: "
-                f"clipspm train-heads --resume --run-dir {self.run.path}"
-            )
             raise
 
     def _steps(self) -> None:
@@ -165,7 +167,7 @@ class Trainer:
         check, first = self.head.check, self.at.step
         total = self.config.episodes if self.steps else 0
         title = f"training {self.config.head}"
-        with self.reporter.task(title, total, "episodes", self._episodes()) as advance:
+        with self.reporter.task(title, total, "episodes", self.episodes()) as advance:
             if self.at.step and self._is_due():  # interrupted between a step and what was due after it
                 self._checkpoint()
             for step in range(self.at.step, self.steps):
@@ -183,7 +185,7 @@ class Trainer:
         at = self.at
         return at.logged < at.step and (at.step == self.steps or at.step % self.every == 0)
 
-    def _episodes(self) -> int:
+    def episodes(self) -> int:
         """Training episodes that are done."""
         return min(self.at.step * self.config.batch, self.config.episodes)
 
@@ -264,11 +266,11 @@ class Trainer:
         shown = {k: v for k, v in {**at.values, "loss": loss}.items() if v == v and abs(v) != float("inf")}
         if accuracy is not None:
             shown["val_accuracy"] = accuracy
-        self.metrics.log(at.step, {"episodes": self._episodes(), **shown})
+        self.metrics.log(at.step, {"episodes": self.episodes(), **shown})
         at.logged, at.losses = at.step, []
         self._save()
         validation = "" if accuracy is None else f", validation {accuracy:.1%} (best {at.best_accuracy:.1%})"
-        self.reporter.say(f"{self._episodes()}/{self.config.episodes} episodes: loss {loss:.4f}{validation}")
+        self.reporter.say(f"{self.episodes()}/{self.config.episodes} episodes: loss {loss:.4f}{validation}")
 
     def _save(self) -> None:
         """Write what a resume needs."""
@@ -282,8 +284,7 @@ class Trainer:
         if facts is None:
             self.metrics.rewind(-1)
             return
-        facts.setdefault("logged", facts["step"])  # before 0.3, every save was after a validation
-        asked, self.at = self.at.keep_checkpoints, _Progress(**facts)
+        asked, self.at = self.at.keep_checkpoints, restored(facts)
         if asked not in (0, self.at.keep_checkpoints):
             raise UsageError(
                 f"{self.run.path} was begun with --keep-checkpoints {self.at.keep_checkpoints}, not {asked}"
@@ -291,7 +292,7 @@ class Trainer:
         if self.at.scaler:
             self.scaler.load_state_dict(self.at.scaler)
         self.metrics.rewind(self.at.logged)
-        self.reporter.say(f"resumed {self.run.path} at {self._episodes()}/{self.config.episodes} episodes")
+        self.reporter.say(f"resumed {self.run.path} at {self.episodes()}/{self.config.episodes} episodes")
 
     def _finish(self) -> TrainResult:
         """Tune on validation classes what the head wants tuned, and write ``results.json``."""

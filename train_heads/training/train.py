@@ -68,14 +68,22 @@ def train(
     metrics: list[MetricLogger] = [JsonLines(run.path / "metrics.jsonl")]
     if tensorboard:
         metrics.append(TensorBoard(run.path / "tensorboard"))
-    with banks.closed("test"), _seeds_of_its_own(device):
-        trainer = Trainer(
-            cache, run, head.to(device), banks, Several(metrics), reporter, keep_checkpoints=keep_checkpoints
-        )
-        try:
+    logger = Several(metrics)
+    trainer = None
+    try:
+        with banks.closed("test"), _seeds_of_its_own(device):
+            trainer = Trainer(
+                cache, run, head.to(device), banks, logger, reporter, keep_checkpoints=keep_checkpoints
+            )
             return trainer.run_to_end()
-        finally:
-            trainer.metrics.close()
+    except KeyboardInterrupt as stop:
+        stop.add_note(
+            f"{trainer.episodes() if trainer else 0} of {config.episodes} episodes are saved; go on with: "
+            f"clipspm train-heads --resume --run-dir {run.path}"
+        )
+        raise
+    finally:
+        logger.close()
 
 
 def _open_run(cache: FeatureSource, config: TrainConfig, shape: HeadShape, path: Path, resume: bool) -> Run:
