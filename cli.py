@@ -67,6 +67,11 @@ _WrongUsage: Any = typer.BadParameter.__base__
 _ClickFailure: Any = _WrongUsage.__base__
 
 _MOST_THREADS = 1024
+_CHOSEN_ON = {
+    "val": "validation classes",
+    "held-out classes": "held-out training classes",
+    "held-out videos": "held-out training videos",
+}
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -551,6 +556,10 @@ def train_heads(
         ),
     ] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
+    hold_out: Annotated[
+        bool,
+        typer.Option(help="Without validation classes, choose the weights on a part of the training set."),
+    ] = True,
     allow_partial: AllowPartial = False,
     as_json: Json = False,
 ) -> None:
@@ -562,6 +571,7 @@ def train_heads(
     given = _overrides(
         shots=shots, way=way, queries=queries, frames=frames, episodes=episodes, head=head,
         protocol=protocol, lr=lr, seed=seed, device=device, head_config=_settings(settings),
+        hold_out=None if hold_out else False,
     )  # fmt: skip
     chosen: dict[str, Any] = {"recipe": recipe, "preset": preset, "file": config_file, "overrides": given}
     resolve_config(**chosen)  # mistakes are said before anything is read
@@ -582,9 +592,9 @@ def train_heads(
         _print_json(result.as_dict())
     else:
         accuracy = (
-            "no validation"
+            "the last weights"
             if result.val_accuracy is None
-            else f"{result.val_accuracy:.1%} on validation classes"
+            else f"{result.val_accuracy:.1%} on {_CHOSEN_ON[result.selection]}"
         )
         out.print(f"run: {run_dir} ({accuracy})", markup=False, soft_wrap=True)
         out.print(f"next: clipspm eval {run_dir}", markup=False, soft_wrap=True)

@@ -41,6 +41,7 @@ class TrainConfig:
     frames: int | None = None  #: frames sampled from the cached ones; none: 8, or all
     seed: int = 0  #: of initialisation, training episodes, frame jitter and dropout
     device: str = "auto"  #: auto, cpu, cuda, cuda:1, mps
+    hold_out: bool = True  #: without validation classes, choose the weights on a part of the training set
     shuffle_time: bool = False  #: put each clip's frames in random order (a control)
     # from here on, values come from the recipe
     precision: Precision  #: of the arithmetic; weights stay float32

@@ -56,6 +56,10 @@ class MappedRows:
         self._source, self._pool = source, pool
         self.shape: tuple[int, ...] = (len(pool.ids), *source.shape[1:])
 
+    def part(self, pool: Pool) -> "MappedRows":
+        """The rows of ``pool``, which has some of the videos."""
+        return MappedRows(self._source, pool)
+
     def take(self, clips: Clips) -> Tensor:
         """The features of ``clips``, [E, S, T, D], on the CPU: each video is read once."""
         videos, place = torch.unique(clips.videos.cpu(), return_inverse=True)
@@ -140,6 +144,18 @@ class FeatureBank:
             torch.from_numpy(text).to(device, dtype),
             dtype=dtype,
             shuffle_time=shuffle_time,
+        )
+
+    def part(self, keep: npt.NDArray[np.bool_]) -> "FeatureBank":
+        """The bank of the videos of the mask ``keep`` [N], and of the classes that have any of them."""
+        pool, rows = self.pool.part(keep), torch.from_numpy(np.flatnonzero(keep)).to(self.device)
+        classes = torch.from_numpy(np.unique(self.pool.labels[keep])).to(self.device)
+        features = {
+            layer: store.part(pool) if isinstance(store, MappedRows) else store[rows]
+            for layer, store in self._features.items()
+        }
+        return FeatureBank(
+            pool, features, self.text[classes], dtype=self.dtype, shuffle_time=self.shuffle_time
         )
 
     @property

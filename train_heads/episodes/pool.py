@@ -1,7 +1,7 @@
 """The videos of one split in an order that does not depend on files on disk or on rows in a cache."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -126,6 +126,20 @@ class Pool:
             sizes=np.bincount(labels, minlength=len(names)).astype(np.int64),
             rows=np.array([row for _, _, row in videos], dtype=np.int64),
             text_rows=np.array([text_row[name] for name in names], dtype=np.int64),
+        )
+
+    def part(self, keep: npt.NDArray[np.bool_]) -> "Pool":
+        """The videos of the mask ``keep`` [N], and the classes that have any of them."""
+        left = np.flatnonzero(np.bincount(self.labels[keep], minlength=len(self.names)))
+        labels = np.searchsorted(left, self.labels[keep])
+        return replace(
+            self,
+            names=tuple(self.names[c] for c in left),
+            ids=tuple(video for video, kept in zip(self.ids, keep, strict=True) if kept),
+            labels=labels,
+            sizes=np.bincount(labels, minlength=len(left)).astype(np.int64),
+            rows=self.rows[keep],
+            text_rows=self.text_rows[left],
         )
 
     def smallest(self) -> tuple[str, int]:

@@ -54,7 +54,8 @@ class SelectionBias:
                 )
             )
         facts = self.honest.facts
-        chosen = "validation classes" if facts["selection"] == "val" else "nothing (the last weights)"
+        plain = {"val": "validation classes", "none": "nothing (the last weights)"}
+        chosen = plain.get(facts["selection"], facts["selection"])
         notes = (
             f"accuracy in %; chosen on test: the best of {len(self.scores)} weights on the very episodes "
             f"{self.honest.name};",

@@ -6,7 +6,7 @@ are functions of (seed, s), so a run that goes on from a checkpoint repeats what
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,29 @@ from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.runs import Run
 from clipspm.train_heads.training.augment import mix_motion
 from clipspm.train_heads.training.curves import MetricLogger
+from clipspm.train_heads.training.hold_out import Selection, set_aside
 from clipspm.train_heads.training.optim import lr_at, make_optimizer
 
 #: the reference sums the losses of this many episodes per step; other batch sizes are scaled to it
 REFERENCE_BATCH = 16
+#: seed of the episodes of what is held out of the training set
+_HELD_OUT = -1
+#: validations on what is held out, and how many in a row may bring nothing before training stops
+_LOOKS, _PATIENCE = 30, 10
+#: training episodes that were not seen to hurt without a choice
+_SHORT = 160
 #: seconds between checkpoints, at most
 SAVE_EVERY = 60.0
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How training ended. ``selection``: the split that chose the weights, ``val`` or ``none``."""
+    """How training ended. ``selection``: what chose the weights (``none``: they are the last)."""
 
     run_dir: Path
     config: TrainConfig
     head: Head = field(repr=False)
-    selection: str
+    selection: Selection
     val_accuracy: float | None
     best_step: int
     steps: int
@@ -112,8 +119,12 @@ class Trainer:
             queries=config.queries,
             seed=config.seed,
         )
-        self.val_bank, self.val_episodes = self._validation(cache, banks)
         self.steps = -(-config.episodes // config.batch) if head.trainable else 0
+        self.every = max(1, config.val_every // config.batch)
+        self.selection: Selection = "none"
+        self.val_bank: FeatureBank | None = None
+        self.val_episodes: Episodes | None = None
+        self._validation(cache, banks)
         parameters = [p for p in head.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(parameters, config) if head.trainable else None
         # from torch's own first scale of 65,536 gradients overflow: the first steps would be skipped
@@ -121,28 +132,56 @@ class Trainer:
             self.bank.device.type, init_scale=256.0, enabled=config.precision == "fp16"
         )
         self.at = _Progress(keep_checkpoints=keep_checkpoints)
-        self.every = max(1, config.val_every // config.batch)
         self._began = self._saved = time.monotonic()
 
-    def _validation(self, cache: FeatureSource, banks: Banks) -> tuple[FeatureBank | None, Episodes | None]:
+    def _validation(self, cache: FeatureSource, banks: Banks) -> None:
+        """Choose what the weights are chosen on: validation classes, else a part of the training set."""
         config = self.config
         classes = len(Pool.from_cache(cache, "val").names)
-        if classes < 2:
-            found = "one validation class" if classes else "no validation classes"
-            self.reporter.say(f"warning: {found}, so the last weights are kept (selection: none)")
-            return None, None
-        bank = banks.get("val", shuffle_time=config.shuffle_time)
-        guard_classes(cache, bank)
-        spec = EpisodeSpec(
-            dataset=cache.spec.dataset,
-            split="val",
-            way=min(config.way, classes),
-            shot=config.shots,
-            queries=1,
+        spec = EpisodeSpec(dataset=cache.spec.dataset, split="val", way=2, shot=config.shots, queries=1)
+        if classes >= 2:
+            self.selection = "val"
+            self.val_bank = banks.get("val", shuffle_time=config.shuffle_time)
+            guard_classes(cache, self.val_bank)
+        elif not self._hold_out(f"{classes or 'no'} validation class{'es' * (not classes)}"):
+            return
+        else:
+            spec = replace(spec, split="train", seed=_HELD_OUT)
+        assert self.val_bank is not None
+        pool = self.val_bank.pool
+        shot = config.shots if self.selection == "val" else min(config.shots, pool.smallest()[1] - 1)
+        spec = replace(spec, way=min(config.way, len(pool.names)), shot=shot)
+        self.val_episodes = draw(spec, pool, config.val_episodes)
+        self.val_episodes.save(self.run.path / f"episodes-{self.val_episodes.hash}.npz")
+
+    def _hold_out(self, why: str) -> bool:
+        """Set a part of the training set aside, where it is large enough and there is something to choose."""
+        config, spec = self.config, self.spec
+        if not self.head.trainable or not config.episodes:
+            self.reporter.say(f"note: {why}: nothing is chosen or tuned (selection: none)")
+            return False
+        found = None
+        if config.hold_out:
+            found = set_aside(self.bank.pool, way=spec.way, shot=spec.shot, queries=spec.queries)
+        if found is None:
+            self.reporter.say(f"warning: {why}, so the last weights are kept (selection: none)")
+            if config.episodes > _SHORT:
+                self.reporter.say(
+                    f"warning: training {config.episodes} episodes without a choice was seen to hurt on "
+                    "real clips: name validation classes in --splits, add clips, or train less "
+                    f"(--episodes {_SHORT})"
+                )
+            return False
+        self.selection, held = found
+        self.bank, self.val_bank = self.bank.part(~held), self.bank.part(held)
+        self.every = max(1, min(self.every, self.steps // _LOOKS))
+        what = f"{int(held.sum())} of {held.size} training videos"
+        if self.selection == "held-out classes":
+            what = f"{len(self.val_bank.pool.names)} training classes ({', '.join(self.val_bank.pool.names)})"
+        self.reporter.say(
+            f"note: {why}: {what} are set aside to choose when to stop (--no-hold-out trains on all)"
         )
-        episodes = draw(spec, bank.pool, config.val_episodes)
-        episodes.save(self.run.path / f"episodes-{episodes.hash}.npz")
-        return bank, episodes
+        return True
 
     def run_to_end(self) -> TrainResult:
         """Train from wherever the run stands to the end, tune, and write the results."""
@@ -171,6 +210,11 @@ class Trainer:
             if self.at.step and self._is_due():  # interrupted between a step and what was due after it
                 self._checkpoint()
             for step in range(self.at.step, self.steps):
+                if self._is_over():
+                    self.reporter.say(
+                        f"stopped: best on what is held out after {self.episodes(self.at.best_step)} episodes"
+                    )
+                    break
                 self.head.check = check and step == first  # shapes and labels are alike in every step
                 values = self.step(step)
                 if self._is_due():
@@ -185,9 +229,16 @@ class Trainer:
         at = self.at
         return at.logged < at.step and (at.step == self.steps or at.step % self.every == 0)
 
-    def episodes(self) -> int:
-        """Training episodes that are done."""
-        return min(self.at.step * self.config.batch, self.config.episodes)
+    def _is_over(self) -> bool:
+        """Whether the last validations on what is held out brought nothing."""
+        at = self.at
+        if at.best_accuracy is None or not self.selection.startswith("held-out"):
+            return False
+        return at.step % self.every == 0 and at.step - at.best_step >= _PATIENCE * self.every
+
+    def episodes(self, step: int | None = None) -> int:
+        """Training episodes of ``step`` steps (default: of those that are done)."""
+        return min((self.at.step if step is None else step) * self.config.batch, self.config.episodes)
 
     def spec_size(self, step: int) -> int:
         """Episodes in step ``step``: the batch, or what is left of ``episodes``."""
@@ -258,7 +309,7 @@ class Trainer:
         if accuracy is not None and (at.best_accuracy is None or accuracy > at.best_accuracy):
             self.run.save_weights("best", self.head, **facts)
             at.best_accuracy, at.best_step = accuracy, at.step
-        if at.step == self.steps:
+        if at.step == self.steps or self._is_over():
             self.run.save_weights("last", self.head, **facts)
         if at.step in self.kept():
             self.run.save_weights(f"step-{at.step:06d}", self.head, **facts)
@@ -324,10 +375,10 @@ class Trainer:
             run_dir=run.path,
             config=config,
             head=self.head.eval(),
-            selection="val" if selected else "none",
+            selection=self.selection,
             val_accuracy=at.best_accuracy,
             best_step=at.best_step,
-            steps=self.steps,
+            steps=self.at.step,
             tuned=tuned,
             seconds=round(at.seconds, 3),
         )
