@@ -20,17 +20,18 @@ from typer.core import TyperGroup
 
 from clipspm import __version__
 from clipspm.errors import ClipspmError, Interrupted, UsageError
-from clipspm.progress import Reporter
+from clipspm.progress import Reporter, shown
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
 class _Commands(TyperGroup):
-    """The commands; Ctrl-C in one of them is an error that says what is safe."""
+    """The commands: long work shows how far it is, and Ctrl-C is an error that says what is safe."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with shown():
+                return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             raise Interrupted.of(stop) from None
 

@@ -1,9 +1,15 @@
-"""News and progress on standard error: a live bar on a terminal, plain lines elsewhere."""
+"""News and progress on standard error: a live bar on a terminal, plain lines elsewhere.
+
+Long work of the library that has nobody to report to goes through :func:`track`: silent, unless a program
+such as the command line asks to be :func:`shown` it.
+"""
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -14,7 +20,35 @@ Say = Callable[[str], None]
 #: ``advance(count, note)``: so many more are done; the note stands beside the bar
 Advance = Callable[[int, str], None]
 
+Item = TypeVar("Item")
+
 _PLAIN_EVERY = 10.0  # seconds between plain lines
+
+
+#: who is shown what :func:`track` follows; None while there is a bar already
+_shown: ContextVar["Reporter | None"] = ContextVar("shown", default=None)
+
+
+@contextmanager
+def shown(reporter: "Reporter | None" = None) -> Iterator[None]:
+    """Show what :func:`track` follows inside the block, by default on standard error."""
+    token = _shown.set(reporter or Reporter())
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+
+
+def track(items: Iterable[Item], title: str, total: int, unit: str) -> Iterator[Item]:
+    """``items``, of which there are ``total``, with a bar where one is wanted."""
+    reporter = _shown.get()
+    if reporter is None or total < 2:
+        yield from items
+        return
+    with reporter.task(title, total, unit) as advance:
+        for item in items:
+            yield item
+            advance(1, "")
 
 
 class Reporter:
@@ -37,15 +71,22 @@ class Reporter:
     @contextmanager
     def task(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         """Yield what moves the bar; ``total`` and ``done`` count in ``unit`` (its plural, "episodes")."""
-        if self._live:
-            with bar(self.console) as progress:
-                shown = progress.add_task(title, total=total, completed=done, unit=unit, note="")
+        token = _shown.set(None)  # one bar at a time
+        try:
+            yield from (self._bar if self._live else self._lines)(title, total, unit, done)
+        finally:
+            _shown.reset(token)
 
-                def move(count: int, note: str = "") -> None:
-                    progress.update(shown, advance=count, note=note)
+    def _bar(self, title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+        with bar(self.console) as progress:
+            row = progress.add_task(title, total=total, completed=done, unit=unit, note="")
 
-                yield move
-            return
+            def move(count: int, note: str = "") -> None:
+                progress.update(row, advance=count, note=note)
+
+            yield move
+
+    def _lines(self, title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
         began = spoke = time.monotonic()
         reached = done
 

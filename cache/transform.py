@@ -24,6 +24,7 @@ from clipspm.cache.store import LEDGER, Hdf5Store, ZarrStore, layer_key
 from clipspm.cache.verify import verify
 from clipspm.cache.writer import parts_path
 from clipspm.errors import ClipspmError, UsageError
+from clipspm.progress import track
 
 ExportFormat = Literal["npz", "safetensors"]
 
@@ -212,7 +213,8 @@ def _copy(store: ZarrStore, rows: Sequence[_Row]) -> None:
     spec = store.spec()
     ledger: list[bytes] = []
     read: dict[tuple[int, str], tuple[int, np.ndarray]] = {}
-    for shard, here in enumerate(shards(len(rows), store.shard_size)):
+    parts = shards(len(rows), store.shard_size)
+    for shard, here in track(enumerate(parts), "copying", len(parts), "shards"):
         outcomes = {i: rows[i].record for i in here if rows[i].record.status != "pending"}
         sums = {}
         for layer in spec.layers if outcomes else ():

@@ -37,6 +37,7 @@ from clipspm.cache.store import (
 )
 from clipspm.cache.writer import carry_over, parts_path
 from clipspm.errors import ClipspmError
+from clipspm.progress import track
 
 _LOOK_LIMIT = 3600.0  # seconds that looking into a damaged HDF5 file may take
 
@@ -143,7 +144,7 @@ def _look(path: Path) -> _Inside:
     ]
     sums, bad = digests(entries), []
     findings += _look_at_text(store, sums.get(TEXT_SHARD, {}).get(TEXT))
-    for shard, rows in enumerate(ranges):
+    for shard, rows in track(enumerate(ranges), "verifying", len(ranges), "shards"):
         good = [row for row in rows if records[row].status == "ok"]
         if not good:
             continue

@@ -16,6 +16,7 @@ from clipspm.cache.spec import SPLITS
 from clipspm.errors import UsageError
 from clipspm.extract.datasets import BENCHMARKS, Index, benchmark
 from clipspm.extract.decode import DecodeError, count_frames
+from clipspm.progress import track
 
 #: files that one task opens, and the seconds it may take
 _AT_A_TIME, _LIMIT = 64, 60.0
@@ -139,7 +140,8 @@ def check(
     videos = index.plan.videos
     outcomes: list[Outcome] = [(None, "", "")] * len(videos)
     if open_files:
-        outcomes = list(_probe([index.root / video.path for video in videos], workers))
+        found = _probe([index.root / video.path for video in videos], workers)
+        outcomes = list(track(found, "looking at", len(videos), "videos"))
     unreadable: Counter[str] = Counter()
     short: Counter[str] = Counter()
     problems = []

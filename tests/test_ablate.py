@@ -104,7 +104,7 @@ def test_interrupted_cell_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", base=base, seeds=(0,))
     parts = run(tmp_path / "b", base=base, seeds=(0,))
-    assert steps[:6] == [0, 1, 2, 3, 2, 3]  # the checkpoint was after step 1
+    assert steps[:6] == [0, 1, 2, 3, 3, 4]  # saved when it was interrupted
     assert parts.as_dict()["rows"] == whole.as_dict()["rows"]
 
 

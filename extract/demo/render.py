@@ -13,6 +13,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from clipspm.progress import track
+
 from .actions import CLASSES, FPS, draw_action
 
 # mbtree reads uninitialised memory at this frame size: with it, the bytes differ from run to run
@@ -76,5 +78,5 @@ def render_demo(
         write_mp4(path, draw_clip(folder, seed=seed, index=index))
 
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        for _ in pool.map(render, jobs):  # raises what a job raised
+        for _ in track(pool.map(render, jobs), "rendering", len(jobs), "clips"):  # raises what a job raised
             pass

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from clipspm.errors import ClipspmError, UsageError
+from clipspm.progress import track
 from clipspm.train_heads.episodes.draw import check_frames
 from clipspm.train_heads.episodes.pool import FeatureSource, Pool, Split
 from clipspm.train_heads.episodes.random import derive_seed
@@ -244,7 +245,8 @@ def read_rows(source: Any, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
     cuts = np.flatnonzero(np.diff(ascending // _BLOCK)) + 1
-    for part in np.split(order, cuts) if len(rows) else []:
+    parts = np.split(order, cuts) if len(rows) else []
+    for part in track(parts, "reading features", len(parts), "blocks"):
         low, high = int(rows[part[0]]), int(rows[part[-1]])
         out[part] = np.asarray(source[low : high + 1])[rows[part] - low]
     return out
