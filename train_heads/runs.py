@@ -301,10 +301,11 @@ def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 def _save(path: Path, tensors: "dict[str, Tensor]", facts: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    content = save(tensors, {"facts": json.dumps(facts)})  # its own writing to files is for the owner only
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {"facts": json.dumps(facts)})
+        temporary.write_bytes(content)
 
 
 def _load(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
