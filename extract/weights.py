@@ -178,7 +178,8 @@ def _load_file(model: Any, name: str, path: Path, quick_gelu: bool) -> None:
         if not quick_gelu:
             raise UsageError(activation_mismatch(name, f"OpenAI's archive {path.name}", weights_quick=True))
         try:
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # there is no other reader
+                state = torch.jit.load(str(path), map_location="cpu").state_dict()
         except RuntimeError as error:
             raise ClipspmError(f"{path} is a damaged TorchScript archive: {_one_line(error)}") from error
         for key in ("input_resolution", "context_length", "vocab_size", "attn_mask"):  # not weights
