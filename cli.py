@@ -288,7 +288,7 @@ def extract(
 ) -> None:
     """Run the encoder once over every video and class name, and cache the features."""
     from clipspm.extract.config import ExtractConfig
-    from clipspm.extract.pipeline import extract as run
+    from clipspm.extract.plan import prepare
     from clipspm.extract.progress import Watch, summary
 
     config = ExtractConfig(
@@ -324,8 +324,13 @@ def extract(
         dry_run=dry_run,
     )
     with Watch(Reporter()) as watch:
-        result = run(config, on_start=watch.message, on_progress=watch.progress)
+        work = prepare(config, watch.message)
+        from clipspm.extract.pipeline import run  # loads torch, which takes seconds: mistakes are said before
+
+        result = run(work, on_start=watch.message, on_progress=watch.progress)
     summary(result, watch.reporter)
+    if result.good and not dry_run:
+        _say(f"next: {result.next_command}")
     if as_json:
         _print_json(result.to_json())
     if result.failures:
@@ -887,10 +892,13 @@ def demo(
     """Render videos of moving shapes, encode them, train, ablate: the whole pipeline in minutes."""
     from clipspm.cache.home import home
     from clipspm.extract.demo.stage import extract_demo
+    from clipspm.extract.progress import failure_table
     from clipspm.train_heads.demo import run_demo
 
     where = folder or home() / "demo"
-    cache, splits = extract_demo(where, quick=quick, on_message=_say)
+    cache, splits = extract_demo(
+        where, quick=quick, on_message=_say, on_failures=lambda result: err.print(failure_table(result))
+    )
     result = run_demo(cache, splits if all_splits else splits[:1], where / "runs", quick=quick, log=_say)
     if as_json:
         _print_json(result.as_dict())

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from clipspm.errors import ClipspmError, UsageError
-from clipspm.extract.encoder import Encoder, parse_layers
+from clipspm.extract.config import parse_layers
+from clipspm.extract.encoder import Encoder
 from clipspm.extract.prompts import TEMPLATES, fill, load_templates
 from clipspm.extract.weights import load_model
 from tests.media import TINY_CONFIG, register_architecture, tiny_local_dir

@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import clipspm
+from clipspm.cache.disk import replacing, write_json
 from clipspm.cache.home import runs_dir
 from clipspm.errors import ClipspmError, UsageError
-from clipspm.train_heads.atomic import replacing, write_json
 from clipspm.train_heads.config import TrainConfig, from_dict
 from clipspm.train_heads.episodes.pool import FeatureSource, content_digest
 from clipspm.train_heads.heads.base import Head

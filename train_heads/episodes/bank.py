@@ -121,7 +121,9 @@ class FeatureBank:
         if mapped is None:
             spec = cache.spec
             width = sum(spec.dims[layer] for layer in layers if layer in spec.dims)
-            mapped = 4 * spec.views * spec.frames * width * len(pool.ids) > free_memory(torch.device(device))
+            item = 2 if spec.store_dtype == "fp16" else 4
+            needed = item * spec.views * spec.frames * width * len(pool.ids)
+            mapped = 2 * needed > free_memory(torch.device(device))
         features: dict[str, Tensor | MappedRows] = {}
         for layer in layers:
             if layer not in cache.spec.layers:
