@@ -19,18 +19,13 @@ from clipspm.cache.ledger import Entry, shards, values_digest
 from clipspm.cache.lock import writing
 from clipspm.cache.reader import Cache, open_cache, size_on_disk
 from clipspm.cache.seal import write_seal
-from clipspm.cache.spec import SPLITS, Format, Plan, Split, VideoRecord
+from clipspm.cache.spec import SPLITS, Format, Plan, Split, VideoRecord, format_of
 from clipspm.cache.store import LEDGER, Hdf5Store, ZarrStore, layer_key
 from clipspm.cache.verify import verify
 from clipspm.cache.writer import parts_path
 from clipspm.errors import ClipspmError, UsageError
 
 ExportFormat = Literal["npz", "safetensors"]
-
-
-def format_of(path: Path) -> Format:
-    """The format that a name asks for: ``.h5`` or ``.hdf5`` is HDF5, anything else Zarr."""
-    return "hdf5" if path.suffix.lower() in (".h5", ".hdf5") else "zarr"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from clipspm.cache.home import caches_dir, home
 from clipspm.engines.base import check_installed
@@ -101,13 +102,15 @@ def _check_writable(out: Path | None) -> None:
     place = wanted
     while not place.exists() and place != place.parent:
         place = place.parent
-    kept = [place, out] if out and out.exists() else [place]
-    if place.is_dir() and all(os.access(each, os.W_OK) for each in kept):
-        return
-    why = "is not a folder" if not place.is_dir() else "cannot be written to"
-    if out is not None:
-        raise ClipspmError(f"{kept[-1]} {why}: choose another --out")
-    raise ClipspmError(
-        f"{place} {why}, and caches go to {wanted}: set CLIPSPM_HOME to another folder (now {home()}), "
-        "or choose --out"
-    )
+    for folder in [place, out] if out and out.is_dir() else [place]:
+        try:
+            with TemporaryFile(dir=folder):
+                continue
+        except OSError as error:
+            trouble = f"cannot write to {folder} ({error.strerror})"
+        if out is not None:
+            raise ClipspmError(f"{trouble}: choose another --out")
+        raise ClipspmError(
+            f"{trouble}, and caches go to {wanted}: set CLIPSPM_HOME to another folder (now {home()}), or "
+            "choose --out"
+        )
