@@ -190,6 +190,7 @@ def _write(
             if format == "hdf5":
                 Hdf5Store.write(target, store)
             else:
+                store.describe()
                 work.rename(target)
         finally:
             remove(work)

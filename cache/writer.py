@@ -168,7 +168,7 @@ class CacheWriter:
         entry, features = read_staged(self.staging, shard)
         outcomes = entry.records(self.records)
         with room_on(self.work):
-            remove(seal_path(self.work))
+            self.store.begin_change()
             sums = self._put(shard, outcomes, features)
             append(self.work / LEDGER, Entry.of(shard, outcomes, sums).to_line())
         self._digests[shard] = sums
@@ -213,7 +213,9 @@ class CacheWriter:
                 Hdf5Store.write(self.path, self.store)
                 write_seal(self.path)
                 discard(self.work)
-            elif not seal_path(self.path).exists():
+                return self.path
+            self.store.describe()
+            if not seal_path(self.path).exists():
                 write_seal(self.path)
         return self.path
 

@@ -203,7 +203,7 @@ def _index_folder(root: Path) -> tuple[list[Row], tuple[str, ...]]:
 def _how_to_sort(loose: list[Path]) -> str:
     """What to do with video files that lie beside the class folders instead of in them."""
     first = loose[0]
-    word = re.match(r"[^\W\d_]+(?:[ _-]+[^\W\d_]+)*", first.stem)
+    word = re.match(r"[^\W\d_]{2,}(?:[ _-]+[^\W\d_]{2,})*", first.stem)
     where = first.parent.name
     target = f"{where}/{word.group() if word else 'CLASS'}/{first.name}"
     files = "1 video file lies" if len(loose) == 1 else f"{len(loose)} video files lie"
