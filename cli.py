@@ -167,7 +167,7 @@ EngineOption = Annotated[
     EngineName, typer.Option("--engine", help="This machine, a Slurm cluster (submitit), or Ray.")
 ]
 Jobs = Annotated[int | None, typer.Option(help="Slurm jobs or Ray actors.")]
-Gpus = Annotated[float, typer.Option(help="GPUs of each Slurm job or Ray actor.")]
+Gpus = Annotated[float, typer.Option(help="GPUs of each Slurm job (whole ones) or Ray actor.")]
 RayAddress = Annotated[
     str | None, typer.Option(help="A running Ray cluster (default: one of this machine's own).")
 ]
@@ -282,7 +282,9 @@ def extract(
     gpus: Gpus = 0,
     ray_address: RayAddress = None,
     slurm: SlurmSettings = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, or refused.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the cache again.")] = False,
     as_json: Json = False,
 ) -> None:
