@@ -13,7 +13,7 @@ from clipspm.cache.home import caches_dir, home
 from clipspm.engines.base import check_installed
 from clipspm.errors import ClipspmError
 from clipspm.extract.config import ExtractConfig, parse_layers
-from clipspm.extract.datasets import Index, index_dataset, index_demo
+from clipspm.extract.datasets import Index, index_dataset, index_demo, read_splits
 from clipspm.extract.models import check_model
 from clipspm.extract.prompts import load_templates
 
@@ -70,21 +70,25 @@ def _with_defaults(config: ExtractConfig) -> ExtractConfig:
 
 
 def _index(config: ExtractConfig, on_start: Callable[[str], None]) -> Index:
+    """The videos; wrong splits are refused before a demo is rendered."""
     videos = config.videos
     if config.dataset == "demo" and videos is not None and not videos.is_dir():
         from clipspm.extract.demo import clip_files, render_demo
 
+        index = index_demo(videos, [path for path, _, _ in clip_files(videos)], config.splits)
         if config.dry_run:
-            files = [path for path, _, _ in clip_files(videos)]
-            on_start(f"{len(files)} demo videos would be rendered to {videos}")
-            return index_demo(videos, files, config.splits)
-        on_start(f"rendering the demo videos to {videos}")
-        render_demo(videos, workers=decoders(config))
+            on_start(f"{len(index.plan.videos)} demo videos would be rendered to {videos}")
+        else:
+            on_start(f"rendering the demo videos to {videos}")
+            render_demo(videos, workers=decoders(config))
+        return index
+    if config.splits is not None:
+        read_splits(config.splits)  # before a large folder is listed
     index = index_dataset(config.dataset, videos, config.splits, config.split_files)
-    return _without_surprises(index) if config.dataset == "manifest" else index
+    return _with_missing_files_noted(index) if config.dataset == "manifest" else index
 
 
-def _without_surprises(index: Index) -> Index:
+def _with_missing_files_noted(index: Index) -> Index:
     """The index with a note on listed files that are not there; it is an error if none is."""
     listed = index.plan.videos
     missing = [video.path for video in listed if not os.path.exists(index.root / video.path)]

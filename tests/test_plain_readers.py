@@ -1,12 +1,12 @@
 """A finished cache is readable with nothing but Zarr or h5py, rows named, without a warning."""
 
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import h5py
 import numpy as np
@@ -14,11 +14,11 @@ import pytest
 import zarr
 
 from clipspm.cache import CacheWriter, Plan, VideoRecord, open_cache
-from clipspm.cache.seal import broken, seal_path, write_seal
+from clipspm.cache.seal import broken, seal_path
 from clipspm.cache.transform import convert, pack
 from clipspm.cache.verify import repair, verify
 from tests.test_cache import SPEC, TEXT, fill, suffix
-from tests.test_integrity import FORMATS, IDS, NUMBER, make
+from tests.test_integrity import FORMATS, IDS, make
 
 NAMES = ("fingerprint", "class_names", "class_splits", "video_ids", "labels")
 
@@ -120,16 +120,24 @@ def test_a_cache_says_so_only_while_it_is_finished(tmp_path: Path) -> None:
     assert {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()} == finished
 
 
-def test_caches_from_before_open_and_learn_it_when_they_are_extended(tmp_path: Path) -> None:
-    path = make(tmp_path / "c.zarr")
-    wanted = (path / "zarr.json").read_bytes()
-    seal = seal_path(path).read_bytes()
-    (path / "zarr.json").write_text(json.dumps({"attributes": {}, "zarr_format": 3, "node_type": "group"}))
-    seal_path(path).unlink()
-    write_seal(path)
-    assert verify(path).ok and len(open_cache(path).good) == 10
-    copy = convert(path, tmp_path / "copy.zarr")
-    assert (copy / "zarr.json").read_bytes() == wanted
-    make(path)
-    assert (path / "zarr.json").read_bytes() == wanted and seal_path(path).read_bytes() == seal
-    assert NUMBER["v03"] == 3 and open_cache(path).videos[3].status == "failed"
+@pytest.mark.parametrize("format", FORMATS)
+def test_caches_of_version_0_2_are_read_and_learn_it_when_copied_or_extended(
+    tmp_path: Path, format: str
+) -> None:
+    """``caches-0.2.zip`` is what version 0.2 wrote for :func:`make`."""
+    with ZipFile(Path(__file__).with_name("caches-0.2.zip")) as archive:
+        archive.extractall(tmp_path)
+    old = tmp_path / ("old.zarr" if format == "zarr" else "old.h5")
+    new = make(tmp_path / suffix(format), format)
+    assert verify(old).ok and open_cache(old).videos == open_cache(new).videos
+    for layer in SPEC.layers:
+        np.testing.assert_array_equal(open_cache(old).features(layer), open_cache(new).features(layer))
+    with plainly(new) as (facts, _):
+        wanted = facts
+    with plainly(convert(old, tmp_path / f"copy-{suffix(format)}")) as (facts, _):
+        assert facts == wanted
+    make(old, format)  # nothing is left to do
+    assert verify(old).ok
+    if format == "zarr":
+        assert (old / "zarr.json").read_bytes() == (new / "zarr.json").read_bytes()
+        assert seal_path(old).read_bytes() == seal_path(new).read_bytes()

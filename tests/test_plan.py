@@ -139,6 +139,16 @@ def test_a_dry_run_of_the_demo_renders_nothing(tmp_path: Path, monkeypatch: pyte
     assert not list(tmp_path.rglob("*.mp4"))
 
 
+def test_wrong_splits_are_refused_before_a_demo_is_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path))
+    (tmp_path / "s.json").write_text('{"train": ["flying"]}')
+    with pytest.raises(ClipspmError, match="'flying' has no videos"):
+        prepare(ExtractConfig(dataset="demo", splits=tmp_path / "s.json"))
+    assert not (tmp_path / "demo").exists()
+
+
 def test_extract_ends_with_the_next_command(clips: Path, model: str, tmp_path: Path) -> None:
     args = ("extract", "--dataset", "folder", "--videos", clips, "--model", model, "--precision", "fp32")
     few = ("--frames", "2", "--workers", "1", "--device", "cpu")
