@@ -291,4 +291,6 @@ def test_caches_of_every_hdf5_name_are_listed(
     monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path))
     writer = CacheWriter(tmp_path / "caches" / name, SPEC, plan_of(["a"]), TEXT, format="hdf5")
     fill(writer, number={"a": 0})
-    assert list_caches() == [writer.finish()] == [find_cache()]
+    path = writer.finish()
+    assert list_caches() == [path]
+    assert find_cache() == path
