@@ -1,6 +1,6 @@
 """What an extraction comes to, and whether it can be done: all that can be said without loading torch.
 
-Mistakes are cheap here: names and options first, then the videos on the disk, then where the cache goes.
+Cheap before expensive: names and options, then the place where the cache goes, then the videos on the disk.
 """
 
 import os
