@@ -196,7 +196,7 @@ EngineOption = Annotated[
     EngineName, typer.Option("--engine", help="This machine, a Slurm cluster (submitit), or Ray.")
 ]
 Jobs = Annotated[int | None, typer.Option(help="Slurm jobs or Ray actors.")]
-Gpus = Annotated[float, typer.Option(help="GPUs of each Slurm job or Ray actor.")]
+Gpus = Annotated[float, typer.Option(help="GPUs of each Slurm job (whole ones) or Ray actor.")]
 RayAddress = Annotated[
     str | None, typer.Option(help="A running Ray cluster (default: one of this machine's own).")
 ]
@@ -321,13 +321,15 @@ def extract(
     gpus: Gpus = 0,
     ray_address: RayAddress = None,
     slurm: SlurmSettings = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, or refused.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start the cache again.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the encoder once over every video and class name, and cache the features."""
     from clipspm.extract.config import ExtractConfig
-    from clipspm.extract.pipeline import extract as run
+    from clipspm.extract.plan import prepare
     from clipspm.extract.progress import Watch, summary
 
     config = ExtractConfig(
@@ -363,8 +365,14 @@ def extract(
         dry_run=dry_run,
     )
     with Watch(Reporter()) as watch, _resumable("finished shards are"):
-        result = run(config, on_start=watch.message, on_progress=watch.progress)
+        work = prepare(config, watch.message)
+        _load_torch(threads)
+        from clipspm.extract.pipeline import run
+
+        result = run(work, on_start=watch.message, on_progress=watch.progress)
     summary(result, watch.reporter)
+    if result.good and not dry_run:
+        _say(f"next: {result.next_command}")
     if as_json:
         _print_json(result.to_json())
     if result.failures:
@@ -952,11 +960,14 @@ def demo(
 
     _load_torch(threads)
     from clipspm.extract.demo.stage import extract_demo
+    from clipspm.extract.progress import failure_table
     from clipspm.train_heads.demo import run_demo
 
     where = folder or home() / "demo"
     with _resumable("what is done is"):
-        cache, splits = extract_demo(where, quick=quick, on_message=_say)
+        cache, splits = extract_demo(
+            where, quick=quick, on_message=_say, on_failures=lambda result: err.print(failure_table(result))
+        )
         result = run_demo(cache, splits if all_splits else splits[:1], where / "runs", quick=quick, log=_say)
     if as_json:
         _print_json(result.as_dict())

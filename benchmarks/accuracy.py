@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import machine, signed
+from clipspm.cache.disk import write_json
 from clipspm.cache.home import home
 from clipspm.extract.demo.stage import extract_demo
 from clipspm.progress import Say
 from clipspm.train_heads import HEADS, AblationResult, TrainConfig, ablate, ablation_rows, resolve_config
-from clipspm.train_heads.atomic import write_json
 from clipspm.train_heads.config import DEFAULT_HEAD
 from clipspm.train_heads.demo import EPISODES
 from clipspm.train_heads.episodes.pool import FeatureSource

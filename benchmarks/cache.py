@@ -23,10 +23,10 @@ import numpy as np
 
 from benchmarks.report import machine
 from clipspm.cache import CacheSpec, CacheWriter, Plan, VideoRecord, open_cache
+from clipspm.cache.disk import write_json
 from clipspm.cache.reader import size_on_disk
 from clipspm.cache.transform import convert
 from clipspm.cache.verify import verify
-from clipspm.train_heads.atomic import write_json
 
 #: name -> videos, classes, layers
 SIZES = {"HMDB51": (6766, 51, ("3", "7", "11", "final")), "SSv2": (82_000, 100, ("final",))}

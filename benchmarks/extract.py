@@ -461,7 +461,7 @@ def main() -> None:
     print_results(found)
     if arguments.json:
         from benchmarks.report import machine
-        from clipspm.train_heads.atomic import write_json
+        from clipspm.cache.disk import write_json
 
         write_json(arguments.json, {"machine": machine(), **found})
     print(f"ratio: {found['median']['ratio']:.2f}x error {found['error']['largest']:.1e}")

@@ -22,7 +22,7 @@ MB = 1e6
 def main() -> None:
     """Run what was asked for and print a table."""
     from benchmarks.report import machine
-    from clipspm.train_heads.atomic import write_json
+    from clipspm.cache.disk import write_json
     from tests.campaigns import fault_campaign, kill_campaign
 
     parser = argparse.ArgumentParser(description=__doc__)

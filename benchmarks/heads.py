@@ -33,9 +33,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference_heads import ReferenceHead, adam, episodes_of
 from benchmarks.report import machine
+from clipspm.cache.disk import write_json
 from clipspm.engines.allocator import keep_pages
 from clipspm.progress import Reporter
-from clipspm.train_heads.atomic import write_json
 from clipspm.train_heads.config import Precision, TrainConfig, resolve_config
 from clipspm.train_heads.episodes.bank import Banks, FeatureBank
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw

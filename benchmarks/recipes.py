@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.report import machine, signed
 from clipspm.cache import Cache, Split, open_cache
+from clipspm.cache.disk import write_json
 from clipspm.cache.home import home
 from clipspm.extract.demo import CLASSES, DEMO_SPLITS, PAIRS
 from clipspm.extract.demo.stage import extract_demo
@@ -34,7 +35,6 @@ from clipspm.train_heads import (
     paired,
     resolve_config,
 )
-from clipspm.train_heads.atomic import write_json
 from clipspm.train_heads.config import Precision
 from clipspm.train_heads.experiments.ablation_table import Row, together
 from clipspm.train_heads.tables import Table

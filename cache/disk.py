@@ -1,11 +1,14 @@
 """Files that are whole or absent, and a full disk that is one clear line."""
 
 import errno
+import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from clipspm.errors import ClipspmError
 
@@ -61,15 +64,41 @@ def _existing(path: Path) -> Path:
     return place
 
 
+#: what a new file is not permitted; safetensors writes files for their owner only
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, of this caller alone, that replaces ``path`` when the block succeeds.
+
+    The file gets the permissions of any new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = hidden(path, f"{secrets.token_hex(4)}.new")
+    try:
+        yield aside
+        aside.chmod(0o666 & ~_UMASK)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write aside, flush to disk, rename: a reader sees the old content or the new one."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
+    with replacing(path) as aside, aside.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
     sync(path.parent)
+
+
+def write_json(path: Path, payload: Any) -> None:
+    """Write ``payload`` as indented JSON, atomically; NaN and infinity are refused (not JSON)."""
+    text = json.dumps(payload, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def append(path: Path, data: bytes) -> None:

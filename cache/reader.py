@@ -14,7 +14,7 @@ from clipspm.cache.home import caches_dir, demo_dir
 from clipspm.cache.ledger import TEXT_SHARD, apply, digests, values_digest
 from clipspm.cache.mapped import MappedFeatures
 from clipspm.cache.seal import check_metadata
-from clipspm.cache.spec import CacheSpec, PlannedClass, Split, VideoRecord
+from clipspm.cache.spec import CacheSpec, PlannedClass, Split, VideoRecord, format_of
 from clipspm.cache.store import CLASSES, SPEC, TEXT, DamagedShard, Store, find_store, layer_key, readable
 from clipspm.errors import ClipspmError
 
@@ -234,7 +234,7 @@ def list_caches(folder: Path | None = None) -> list[Path]:
     places = [] if folder else [demo_dir() / "cache.zarr"]
     folder = folder or caches_dir()
     places += folder.iterdir() if folder.is_dir() else []
-    found = [p for p in places if (p / SPEC).is_file() or (p.is_file() and p.suffix == ".h5")]
+    found = [p for p in places if (p / SPEC).is_file() or (p.is_file() and format_of(p) == "hdf5")]
     return sorted(
         (p for p in found if not p.name.endswith((".parts", ".new", ".old", ".dead"))), key=_changed
     )

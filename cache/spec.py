@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from clipspm.errors import ClipspmError
@@ -23,6 +24,11 @@ PlannedClass = tuple[str, Split, int]
 
 #: told for the reader's sake; the numbers do not depend on them
 _INFORMATIVE = frozenset({"model", "pretrained", "created_with"})
+
+
+def format_of(path: Path) -> Format:
+    """The format that a name asks for: ``.h5`` or ``.hdf5`` is HDF5, anything else Zarr."""
+    return "hdf5" if path.suffix.lower() in (".h5", ".hdf5") else "zarr"
 
 
 @dataclass(frozen=True, kw_only=True)

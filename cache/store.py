@@ -9,6 +9,9 @@ as files or as byte arrays of the same names::
     ledger.jsonl    one line per committed shard (:mod:`.ledger`)
     layers/<name>, text      arrays [N, V, T, D] and [C, P, D]
 
+A finished cache also says in the container's own way what its rows are (:class:`Facts`), so that another
+program needs no more than ``zarr.open`` or ``h5py.File``. Nothing here reads that back.
+
 Reading executes nothing that a cache holds and follows no link out of it: arrays are plain numbers behind no
 filter but checksums, and symbolic, external and virtual links are refused.
 """
@@ -20,6 +23,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,6 +52,8 @@ from clipspm.errors import ClipspmError
 SPEC, CLASSES, VIDEOS, LEDGER = "spec.json", "classes.json", "videos.jsonl", "ledger.jsonl"
 BLOBS = (SPEC, CLASSES, VIDEOS, LEDGER)
 TEXT = "text"
+#: a Zarr group's own metadata
+GROUP = "zarr.json"
 #: where finished shards wait to be taken into a growing Zarr cache
 STAGED = "staged"
 
@@ -174,6 +180,35 @@ class Store(ABC):
         return block
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What rows are, for programs that know Zarr or HDF5 only.
+
+    ``class_names`` and ``class_splits`` [C] go with the rows of ``text``, ``video_ids`` and ``labels`` [N]
+    with those of each layer. A label is a row of ``text``, or -1 where the video failed or is not read yet.
+    """
+
+    fingerprint: str
+    class_names: list[str]
+    class_splits: list[str]
+    video_ids: list[str]
+    labels: list[int]
+
+    @classmethod
+    def of(cls, store: Store) -> "Facts":
+        """The facts of a cache."""
+        classes = store.classes()[: store.shape(TEXT)[0]]
+        rows = {name: row for row, (name, _, _) in enumerate(classes)}
+        records = store.records()
+        return cls(
+            store.spec().fingerprint,
+            list(rows),
+            [split for _, split, _ in classes],
+            [video.id for video in records],
+            [rows[video.class_name] if video.status == "ok" else -1 for video in records],
+        )
+
+
 class ZarrStore(Store):
     """A cache as a Zarr directory."""
 
@@ -271,7 +306,7 @@ class ZarrStore(Store):
         changed = {name: data for name, data in blobs.items() if not self._holds(name, data)}
         new_text = CLASSES in changed or not self._text_is_whole()
         if changed or new_text:
-            remove(seal_path(self.path))
+            self.begin_change()
         if new_text:
             remove(self.path / TEXT)  # first: whole texts under other classes would be believed
         for name, data in changed.items():
@@ -300,11 +335,38 @@ class ZarrStore(Store):
     def _holds(self, name: str, data: bytes) -> bool:
         return (self.path / name).exists() and (self.path / name).read_bytes() == data
 
+    def describe(self) -> None:
+        """Write :class:`Facts` as attributes of the group, with the metadata of all arrays.
+
+        With that at hand, Zarr lists arrays without stumbling over the files beside them.
+        """
+        keys = ["layers", *(layer_key(layer) for layer in self.spec().layers), TEXT]
+        inside = {key: json.loads((self.path / key / GROUP).read_bytes()) for key in keys}
+        inside["layers"]["consolidated_metadata"] = _consolidated({})
+        self._write_group(
+            {"attributes": asdict(Facts.of(self)), "consolidated_metadata": _consolidated(inside)}
+        )
+
+    def begin_change(self) -> None:
+        """Take back what only a finished cache has: its seal and :meth:`describe`."""
+        remove(seal_path(self.path))
+        self._write_group({"attributes": {}})
+
+    def _write_group(self, content: dict[str, Any]) -> None:
+        data = json.dumps({"zarr_format": 3, "node_type": "group", **content}, indent=1).encode("ascii")
+        if not self._holds(GROUP, data):
+            remove(seal_path(self.path))
+            write_atomically(self.path / GROUP, data)
+
     def remove_strays(self) -> None:
         """Remove what a killed writer left of files that were never moved into place."""
         remove(self.path / STAGED)
         for file in [*self.path.rglob("*.partial"), *self.path.glob("*.new")]:
             remove(file)
+
+
+def _consolidated(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "inline", "must_understand": False, "metadata": metadata}
 
 
 def check_regular(path: Path) -> None:
@@ -393,10 +455,31 @@ class Hdf5Store(Store):
                 target = file.create_dataset(key, shape, first.dtype, **checked)
                 for rows in shards(shape[0], size):
                     target[rows.start : rows.stop] = source.rows(key, rows.start, rows.stop)
+            for name, value in asdict(Facts.of(source)).items():
+                if isinstance(value, str):
+                    file.attrs[name] = value
+                else:
+                    values = _column(value)
+                    file.create_dataset(name, data=values, chunks=values.shape, fletcher32=True)
             file.flush()
         sync(aside)
         aside.replace(path)
         sync(path.parent)
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """Numbers as int64, text in UTF-8 (bytes of file names that are no text as they are)."""
+    if not values or isinstance(values[0], int):
+        return np.asarray(values, np.int64)
+    data = [_utf8(value) for value in values]
+    return np.asarray(data, h5py.string_dtype("utf-8", max(1, *map(len, data))))
+
+
+def _utf8(value: str) -> bytes:
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a character, as only JSON can bring it
+        return value.encode("utf-8", "surrogatepass")
 
 
 def find_store(path: Path) -> ZarrStore | Hdf5Store:

@@ -19,7 +19,7 @@ from clipspm.cache.ledger import Entry, shards, values_digest
 from clipspm.cache.lock import writing
 from clipspm.cache.reader import Cache, open_cache, size_on_disk
 from clipspm.cache.seal import write_seal
-from clipspm.cache.spec import SPLITS, Format, Plan, Split, VideoRecord
+from clipspm.cache.spec import SPLITS, Format, Plan, Split, VideoRecord, format_of
 from clipspm.cache.store import LEDGER, Hdf5Store, ZarrStore, layer_key
 from clipspm.cache.verify import verify
 from clipspm.cache.writer import parts_path
@@ -27,11 +27,6 @@ from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import track
 
 ExportFormat = Literal["npz", "safetensors"]
-
-
-def format_of(path: Path) -> Format:
-    """The format that a name asks for: ``.h5`` or ``.hdf5`` is HDF5, anything else Zarr."""
-    return "hdf5" if path.suffix.lower() in (".h5", ".hdf5") else "zarr"
 
 
 @dataclass(frozen=True)
@@ -196,6 +191,7 @@ def _write(
             if format == "hdf5":
                 Hdf5Store.write(target, store)
             else:
+                store.describe()
                 work.rename(target)
         finally:
             remove(work)

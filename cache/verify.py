@@ -245,7 +245,7 @@ def repair(report: Report) -> str:
         ]
         queued = len(lost) + sum(record.status == "pending" for record in records)
         if isinstance(store, ZarrStore):
-            remove(seal_path(cache))
+            store.begin_change()
             if any(f.where == TEXT or f.where.startswith(f"{TEXT}/") for f in report.findings):
                 remove(cache / TEXT)  # extract makes it again
             for _, stray in irregular(cache):

@@ -8,7 +8,7 @@ anywhere in between leaves the staged shard, and the next run takes it in again.
 An HDF5 cache grows as a Zarr directory beside it (``PATH.parts``) and is assembled at the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,11 +58,8 @@ class CacheWriter:
             for place in places:
                 remove(seal_path(place))
                 discard(place)
-        elif path.exists() and path.is_dir() != (format == "zarr"):
-            raise UsageError(
-                f"{path} is a cache of the other format than --format {format}: choose another --out, or "
-                "`clipspm cache convert`"
-            )
+        else:
+            check_format(path, format)
         self.work.parent.mkdir(parents=True, exist_ok=True)
         self._recover()
         old: list[VideoRecord] = []
@@ -126,12 +123,7 @@ class CacheWriter:
         """Bring the working directory to the plan, with every row already read carried over."""
         if isinstance(previous, ZarrStore):
             self._drop_torn_line(previous)
-        lost = {r.id for r in old} - {v.id for v in plan.videos}
-        if lost:
-            raise ClipspmError(
-                f"{self.path} holds {len(lost)} videos that are not among the videos now (first: "
-                f"{min(lost)}): choose another --out, or --overwrite to start again"
-            )
+        check_known(self.path, old, plan)
         in_place = isinstance(previous, ZarrStore) and previous.path == self.work
         if in_place and [r.id for r in old] == [v.id for v in plan.videos]:
             ZarrStore(self.work).write_plan(plan, text)
@@ -176,7 +168,7 @@ class CacheWriter:
         entry, features = read_staged(self.staging, shard)
         outcomes = entry.records(self.records)
         with room_on(self.work):
-            remove(seal_path(self.work))
+            self.store.begin_change()
             sums = self._put(shard, outcomes, features)
             append(self.work / LEDGER, Entry.of(shard, outcomes, sums).to_line())
         self._digests[shard] = sums
@@ -221,7 +213,9 @@ class CacheWriter:
                 Hdf5Store.write(self.path, self.store)
                 write_seal(self.path)
                 discard(self.work)
-            elif not seal_path(self.path).exists():
+                return self.path
+            self.store.describe()
+            if not seal_path(self.path).exists():
                 write_seal(self.path)
         return self.path
 
@@ -247,6 +241,25 @@ def check_ours(place: Path) -> None:
             found = set(file) & {*BLOBS, "layers"}
     if len(found) < 3:
         raise ClipspmError(f"{place} does not look like a cache: it is not removed; choose another --out")
+
+
+def check_format(path: Path, format: Format) -> None:
+    """Refuse to go on with a cache of the other container."""
+    if path.exists() and path.is_dir() != (format == "zarr"):
+        raise UsageError(
+            f"{path} is a cache of the other format than --format {format}: choose another --out, or "
+            "`clipspm cache convert`"
+        )
+
+
+def check_known(path: Path, held: Sequence[VideoRecord], plan: Plan) -> None:
+    """Refuse a plan without some video that the cache holds: nothing is ever dropped silently."""
+    lost = {record.id for record in held} - {video.id for video in plan.videos}
+    if lost:
+        raise ClipspmError(
+            f"{path} holds {len(lost)} videos that are not among the videos now (first: "
+            f"{min(lost)}): choose another --out, or --overwrite to start again"
+        )
 
 
 def to_do(retry_failed: bool) -> tuple[str, ...]:

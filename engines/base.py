@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -10,6 +11,7 @@ from clipspm.errors import UsageError
 
 EngineName = Literal["local", "slurm", "ray"]
 ENGINES: tuple[EngineName, ...] = ("local", "slurm", "ray")
+_PACKAGES = {"slurm": "submitit", "ray": "ray"}
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -76,10 +78,29 @@ class EngineConfig:
             raise UsageError("--ray-address needs --engine ray")
         if self.name != "local" and len(self.devices) > 1:
             raise UsageError(f"--device {','.join(self.devices)}: several devices are for --engine local")
+        if self.name == "local" and self.gpus:
+            raise UsageError(
+                "--gpus needs --engine slurm or ray: on this machine GPUs have names, --device cuda:0,cuda:1"
+            )
+        if self.name == "slurm" and self.gpus % 1:
+            raise UsageError(
+                f"--gpus {self.gpus:g}: a Slurm job gets whole GPUs; only --engine ray shares one"
+            )
         if self.name == "local" and self.jobs:
             raise UsageError(
                 "--jobs needs --engine slurm or ray; the local engine has one worker per --device"
             )
+
+
+def check_installed(config: EngineConfig) -> None:
+    """:class:`UsageError` if the engine's package is not installed; imports nothing."""
+    package = _PACKAGES.get(config.name)
+    if package and find_spec(package) is None:
+        raise _missing(config.name, f"no package {package}")
+
+
+def _missing(name: EngineName, why: object) -> UsageError:
+    return UsageError(f"--engine {name} needs the extra: pip install 'clipspm[{name}]' ({why})")
 
 
 def make_engine(config: EngineConfig) -> Engine:
@@ -94,9 +115,7 @@ def make_engine(config: EngineConfig) -> Engine:
 
             return RayEngine(config)
     except ImportError as error:
-        raise UsageError(
-            f"--engine {config.name} needs the extra: pip install 'clipspm[{config.name}]' ({error})"
-        ) from error
+        raise _missing(config.name, error) from error
     from clipspm.engines.local import LocalEngine
 
     return LocalEngine(config)

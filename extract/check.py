@@ -16,6 +16,7 @@ from clipspm.cache.spec import SPLITS
 from clipspm.errors import UsageError
 from clipspm.extract.datasets import BENCHMARKS, Index, benchmark
 from clipspm.extract.decode import DecodeError, count_frames
+from clipspm.extract.suffixes import stem
 from clipspm.progress import track
 
 #: files that one task opens, and the seconds it may take
@@ -153,7 +154,7 @@ def check(
             short[video.class_name] += 1
             problems.append((video.path, "too short", f"{frames} frames, at least {min_frames} asked for"))
     found = Counter(video.class_name for video in videos)
-    names = Counter((v.class_name, os.path.splitext(v.path)[0]) for v in videos)
+    names = Counter((v.class_name, stem(v.path)) for v in videos)
     copies = Counter({name: len(paths) for name, paths in index.copies.items()})
     for (name, _), count in names.items():
         copies[name] += count - 1

@@ -2,16 +2,28 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from clipspm.cache.spec import Format
 from clipspm.engines.base import EngineConfig, parse_devices
 from clipspm.errors import UsageError
+from clipspm.extract.datasets import check_name
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 ResizeOn = Literal["auto", "decoders", "encoder"]
+PixelNorm = Literal["model", "none"]
+StoreDtype = Literal["fp16", "fp32"]
+
+FINAL = "final"
 
 _MOST_THREADS = 1024
+_CHOICES: dict[str, Any] = {
+    "precision": Precision,
+    "pixel_norm": PixelNorm,
+    "resize_on": ResizeOn,
+    "format": Format,
+    "store_dtype": StoreDtype,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +43,7 @@ class ExtractConfig:
     model: str | None = None
     pretrained: str | None = None
     precision: Precision = "auto"
-    pixel_norm: Literal["model", "none"] = "model"
+    pixel_norm: PixelNorm = "model"
     device: str | None = None
     threads: int | None = None
     layers: str = "final"
@@ -42,7 +54,7 @@ class ExtractConfig:
     resize_on: ResizeOn = "auto"
     min_frames: int = 1
     format: Format = "zarr"
-    store_dtype: Literal["fp16", "fp32"] = "fp16"
+    store_dtype: StoreDtype = "fp16"
     out: Path | None = None
     limit: int | None = None
     workers: int | None = None
@@ -56,6 +68,13 @@ class ExtractConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
+        check_name(self.dataset)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                known = ", ".join(get_args(choices))
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} {getattr(self, name)!r}: choose one of {known}")
+        parse_layers(self.layers)
         for name in ("frames", "views", "batch_size", "shard_size", "min_frames"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
@@ -92,3 +111,16 @@ class ExtractConfig:
                 f"--max-failures {self.max_failures!r}: expected a number of videos, or a share like 5%"
             ) from error
         return int(videos * number / 100) if share else int(number)
+
+
+def parse_layers(text: str) -> tuple[str, ...]:
+    """``"3,7,11,final"`` -> layer names, numbers ascending, ``final`` always included and last."""
+    numbers = set()
+    for part in text.split(","):
+        name = part.strip()
+        if name == FINAL:
+            continue
+        if not (name.isascii() and name.isdigit() and len(name) < 6):
+            raise UsageError(f"--layers {text!r}: {name!r} is neither a layer number nor 'final'")
+        numbers.add(int(name))
+    return (*(str(n) for n in sorted(numbers)), FINAL)

@@ -8,10 +8,12 @@ parsed: they hold ``( ) [ ] # & ! + ;``.
 import csv
 import json
 import os
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -20,7 +22,7 @@ from clipspm.cache.home import home
 from clipspm.cache.spec import SPLITS, Plan, Split, VideoRecord
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.lists import Files, VideoList, read_lists, without_brackets
-from clipspm.extract.suffixes import VIDEO_SUFFIXES, is_frame_name, is_video_name
+from clipspm.extract.suffixes import VIDEO_SUFFIXES, is_frame_name, is_video_name, stem
 
 Benchmark = Literal["hmdb51", "ucf101", "kinetics100", "ssv2-full", "ssv2-small"]
 BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
@@ -68,6 +70,14 @@ def benchmark(name: str) -> BenchmarkClasses:
     )
 
 
+def check_name(dataset: str) -> None:
+    """:class:`UsageError` with the closest name for what is no data set."""
+    if dataset not in DATASETS:
+        close = get_close_matches(dataset, DATASETS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"unknown data set {dataset!r}: {hint}Choose one of {', '.join(DATASETS)}")
+
+
 def index_dataset(
     dataset: str, videos: Path | None = None, splits: Path | None = None, split_files: Path | None = None
 ) -> Index:
@@ -79,37 +89,44 @@ def index_dataset(
     (:mod:`.lists`), which then say what belongs to a benchmark. Raises :class:`ClipspmError` where nothing is
     found.
     """
-    if dataset not in DATASETS:
-        raise UsageError(f"unknown data set {dataset!r}: choose one of {', '.join(DATASETS)}")
+    check_name(dataset)
     if dataset == "demo":
-        from clipspm.extract.demo import CLASSES, demo_splits
-
         root = videos or home() / "demo" / "videos"
         if not root.is_dir():
             raise ClipspmError(
                 f"no demo videos at {root}: `clipspm demo` or `clipspm extract --dataset demo` renders them"
             )
-        by_class = {
-            CLASSES[folder]: cast(Split, split)
-            for split, folders in demo_splits(0).items()
-            for folder in folders
-        }
-        rows = [(path, name, by_class.get(name, "none")) for path, name, _ in _index_folder(root, None)]
-        return _finish(dataset, root, rows, splits, ())
+        return index_demo(root, [path for path, _, _ in _index_folder(root)[0]], splits)
     root = _locate(dataset, videos)
     if split_files is not None:
         if dataset not in BENCHMARKS:
             raise UsageError(f"--split-files is for the benchmarks; --dataset {dataset} takes --splits")
         return _index_listed(benchmark(dataset), root, read_lists(split_files), splits)
     if dataset == "manifest":
-        return _finish(dataset, root.parent, _read_manifest(root), splits, ())
+        return _finish(dataset, root.parent, _read_manifest(root), (), splits)
     if dataset == "folder":
-        return _finish(dataset, root, _index_folder(root, None), splits, ())
+        return _finish(dataset, root, *_index_folder(root), splits)
     about = benchmark(dataset)
     rows, notes, copies = _index_benchmark(about, root)
     expected = {name: count for listed in about.classes.values() for _, name, count in listed}
     homes = {name: split for split, listed in about.classes.items() for _, name, _ in listed}
-    return _finish(dataset, root, rows, splits, notes, expected, copies, homes)
+    return _finish(dataset, root, rows, notes, splits, expected, copies, homes)
+
+
+def index_demo(root: Path, files: Iterable[Path], splits: Path | None = None) -> Index:
+    """The demo's videos, rendered or still to be: ``root/<class folder>/<clip>``."""
+    from clipspm.extract.demo import CLASSES, demo_splits
+
+    split_of = {folder: split for split, folders in demo_splits(0).items() for folder in folders}
+    rows: list[Row] = [
+        (
+            path,
+            CLASSES.get(path.parent.name, _display_name(path.parent.name)),
+            cast(Split, split_of.get(path.parent.name, "none")),
+        )
+        for path in files
+    ]
+    return _finish("demo", root, rows, (), splits)
 
 
 # --------------------------------------------------------------------------------------------- where
@@ -129,7 +146,10 @@ def _locate(dataset: str, videos: Path | None) -> Path:
             if dataset != "manifest" and not place.is_dir():
                 raise ClipspmError(f"{place} is not a folder: --videos takes the folder of classes")
             return place
-    looked = " and ".join(str(place) for place in places)
+    if videos is not None:
+        found = f"--videos {videos} does not exist"
+    else:
+        found = f"no videos for {dataset}: looked at {' and '.join(str(place) for place in places)}"
     if dataset in BENCHMARKS:
         about = benchmark(dataset)
         expected = f"expected {about.layout}; the data set is published at {about.home}"
@@ -137,9 +157,7 @@ def _locate(dataset: str, videos: Path | None) -> Path:
         expected = "expected a CSV file with the columns path, class, split"
     else:
         expected = "expected one folder per class, each holding video files or folders of frames"
-    raise ClipspmError(
-        f"no videos for {dataset}: looked at {looked}; {expected}. Name the place with --videos"
-    )
+    raise ClipspmError(f"{found}; {expected}" + ("" if videos else ". Name the place with --videos"))
 
 
 # --------------------------------------------------------------------------------------------- folders
@@ -147,52 +165,81 @@ def _locate(dataset: str, videos: Path | None) -> Path:
 Row = tuple[Path, str, Split]
 
 
-def _index_folder(root: Path, split: Split | None) -> list[Row]:
-    """Class folders under ``root``, or under ``root/train``, ``root/val`` and ``root/test``."""
-    rows: list[Row] = []
+def _index_folder(root: Path) -> tuple[list[Row], tuple[str, ...]]:
+    """Videos in class folders under ``root`` (or its ``train``, ``val`` and ``test``), and notes on them."""
     folders = _subfolders(root)
-    if split is None:
-        above = [f for f in folders if f.name in ("train", "val", "test")]
-        others = [f for f in folders if f not in above]
-        if above and not others:
-            for folder in above:
-                rows += _index_folder(folder, cast(Split, folder.name))
-            return rows
-    for folder in folders:
-        name = _display_name(folder.name)
-        rows += [(path, name, split or "none") for path in _videos_in(folder)]
-    if not rows and split is None:
+    above = [f for f in folders if f.name in ("train", "val", "test")]
+    if above and len(above) == len(folders):
+        parts: list[tuple[Path, Split]] = [(folder, cast(Split, folder.name)) for folder in above]
+    else:
+        parts = [(root, "none")]
+    rows: list[Row] = []
+    loose: list[Path] = []
+    spelt: dict[str, set[str]] = {}
+    for part, split in parts:
+        loose += [file for file in _entries(part) if is_video_name(file.name) and not file.is_dir()]
+        for folder in _subfolders(part):
+            name = _display_name(folder.name)
+            found = _videos_in(folder)
+            rows += [(path, name, split) for path in found]
+            if found:
+                spelt.setdefault(name, set()).add(folder.name)
+    if not rows:
         raise ClipspmError(
-            f"no videos under {root}: expected one folder per class, each holding video files "
+            f"no videos under {root}: {_how_to_sort(loose)}"
+            if loose
+            else f"no videos under {root}: expected one folder per class, each holding video files "
             f"({', '.join(sorted(VIDEO_SUFFIXES)[:4])}, ...) or folders of frames"
         )
-    return rows
+    notes = [f"left out: {_how_to_sort(loose)}"] if loose else []
+    notes += [
+        f"the folders {_quoted(folders)} are taken for one class, {name!r}: rename one if they are not"
+        for name, folders in sorted(spelt.items())
+        if len(folders) > 1
+    ]
+    return rows, tuple(notes)
+
+
+def _how_to_sort(loose: list[Path]) -> str:
+    """What to do with video files that lie beside the class folders instead of in them."""
+    first = loose[0]
+    word = re.match(r"[^\W\d_]{2,}(?:[ _-]+[^\W\d_]{2,})*", first.stem)
+    where = first.parent.name
+    target = f"{where}/{word.group() if word else 'CLASS'}/{first.name}"
+    files = "1 video file lies" if len(loose) == 1 else f"{len(loose)} video files lie"
+    return (
+        f"{files} directly in {first.parent}, not in a folder per class: move each into the folder of its "
+        f"class, for example {where}/{first.name} -> {target}"
+    )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return " and ".join(repr(name) for name in sorted(names))
 
 
 def _display_name(folder: str) -> str:
     return folder.replace("_", " ").strip() or folder
 
 
-def _subfolders(root: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, without hidden names."""
     try:
-        return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
-        raise ClipspmError(f"cannot list {root}: {error.strerror}") from error
+        raise ClipspmError(f"cannot list {folder}: {error.strerror}") from error
+
+
+def _subfolders(root: Path) -> list[Path]:
+    return [entry for entry in _entries(root) if entry.is_dir()]
 
 
 def _videos_in(folder: Path) -> list[Path]:
     """Video files, and folders that hold images, directly inside a class folder."""
-    found = []
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise ClipspmError(f"cannot list {folder}: {error.strerror}") from error
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if (is_video_name(entry.name) and not entry.is_dir()) or (entry.is_dir() and _holds_images(entry)):
-            found.append(entry)
-    return found
+    return [
+        entry
+        for entry in _entries(folder)
+        if (_holds_images(entry) if entry.is_dir() else is_video_name(entry.name))
+    ]
 
 
 def _holds_images(folder: Path) -> bool:
@@ -228,9 +275,10 @@ def _index_benchmark(
             rows += [(path, class_name, split) for path in videos]
     total = sum(len(c) for c in about.classes.values())
     if not rows:
+        loose = [file for file in _entries(root) if is_video_name(file.name) and not file.is_dir()]
         raise ClipspmError(
             f"no class folder of {about.name} under {root}: expected {about.layout}; "
-            f"the data set is published at {about.home}"
+            + (_how_to_sort(loose) if loose else f"the data set is published at {about.home}")
         )
     notes = []
     if absent:
@@ -293,7 +341,7 @@ def _index_listed(about: BenchmarkClasses, root: Path, lists: VideoList, splits_
     if outside:
         notes.append(f"{outside} listed videos are of classes that take no part")
     plain = {name: tuple(paths) for name, paths in copies.items() if paths}
-    return _finish(about.name, root, rows, splits_file, tuple(notes), expected, plain, homes)
+    return _finish(about.name, root, rows, tuple(notes), splits_file, expected, plain, homes)
 
 
 def _family(about: BenchmarkClasses, lists: VideoList, expected: Mapping[str, int]) -> list[str]:
@@ -408,8 +456,8 @@ def _finish(
     dataset: str,
     root: Path,
     rows: list[Row],
-    splits_file: Path | None,
     notes: tuple[str, ...],
+    splits_file: Path | None = None,
     expected: Mapping[str, int] | None = None,
     copies: Mapping[str, tuple[Path, ...]] | None = None,
     homes: Mapping[str, Split] | None = None,
@@ -428,7 +476,7 @@ def _finish(
     names = sorted(by_class, key=lambda name: (order[by_class[name]], name))
     relative = [(_relative(path, root), name) for path, name, _ in rows]
     relative.sort(key=lambda row: (order[by_class[row[1]]], row[1], row[0]))
-    ids = [_video_id(dataset, place, name) for place, name in relative]
+    ids = [_video_id(dataset, root, place, name) for place, name in relative]
     times = Counter(ids)
     videos = [
         VideoRecord(video if times[video] == 1 else place, place, name, by_class[name])
@@ -450,13 +498,40 @@ def _finish(
         )
     )
     plan = Plan(tuple(videos), tuple(names), {name: by_class[name] for name in names}, counts, absent)
-    return Index(dataset, root, plan, notes, copies or {})
+    return Index(dataset, root, plan, (*notes, *_advice(plan)), copies or {})
 
 
-def _video_id(dataset: str, place: str, class_name: str) -> str:
-    """Of a benchmark: class and file name, wherever a copy keeps its files, as episodes are named by ids."""
-    stem = os.path.splitext(place)[0]
-    return f"{class_name}/{os.path.basename(stem)}" if dataset in BENCHMARKS else stem
+def _advice(plan: Plan) -> list[str]:
+    """What would spoil training later and is easily put right now."""
+    names = plan.class_names
+    notes = []
+    if len(names) == 1:
+        notes.append(f"there is only one class, {names[0]!r}: few-shot episodes need several")
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_key(name) or name, []).append(name)
+    notes += [
+        f"the classes {_quoted(same)} differ in case or separators only: rename them if they are one class"
+        for same in alike.values()
+        if len(same) > 1
+    ]
+    if all(split == "none" for split in plan.class_splits.values()):
+        notes.append(
+            "no class split is known: train-heads will need one. Give a file with --splits FILE, like "
+            '{"train": [class, ...], "val": [...], "test": [...]}'
+        )
+    return notes
+
+
+def _video_id(dataset: str, root: Path, place: str, class_name: str) -> str:
+    """Of a benchmark: class and file name, wherever a copy keeps its files, as episodes are named by ids.
+
+    A folder of frames is a name without an extension: ``clip.v2`` and ``clip.v2.mp4`` are the same video.
+    """
+    name, bare = stem(place), os.path.splitext(place)[0]
+    if name == place != bare and not (root / place).is_dir():
+        name = bare
+    return f"{class_name}/{os.path.basename(name)}" if dataset in BENCHMARKS else name
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -40,6 +40,10 @@ Category = Literal[
 _SEEKABLE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
 #: clips shorter than this decode from the start about as fast as they seek
 _SEEK_PAYS_FRAMES = 240
+#: metadata need not be UTF-8: PyAV before 19 has to be told so, later ones do not take the argument
+LENIENT: dict[str, Any] = (
+    {"metadata_errors": "replace"} if hasattr(av.container.Container, "metadata_errors") else {}
+)
 
 
 class DecodeError(ClipspmError):
@@ -157,7 +161,7 @@ class _Packets:
 
 @contextmanager
 def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    with av.open(str(path), metadata_errors="replace") as container:
+    with av.open(str(path), **LENIENT) as container:
         if not container.streams.video:
             raise DecodeError("no video stream", path, "the file holds no video")
         stream = container.streams.video[0]

@@ -4,7 +4,6 @@ Shapes: B images, D a layer's width, C classes, P prompt templates.
 """
 
 import copy
-import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,15 +16,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from clipspm.cache.disk import write_atomically
-from clipspm.cache.home import home
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.clip import Clip, Cut
-from clipspm.extract.config import Precision
+from clipspm.extract.config import FINAL, Precision
+from clipspm.extract.measured import recall, remember
 from clipspm.extract.prompts import fill
 from clipspm.extract.weights import LoadedModel, load_model
 
-FINAL = "final"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 #: the relative error against float32 that ``auto`` accepts on its probe; frames may err up to twice as much
 AUTO_TOLERANCE = 5e-3
@@ -206,7 +203,6 @@ class Encoder:
 
     def _fastest_precision(self) -> str:
         """The fastest precision within the tolerance of float32 on this device, measured once."""
-        record = home() / "precision.json"
         name = (
             torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
@@ -214,15 +210,7 @@ class Encoder:
         )
         identity = self.source.architecture_sha256[:8] + self.source.weights_sha256[:16]
         key = f"{name}|{torch.__version__}|{identity}|{','.join(self.layers)}"
-        try:
-            known = json.loads(record.read_text())
-        except (OSError, ValueError):
-            known = {}
-        if known.get(key) not in _DTYPES:
-            known[key] = self._measure_precision()
-            record.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(record, json.dumps(known, indent=1).encode())
-        return str(known[key])
+        return recall(key) or remember(key, self._measure_precision())
 
     def _measure_precision(self) -> str:
         smooth = self._probe_images(8)
@@ -287,19 +275,6 @@ def check_device(name: str) -> torch.device:
         why = str(error).splitlines()[0]
         raise UsageError(f"--device {name}: cannot be used on this machine ({why})") from error
     return device
-
-
-def parse_layers(text: str) -> tuple[str, ...]:
-    """``"3,7,11,final"`` -> layer names, numbers ascending, ``final`` always included and last."""
-    numbers = set()
-    for part in text.split(","):
-        name = part.strip()
-        if name == FINAL:
-            continue
-        if not (name.isascii() and name.isdigit() and len(name) < 6):
-            raise UsageError(f"--layers {text!r}: {name!r} is neither a layer number nor 'final'")
-        numbers.add(int(name))
-    return (*(str(n) for n in sorted(numbers)), FINAL)
 
 
 def _tower_kind(visual: Any) -> str:

@@ -10,7 +10,6 @@ name/id_start_end``), ``ssv2-json`` (the data set's own labels) and ``kinetics-c
 
 import csv
 import json
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Any, Literal, cast
 
 from clipspm.cache.spec import Split
 from clipspm.errors import ClipspmError
-from clipspm.extract.suffixes import VIDEO_SUFFIXES
+from clipspm.extract.suffixes import stem
 
 ListFormat = Literal["trx", "clip-fsar", "cmn", "ssv2-json", "kinetics-csv"]
 
@@ -148,17 +147,11 @@ def _parse(line: str, where: str) -> tuple[ListFormat, str, str]:
         path = line.split("//", 1)[1].strip("/").split("/")
         if len(path) < 2:
             raise ClipspmError(f"{where}: {line!r}: expected test0//folders/class/video.avi")
-        return "clip-fsar", path[-2], _stem(path[-1])
+        return "clip-fsar", path[-2], stem(path[-1])
     parts = line.strip("/").split("/")
     if len(parts) < 2 or not parts[-1].strip():
         raise ClipspmError(f"{where}: {line!r} names no video: expected class/video")
-    return ("cmn" if " " in parts[-2] else "trx"), parts[-2], _stem(parts[-1])
-
-
-def _stem(name: str) -> str:
-    """The name without a video's extension; a name may hold dots."""
-    root, suffix = os.path.splitext(name)
-    return root if suffix.lower() in VIDEO_SUFFIXES else name
+    return ("cmn" if " " in parts[-2] else "trx"), parts[-2], stem(parts[-1])
 
 
 def _names_beside(documents: Iterable[Path]) -> dict[str, str]:
@@ -236,10 +229,10 @@ class Files:
         self.by_stem: dict[str, list[Path]] = defaultdict(list)
         self.by_youtube: dict[str, list[Path]] = defaultdict(list)
         for path in videos:
-            stem = _stem(path.name)
-            self.by_stem[stem].append(path)
-            clip = _CLIP_OF.fullmatch(stem)
-            youtube = clip["youtube"] if clip else stem if len(stem) == 11 else None
+            name = stem(path.name)
+            self.by_stem[name].append(path)
+            clip = _CLIP_OF.fullmatch(name)
+            youtube = clip["youtube"] if clip else name if len(name) == 11 else None
             if youtube:
                 self.by_youtube[youtube].append(path)
 
@@ -247,7 +240,7 @@ class Files:
         """The files that a line may mean, sorted; ``key`` compares names. Several: copies of one video."""
         found = self.by_stem.get(listed.stem, [])
         if not found and (clip := _CLIP_OF.fullmatch(listed.stem)):
-            found = [p for p in self.by_youtube.get(clip["youtube"], []) if _same_clip(_stem(p.name), clip)]
+            found = [p for p in self.by_youtube.get(clip["youtube"], []) if _same_clip(stem(p.name), clip)]
         own = [p for p in found if key(p.parent.name) == key(listed.label)]
         return sorted(own or found)
 

@@ -1,6 +1,6 @@
 """``extract``: run the encoder once over every video and class name, and cache what it says."""
 
-import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,21 +12,27 @@ import torch
 
 import clipspm
 from clipspm.cache.disk import check_room, free_bytes
-from clipspm.cache.home import caches_dir, home
+from clipspm.cache.home import caches_dir
 from clipspm.cache.lock import writing
 from clipspm.cache.reader import size_on_disk
 from clipspm.cache.spec import CacheSpec, Plan, VideoRecord
 from clipspm.cache.store import Store, find_store, readable
-from clipspm.cache.writer import CacheWriter, check_ours, check_same, parts_path, to_do
+from clipspm.cache.writer import (
+    CacheWriter,
+    check_format,
+    check_known,
+    check_ours,
+    check_same,
+    parts_path,
+    to_do,
+)
 from clipspm.engines import make_engine
 from clipspm.errors import ClipspmError
 from clipspm.extract.config import ExtractConfig, Precision
-from clipspm.extract.datasets import NO_FLIP, Index, index_dataset
-from clipspm.extract.encoder import Encoder, check_device, parse_layers
-from clipspm.extract.prompts import load_templates
+from clipspm.extract.datasets import NO_FLIP, Index
+from clipspm.extract.encoder import Encoder, check_device
+from clipspm.extract.plan import DEFAULT_MODEL, Work, decoders, prepare
 from clipspm.extract.shards import Shard, ShardTask, Spent
-
-DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
 
 
 @dataclass
@@ -61,7 +67,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """What an extraction did. ``failures``: (path, category, message) of every failed video."""
+    """What an extraction did. ``failures``: (path, category, message) of every failed video.
+
+    ``has_splits``: whether it is known which classes train and which test.
+    """
 
     path: Path
     fingerprint: str
@@ -74,7 +83,19 @@ class ExtractResult:
     notes: tuple[str, ...]
     bytes_needed: int
     bytes_free: int
+    has_splits: bool = True
     dry_run: bool = False
+
+    @property
+    def good(self) -> int:
+        """Videos that did not fail: once all is done, those whose features the cache holds."""
+        return self.videos - len(self.failures)
+
+    @property
+    def next_command(self) -> str:
+        """The command that goes on from here."""
+        splits = "" if self.has_splits else " --splits FILE"
+        return f"clipspm train-heads --cache {shlex.quote(str(self.path))}{splits}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -95,14 +116,17 @@ def extract(
     Raises :class:`ClipspmError` where nothing can be done (no videos, no encoder, other settings in the
     same cache, a layer that does not fit in fp16, no room on the disk).
     """
-    to_render = config.dataset == "demo" and (config.videos is None or not config.videos.is_dir())
-    config = _with_defaults(config)
-    templates = load_templates(config.prompts)
-    layers = parse_layers(config.layers)
-    if to_render:
-        _render_demo(config, on_start)
-    index = index_dataset(config.dataset, config.videos, config.splits, config.split_files)
-    _check_writable(config.out or caches_dir())
+    return run(prepare(config, on_start), on_start=on_start, on_progress=on_progress)
+
+
+def run(
+    work: Work,
+    *,
+    on_start: Callable[[str], None] = lambda message: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> ExtractResult:
+    """Do what :func:`~.plan.prepare` found to be possible; the rest of :func:`extract`."""
+    config, index = work.config, work.index
     for name in config.devices:
         check_device(name)
     assert config.model is not None
@@ -111,41 +135,43 @@ def extract(
     encoder = Encoder(
         config.model,
         config.pretrained,
-        layers=layers,
+        layers=work.layers,
         device=config.devices[0] if config.devices else None,
         precision=_settled_precision(config),
         resize=config.resize,
         pixel_norm=config.pixel_norm,
     )
-    spec = _spec(config, encoder, templates, _resized_by(config, encoder))
+    spec = _spec(config, encoder, work.templates, _resized_by(config, encoder))
     path = config.out or caches_dir() / _default_name(config, index, spec)
     plan = _limited(index.plan, config, path)
     needed = _bytes_needed(spec, len(plan.videos), len(plan.class_names)) * (
         2 if config.format == "hdf5" else 1
     )
-    for note in index.notes:
-        on_start(f"note: {note}")
     on_start(f"{len(plan.videos)} videos of {len(plan.class_names)} classes -> {path}")
-    if config.dry_run:
-        already = 0
-        if config.overwrite and path.exists():
-            check_ours(path)
-        if (begun := _growing(config, path)) is not None:
-            with readable(path):
-                check_same(path, begun.spec(), spec)
-                done = {v.id for v in begun.records() if v.status not in to_do(config.retry_failed)}
-            already = sum(video.id in done for video in plan.videos)
-        return _result(path, spec, plan, [], 0, already, Progress(0), index, needed, dry_run=True)
     there = sum(size_on_disk(place) for place in (path, parts_path(path)) if place.exists())
     # rows that are there are copied beside the old ones where the videos are not the same any more
     stays = (begun := _growing(config, path)) is not None and _planned(path, begun) == {
         v.id for v in plan.videos
     }
     check_room(path, needed - (there if stays else 0))
+    if config.dry_run:
+        already = 0
+        if not config.overwrite:
+            check_format(path, config.format)
+        elif path.exists():
+            check_ours(path)
+        if begun is not None:
+            with readable(path):
+                check_same(path, begun.spec(), spec)
+                records = begun.records()
+            check_known(path, records, plan)
+            done = {v.id for v in records if v.status not in to_do(config.retry_failed)}
+            already = sum(video.id in done for video in plan.videos)
+        return _result(path, spec, plan, [], 0, already, Progress(0), index, needed, dry_run=True)
     with writing(path) as news:
         if news:
             on_start(f"note: {news}")
-        text = encoder.encode_text(plan.class_names, templates)
+        text = encoder.encode_text(plan.class_names, work.templates)
         writer = CacheWriter(
             path,
             spec,
@@ -160,7 +186,7 @@ def extract(
         todo = [Shard(number, {row: writer.records[row] for row in rows}) for number, rows in pending]
         waiting = sum(len(shard.videos) for shard in todo)
         already = len(writer.records) - waiting
-        progress = Progress(total=waiting, workers=_workers(config))
+        progress = Progress(total=waiting, workers=decoders(config))
         if todo:
             task = _task(config, index, encoder, writer)
             _run(config, task, todo, writer, progress, on_progress)
@@ -221,9 +247,9 @@ def _task(config: ExtractConfig, index: Index, encoder: Encoder, writer: CacheWr
         pixel_norm=config.pixel_norm,
         flip=config.dataset not in NO_FLIP,
         batch_size=config.batch_size,
-        workers=_workers(config),
+        workers=decoders(config),
         timeout=config.decode_timeout,
-        threads=config.threads or (_workers(config) if several else None),
+        threads=config.threads or (decoders(config) if several else None),
         encoder=encoder,
     )
 
@@ -236,27 +262,6 @@ def _absolute(source: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------- settings
-
-
-def _with_defaults(config: ExtractConfig) -> ExtractConfig:
-    if config.dataset == "demo":
-        from clipspm.extract.demo import tiny_clip_source
-
-        if config.model is None:
-            config = replace(config, model=tiny_clip_source(), precision="fp32")
-        return replace(config, videos=config.videos or home() / "demo" / "videos")
-    if config.model is None:
-        pretrained = config.pretrained or DEFAULT_PRETRAINED
-        return replace(config, model=DEFAULT_MODEL, pretrained=pretrained)
-    return config
-
-
-def _render_demo(config: ExtractConfig, on_start: Callable[[str], None]) -> None:
-    from clipspm.extract.demo import render_demo
-
-    assert config.videos is not None
-    on_start(f"rendering the demo videos to {config.videos}")
-    render_demo(config.videos, workers=_workers(config))
 
 
 def _begun(config: ExtractConfig) -> CacheSpec | None:
@@ -355,27 +360,11 @@ def _limited(plan: Plan, config: ExtractConfig, path: Path) -> Plan:
     return replace(plan, videos=videos)
 
 
-def _workers(config: ExtractConfig) -> int:
-    """Decoding processes beside each encoder: the cores of this machine, shared by its encoders."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if config.engine.name != "local":
-        return config.workers or config.engine.cpus
-    return config.workers or max(1, min(16, available) // max(1, len(config.devices)))
-
-
 def _bytes_needed(spec: CacheSpec, videos: int, classes: int) -> int:
     width = sum(spec.dims.values())
     item = 2 if spec.store_dtype == "fp16" else 4
     text = classes * len(spec.prompts) * spec.dims["final"] * 4
     return videos * (spec.views * spec.frames * width * item + 400) + text
-
-
-def _check_writable(path: Path) -> None:
-    place = path
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not os.access(place, os.W_OK):
-        raise ClipspmError(f"cannot write to {place}: choose another --out, or set CLIPSPM_HOME")
 
 
 def _result(
@@ -403,5 +392,6 @@ def _result(
         notes=index.notes,
         bytes_needed=needed,
         bytes_free=free_bytes(path),
+        has_splits=any(video.split != "none" for video in plan.videos),
         dry_run=dry_run,
     )

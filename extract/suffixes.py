@@ -18,5 +18,11 @@ def is_frame_name(name: str) -> bool:
     return _suffix(name) in IMAGE_SUFFIXES
 
 
+def stem(name: str) -> str:
+    """The name or path without a video's extension; a name may hold other dots."""
+    root, suffix = os.path.splitext(name)
+    return root if suffix.lower() in VIDEO_SUFFIXES else name
+
+
 def _suffix(name: str) -> str:
     return "" if name.startswith(".") else os.path.splitext(name)[1].lower()

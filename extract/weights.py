@@ -4,7 +4,6 @@ Every way in ends in an open_clip model with real weights, or in one clear line.
 never in an architecture whose activation is not the one the weights were trained with.
 """
 
-import difflib
 import hashlib
 import json
 import logging
@@ -23,11 +22,10 @@ from open_clip.factory import load_checkpoint
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
 from clipspm.errors import ClipspmError, UsageError
+from clipspm.extract.models import LOCAL_DIR, local_config, unknown_architecture
 
-LOCAL_DIR = "local-dir:"
 #: how long the hub may take to answer before it counts as out of reach
 HUB_SECONDS = 4.0
-_CONFIG = "open_clip_config.json"
 
 
 class WeightsOutOfReach(ClipspmError):
@@ -59,7 +57,7 @@ def load_model(name: str, pretrained: str | None) -> LoadedModel:
     if name.startswith(LOCAL_DIR):
         if pretrained:
             raise UsageError(f"--model {name} brings its own weights: leave --pretrained {pretrained} out")
-        config = _local_config(Path(name.removeprefix(LOCAL_DIR)))
+        config = local_config(Path(name.removeprefix(LOCAL_DIR)))
         model = _build(name)
         shown = LOCAL_DIR + Path(name.removeprefix(LOCAL_DIR)).name
         return _loaded(model, name, shown, "", config)
@@ -113,23 +111,11 @@ def weights_digest(model: torch.nn.Module) -> str:
 # -------------------------------------------------------------------------------------- architectures
 
 
-def _local_config(folder: Path) -> dict[str, Any]:
-    if not (folder / _CONFIG).is_file():
-        raise ClipspmError(f"{LOCAL_DIR}{folder}: no {_CONFIG} there; it needs one beside the weights")
-    try:
-        return dict(json.loads((folder / _CONFIG).read_text())["model_cfg"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ClipspmError(f"{folder / _CONFIG} is not an open_clip configuration: {error}") from error
-
-
 def architecture(name: str) -> dict[str, Any]:
     """open_clip's configuration of ``name``; :class:`UsageError` with close names if there is none."""
     config = open_clip.get_model_config(name)
     if config is None:
-        close = difflib.get_close_matches(name, open_clip.list_models(), n=3) or ["ViT-B-16-quickgelu"]
-        raise UsageError(
-            f"open_clip has no architecture {name!r}; close ones: {', '.join(close)} (or local-dir:FOLDER)"
-        )
+        raise unknown_architecture(name, open_clip.list_models())
     return dict(config)
 
 
@@ -178,7 +164,8 @@ def _load_file(model: Any, name: str, path: Path, quick_gelu: bool) -> None:
         if not quick_gelu:
             raise UsageError(activation_mismatch(name, f"OpenAI's archive {path.name}", weights_quick=True))
         try:
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # there is no other reader
+                state = torch.jit.load(str(path), map_location="cpu").state_dict()
         except RuntimeError as error:
             raise ClipspmError(f"{path} is a damaged TorchScript archive: {_one_line(error)}") from error
         for key in ("input_resolution", "context_length", "vocab_size", "attn_mask"):  # not weights

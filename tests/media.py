@@ -13,6 +13,8 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
+from clipspm.extract.decode import LENIENT
+
 
 def numbered_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
     """Frames that can be told apart: a bright bar moves, and brightness follows the index."""
@@ -71,7 +73,7 @@ def _encode(
 
 def sequential(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Every frame in decoding order and its time in seconds: the plain reference."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    with av.open(str(path), **LENIENT) as container:
         frames = list(container.decode(video=0))
         images = np.stack([f.to_ndarray(format="rgb24") for f in frames])
         return images, np.array([np.nan if f.time is None else f.time for f in frames])

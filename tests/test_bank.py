@@ -168,6 +168,18 @@ def test_a_cache_larger_than_memory_is_left_in_its_files(
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize(("dtype", "item"), [(np.float16, 2), (np.float32, 4)])
+def test_features_stay_in_the_files_from_half_of_the_free_memory_on(
+    monkeypatch: pytest.MonkeyPatch, dtype: type, item: int
+) -> None:
+    plain = fake_cache()
+    cache = replace(plain, arrays={layer: array.astype(dtype) for layer, array in plain.arrays.items()})
+    size = 6 * 8 * 4 * 16 * item
+    for free, kept in ((2 * size - 1, 0), (2 * size, size)):
+        monkeypatch.setattr(bank_module, "free_memory", lambda device, free=free: free)
+        assert FeatureBank.from_cache(cache, "train").nbytes() == kept
+
+
 def test_damage_is_noticed_when_a_mapped_shard_is_first_touched(tmp_path: Path) -> None:
     cache = real_cache(tmp_path / "c.zarr", fake_cache())
     chunk = next(p for p in (cache.path / "layers" / "final" / "c").rglob("*") if p.is_file())

@@ -282,3 +282,15 @@ def test_newest_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClipspmError, match="no cache of ucf101"):
         find_cache(dataset="ucf101")
     assert find_cache(path=tmp_path / "z") == tmp_path / "z"
+
+
+@pytest.mark.parametrize("name", ["c.h5", "c.hdf5", "C.H5"])
+def test_caches_of_every_hdf5_name_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path))
+    writer = CacheWriter(tmp_path / "caches" / name, SPEC, plan_of(["a"]), TEXT, format="hdf5")
+    fill(writer, number={"a": 0})
+    path = writer.finish()
+    assert list_caches() == [path]
+    assert find_cache() == path

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.check import check
 from clipspm.extract.datasets import BENCHMARKS, benchmark, index_dataset, read_splits
+from clipspm.extract.decode import count_frames, read_frames
 
 PUBLISHED = {
     "hmdb51": ((31, 10, 10), (4280, 1194, 1292)),
@@ -200,3 +202,92 @@ def test_checking_takes_workers_and_paths_as_they_are(tmp_path: Path) -> None:
 def test_read_splits_of_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ClipspmError, match="cannot read the splits file"):
         read_splits(tmp_path / "none.json")
+
+
+# ------------------------------------------------------------------------------------- what is said of them
+
+
+def said(root: Path, dataset: str = "folder") -> str:
+    return "\n".join(index_dataset(dataset, root).notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("wave1.mp4", "clips/wave/wave1.mp4"),
+        ("shake_hands_03.avi", "clips/shake_hands/shake_hands_03.avi"),
+        ("0001.mp4", "clips/CLASS/0001.mp4"),
+    ],
+)
+@pytest.mark.parametrize("dataset", ["folder", "hmdb51"])
+def test_videos_outside_class_folders_explain_the_layout(
+    tmp_path: Path, dataset: str, name: str, target: str
+) -> None:
+    touch(tmp_path / "clips", name, "x.txt")
+    with pytest.raises(ClipspmError) as caught:
+        index_dataset(dataset, tmp_path / "clips")
+    assert f"clips/{name} -> {target}" in str(caught.value) and "\n" not in str(caught.value)
+    assert "1 video file lies directly in" in str(caught.value)
+
+
+def test_videos_beside_class_folders_are_said_to_be_left_out(tmp_path: Path) -> None:
+    touch(tmp_path / "c", "wave/1.mp4", "run/1.mp4", "run2.mp4", "run3.mp4")
+    assert "left out: 2 video files lie directly in" in said(tmp_path / "c")
+    assert "c/run2.mp4 -> c/run/run2.mp4" in said(tmp_path / "c")
+    touch(tmp_path / "d", "train/run2.mp4", "train/.hidden.mp4")
+    with pytest.raises(ClipspmError, match=r"train/run2.mp4 -> train/run/run2.mp4"):
+        index_dataset("folder", tmp_path / "d")
+
+
+def test_one_class_and_no_split_are_said_before_they_matter(tmp_path: Path) -> None:
+    touch(tmp_path / "one", "wave/1.mp4")
+    assert "only one class, 'wave'" in said(tmp_path / "one")
+    assert "no class split is known" in said(tmp_path / "one") and "--splits FILE" in said(tmp_path / "one")
+    touch(tmp_path / "split", "train/wave/1.mp4", "test/run/1.mp4")
+    assert said(tmp_path / "split") == ""
+    (tmp_path / "m.csv").write_text("path,class,split\na.mp4,wave,\nb.mp4,run,\n")
+    assert "no class split is known" in said(tmp_path / "m.csv", "manifest")
+
+
+def test_class_names_that_are_nearly_the_same_are_pointed_out(tmp_path: Path) -> None:
+    touch(tmp_path / "v", "Hug/1.mp4", "hug/1.mp4", "hug /2.mp4", "hug_/3.mp4", "run/1.mp4")
+    found = said(tmp_path / "v")
+    assert "the classes 'Hug' and 'hug' differ in case or separators only" in found
+    assert "the folders 'hug' and 'hug ' and 'hug_' are taken for one class, 'hug'" in found
+    assert "run" not in found
+    (tmp_path / "m.csv").write_text("path,class,split\na.mp4,hug,train\nb.mp4,hug ,test\n")
+    assert "'hug' and 'hug '" in said(tmp_path / "m.csv", "manifest")
+
+
+def test_a_place_that_does_not_exist_is_called_that(tmp_path: Path) -> None:
+    for dataset in ("folder", "hmdb51", "manifest"):
+        with pytest.raises(ClipspmError, match=r"--videos .*nowhere does not exist; expected"):
+            index_dataset(dataset, tmp_path / "nowhere")
+
+
+def test_a_data_set_that_is_misspelt_is_recognised() -> None:
+    with pytest.raises(UsageError, match="'hmdb15': did you mean hmdb51?"):
+        index_dataset("hmdb15")
+
+
+def test_ids_lose_a_videos_extension_and_nothing_else(tmp_path: Path) -> None:
+    touch(tmp_path / "a", "x/clip.v2/1.jpg", "x/clip.v3/1.jpg", "x/taken.avi/1.jpg")
+    touch(tmp_path / "b", "x/clip.v2.mp4", "x/clip.v3.MKV", "x/taken.avi")
+    ids = [[v.id for v in index_dataset("folder", tmp_path / part).plan.videos] for part in "ab"]
+    assert ids[0] == ids[1] == ["x/clip.v2", "x/clip.v3", "x/taken"]
+    report = check(index_dataset("folder", tmp_path / "a"), open_files=False)
+    assert [c.duplicates for c in report.classes] == [0]
+    (tmp_path / "m.csv").write_text("path,class,split\na.y4m,x,train\n")  # as it always was
+    assert [v.id for v in index_dataset("manifest", tmp_path / "m.csv").plan.videos] == ["a"]
+
+
+def test_hidden_files_are_no_frames(tmp_path: Path) -> None:
+    touch(tmp_path, "x/ghost/.DS_Store", "x/ghost/._1.jpg", "x/clip/1.jpg", "x/clip/._1.jpg", "x/._a.mp4")
+    (video,) = index_dataset("folder", tmp_path).plan.videos
+    assert video.id == "x/clip"
+    assert count_frames(tmp_path / "x" / "clip") == 1
+    assert count_frames(tmp_path / "x" / "ghost") == 0
+    with pytest.raises(ClipspmError, match="no video stream"):
+        read_frames(tmp_path / "x" / "ghost")
+    Image.new("RGB", (8, 8)).save(tmp_path / "x" / "clip" / "1.jpg")
+    assert read_frames(tmp_path / "x" / "clip", 2).total == 1

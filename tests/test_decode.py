@@ -215,6 +215,24 @@ def test_files_that_state_their_size_are_refused_when_cut_anywhere(
     assert caught.value.category == "unreadable"
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_metadata_need_not_be_utf8(tmp_path: Path, suffix: str) -> None:
+    path = write_video(tmp_path / f"plain{suffix}", numbered_frames(20))
+    named = tmp_path / f"named{suffix}"
+    with av.open(str(path)) as reader, av.open(str(named), "w") as writer:
+        stream = reader.streams.video[0]
+        out = writer.add_stream_from_template(stream)
+        writer.metadata["title"] = "TITLE OF IT"
+        for packet in reader.demux(stream):
+            if packet.size:
+                packet.stream = out
+                writer.mux(packet)
+    data = named.read_bytes()
+    assert b"TITLE OF IT" in data
+    named.write_bytes(data.replace(b"TITLE OF IT", b"T\xfcTL\xe9 \xff\xfe IT"))
+    np.testing.assert_array_equal(read_frames(named, 4).frames, read_frames(path, 4).frames)
+
+
 def reported_damage(path: Path) -> set[int] | None:
     """Frames that the decoder reports as damaged, or that follow one before the next keyframe; None: it fails."""
     found, tainted = set(), False

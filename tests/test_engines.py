@@ -209,8 +209,11 @@ def test_wrong_combinations() -> None:
         {"ray_address": "auto"},
         {"jobs": 3},
         {"name": "ray", "devices": ("cuda:0", "cuda:1")},
+        {"gpus": 1},
+        {"name": "slurm", "gpus": 0.5},
     ):
         with pytest.raises(UsageError):
             EngineConfig(**wrong)  # type: ignore[arg-type]
+    assert EngineConfig(name="ray", gpus=0.5).gpus == 0.5
     with pytest.raises(UsageError, match="several devices"):
         ExtractConfig(dataset="folder", device="cpu,cpu", engine=EngineConfig(name="ray"))

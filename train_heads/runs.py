@@ -20,9 +20,9 @@ import numpy.typing as npt
 from filelock import FileLock
 
 import clipspm
+from clipspm.cache.disk import replacing, write_json
 from clipspm.cache.home import runs_dir
 from clipspm.errors import ClipspmError, UsageError
-from clipspm.train_heads.atomic import replacing, write_json
 from clipspm.train_heads.config import TrainConfig, from_dict
 from clipspm.train_heads.episodes.pool import FeatureSource, content_digest
 from clipspm.train_heads.heads.registry import build_head
@@ -301,11 +301,10 @@ def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 def _save(path: Path, tensors: "dict[str, Tensor]", facts: dict[str, Any]) -> None:
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
-    content = save(tensors, {"facts": json.dumps(facts)})  # its own writing to files is for the owner only
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        save_file(tensors, temporary, {"facts": json.dumps(facts)})
 
 
 def _load(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":

@@ -7,10 +7,10 @@ that open_clip loads.
 from pathlib import Path
 
 from .actions import CLASSES, PAIRS
-from .render import render_demo
+from .render import clip_files, render_demo
 from .splits import DEMO_SPLITS, demo_splits
 
-__all__ = ["CLASSES", "DEMO_SPLITS", "PAIRS", "demo_splits", "render_demo", "tiny_clip_source"]
+__all__ = ["CLASSES", "DEMO_SPLITS", "PAIRS", "clip_files", "demo_splits", "render_demo", "tiny_clip_source"]
 
 
 def tiny_clip_source() -> str:

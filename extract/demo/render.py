@@ -47,6 +47,24 @@ def write_mp4(path: Path, frames: NDArray[np.uint8], *, fps: int = FPS) -> None:
         part.unlink(missing_ok=True)
 
 
+def clip_files(
+    root: Path, clips_per_class: int = 40, classes: Sequence[str] | None = None
+) -> list[tuple[Path, str, int]]:
+    """The files of the demo below ``root``: path, class folder, and number in its class.
+
+    Raises ``ValueError`` for a folder that is not one of :data:`CLASSES`.
+    """
+    wanted = list(CLASSES) if classes is None else list(classes)
+    unknown = [folder for folder in wanted if folder not in CLASSES]
+    if unknown:
+        raise ValueError(f"no demo class named {unknown[0]!r}; there are {', '.join(CLASSES)}")
+    return [
+        (root / folder / f"{folder}_{index:03d}.mp4", folder, index)
+        for folder in wanted
+        for index in range(clips_per_class)
+    ]
+
+
 def render_demo(
     root: Path,
     *,
@@ -61,17 +79,9 @@ def render_demo(
     folder belongs to one seed and a second call only adds what is missing. ``classes`` are folders of
     :data:`CLASSES` (default: all). Raises ``ValueError`` for a folder that is not one of them.
     """
-    wanted = list(CLASSES) if classes is None else list(classes)
-    unknown = [folder for folder in wanted if folder not in CLASSES]
-    if unknown:
-        raise ValueError(f"no demo class named {unknown[0]!r}; there are {', '.join(CLASSES)}")
-    jobs = []
-    for folder in wanted:
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for index in range(clips_per_class):
-            path = root / folder / f"{folder}_{index:03d}.mp4"
-            if not path.exists():
-                jobs.append((path, folder, index))
+    jobs = [file for file in clip_files(root, clips_per_class, classes) if not file[0].exists()]
+    for folder in {path.parent for path, _, _ in jobs}:
+        folder.mkdir(parents=True, exist_ok=True)
 
     def render(job: tuple[Path, str, int]) -> None:
         path, folder, index = job

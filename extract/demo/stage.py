@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipspm.cache import Cache, Split, open_cache
+from clipspm.errors import ClipspmError
 from clipspm.extract.demo import CLASSES, DEMO_SPLITS, render_demo
-from clipspm.extract.pipeline import ExtractConfig, Progress, extract
+from clipspm.extract.pipeline import ExtractConfig, ExtractResult, Progress, extract
 
 CLIPS, QUICK_CLIPS = 40, 14  # per class
 
@@ -16,16 +17,28 @@ def extract_demo(
     quick: bool = False,
     on_message: Callable[[str], None] = lambda message: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_failures: Callable[[ExtractResult], None] = lambda result: None,
 ) -> tuple[Cache, list[dict[str, Split]]]:
-    """Render and extract below ``where`` what is not there yet.
+    """Render and extract below ``where`` what is not there yet, and what failed before.
 
-    Returns the cache and the three class splits (class name -> split).
+    Returns the cache and the three class splits (class name -> split). Every demo video can be read, so
+    :class:`ClipspmError` says why if one cannot.
     """
     videos = where / "videos"
     on_message(f"rendering {QUICK_CLIPS if quick else CLIPS} clips for each of {len(CLASSES)} actions")
     render_demo(videos, clips_per_class=QUICK_CLIPS if quick else CLIPS)
-    config = ExtractConfig(dataset="demo", videos=videos, out=where / "cache.zarr", batch_size=256)
+    config = ExtractConfig(
+        dataset="demo", videos=videos, out=where / "cache.zarr", batch_size=256, retry_failed=True
+    )
     result = extract(config, on_start=on_message, on_progress=on_progress)
+    if result.failures:
+        path, category, error = result.failures[0]
+        on_failures(result)
+        raise ClipspmError(
+            f"{len(result.failures)} of {result.videos} demo videos could not be read, the first is "
+            f"{videos / path} ({category}: {error}): remove {where} and run the demo again; if that does not "
+            "help, the installed PyAV (pip package av) cannot read H.264"
+        )
     on_message(f"{result.done} videos encoded in {result.seconds:.1f} s, {result.already} were there already")
     return open_cache(result.path), [named_splits(k) for k in range(len(DEMO_SPLITS))]
 

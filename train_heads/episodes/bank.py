@@ -5,6 +5,7 @@ a test video. Shapes: E episodes, S or Q videos of an episode, V cached views, T
 sampled from them, D feature width, C classes of the split.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,19 +119,20 @@ class FeatureBank:
         than half of the memory that is free.
         """
         pool = Pool.from_cache(cache, split)
-        if mapped is None:
-            spec = cache.spec
-            width = sum(spec.dims[layer] for layer in layers if layer in spec.dims)
-            mapped = 4 * spec.views * spec.frames * width * len(pool.ids) > free_memory(torch.device(device))
-        features: dict[str, Tensor | MappedRows] = {}
         for layer in layers:
             if layer not in cache.spec.layers:
                 known = ", ".join(cache.spec.layers)
                 raise UsageError(f"{cache.path} has no layer {layer!r}: it holds {known}")
+        sources = {layer: cache.mapped(layer) for layer in layers}
+        if mapped is None:
+            row = sum(source.dtype.itemsize * math.prod(source.shape[1:]) for source in sources.values())
+            mapped = 2 * row * len(pool.ids) > free_memory(torch.device(device))
+        features: dict[str, Tensor | MappedRows] = {}
+        for layer, source in sources.items():
             if mapped:
-                features[layer] = MappedRows(cache.mapped(layer), pool)
+                features[layer] = MappedRows(source, pool)
                 continue
-            stored = torch.from_numpy(read_rows(cache.mapped(layer), pool.rows))
+            stored = torch.from_numpy(read_rows(source, pool.rows))
             finite = torch.cat([part.flatten(1).isfinite().all(1) for part in stored.split(_BLOCK)])
             if not bool(finite.all()):
                 video = pool.ids[int((~finite).nonzero()[0])]

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clipspm.cache.disk import replacing
 from clipspm.errors import ClipspmError, UsageError
-from clipspm.train_heads.atomic import replacing
 from clipspm.train_heads.episodes.pool import SPLITS, Pool, Split
 from clipspm.train_heads.episodes.queries import pick_queries, words_needed
 from clipspm.train_heads.episodes.random import blocks, digest, sample_distinct

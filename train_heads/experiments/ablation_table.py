@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipspm.train_heads.atomic import replacing, write_json
+from clipspm.cache.disk import replacing, write_json
 from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.stats import (

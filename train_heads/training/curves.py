@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from clipspm.cache.disk import replacing
 from clipspm.errors import UsageError
-from clipspm.train_heads.atomic import replacing
 
 
 class MetricLogger(Protocol):

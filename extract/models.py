@@ -1,0 +1,63 @@
+"""Which encoders there are, as far as names and small files tell: nothing here loads torch."""
+
+import difflib
+import json
+import sys
+from collections.abc import Collection
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from clipspm.errors import ClipspmError, UsageError
+
+LOCAL_DIR = "local-dir:"
+_HUB = "hf-hub:"
+_CONFIG = "open_clip_config.json"
+_WEIGHTS = frozenset({".pt", ".pth", ".bin", ".safetensors"})
+
+
+def check_model(name: str, pretrained: str | None) -> None:
+    """Refuse an unknown architecture, a folder without one, and weights that should be a file and are not.
+
+    Raises :class:`ClipspmError` in one line. What passes may still fail to load.
+    """
+    if pretrained and pretrained.startswith(LOCAL_DIR):
+        name, pretrained = pretrained, None
+    if name.startswith(LOCAL_DIR):
+        if pretrained:
+            raise UsageError(f"--model {name} brings its own weights: leave --pretrained {pretrained} out")
+        local_config(Path(name.removeprefix(LOCAL_DIR)))
+        return
+    if not name.startswith(_HUB) and name not in (known := architectures()):
+        raise unknown_architecture(name, known)
+    path = Path(pretrained or "")
+    if (len(path.parts) > 1 or path.suffix.lower() in _WEIGHTS) and not path.is_file():
+        raise UsageError(f"--pretrained {pretrained}: there is no such file")
+
+
+def architectures() -> Collection[str]:
+    """The architectures that open_clip knows, those that were added to it in this process too."""
+    if "open_clip" in sys.modules:
+        return list(sys.modules["open_clip"].list_models())
+    spec = find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        raise ClipspmError("open_clip cannot be found: pip install open_clip_torch")
+    return {file.stem for file in (Path(spec.origin).parent / "model_configs").glob("*.json")}
+
+
+def unknown_architecture(name: str, known: Collection[str]) -> UsageError:
+    """The line that says so, with close names."""
+    close = difflib.get_close_matches(name, known, n=3) or ["ViT-B-16-quickgelu"]
+    return UsageError(
+        f"open_clip has no architecture {name!r}; close ones: {', '.join(close)} (or local-dir:FOLDER)"
+    )
+
+
+def local_config(folder: Path) -> dict[str, Any]:
+    """The architecture in a ``local-dir:``; :class:`ClipspmError` if there is none."""
+    if not (folder / _CONFIG).is_file():
+        raise ClipspmError(f"{LOCAL_DIR}{folder}: no {_CONFIG} there; it needs one beside the weights")
+    try:
+        return dict(json.loads((folder / _CONFIG).read_text())["model_cfg"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClipspmError(f"{folder / _CONFIG} is not an open_clip configuration: {error}") from error

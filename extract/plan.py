@@ -1,0 +1,120 @@
+"""What an extraction comes to, and whether it can be done: all that can be said without loading torch.
+
+Cheap before expensive: names and options, then the place where the cache goes, then the videos on the disk.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from clipspm.cache.home import caches_dir, home
+from clipspm.engines.base import check_installed
+from clipspm.errors import ClipspmError
+from clipspm.extract.config import ExtractConfig, parse_layers
+from clipspm.extract.datasets import Index, index_dataset, index_demo, read_splits
+from clipspm.extract.models import check_model
+from clipspm.extract.prompts import load_templates
+
+DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A checked request: the settings with their defaults, prompt templates, layer names, and the videos."""
+
+    config: ExtractConfig
+    templates: tuple[str, ...]
+    layers: tuple[str, ...]
+    index: Index
+
+
+def prepare(config: ExtractConfig, on_start: Callable[[str], None] = lambda message: None) -> Work:
+    """Find the videos and refuse what cannot be done; renders the demo's videos where they are missing.
+
+    Raises :class:`ClipspmError` in one line: unknown names, no videos, wrong splits or prompts, a missing
+    extra, a place that cannot be written to.
+    """
+    config = _with_defaults(config)
+    assert config.model is not None
+    check_model(config.model, config.pretrained)
+    templates = load_templates(config.prompts)
+    check_installed(config.engine)
+    _check_writable(config.out)
+    index = _index(config, on_start)
+    for note in index.notes:
+        on_start(f"note: {note}")
+    return Work(config, templates, parse_layers(config.layers), index)
+
+
+def decoders(config: ExtractConfig) -> int:
+    """Decoding processes beside each encoder: the cores of this machine, shared by its encoders."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if config.engine.name != "local":
+        return config.workers or config.engine.cpus
+    return config.workers or max(1, min(16, available) // max(1, len(config.devices)))
+
+
+def _with_defaults(config: ExtractConfig) -> ExtractConfig:
+    if config.dataset == "demo":
+        from clipspm.extract.demo import tiny_clip_source
+
+        if config.model is None:
+            config = replace(config, model=tiny_clip_source(), precision="fp32")
+        return replace(config, videos=config.videos or home() / "demo" / "videos")
+    if config.model is None:
+        pretrained = config.pretrained or DEFAULT_PRETRAINED
+        return replace(config, model=DEFAULT_MODEL, pretrained=pretrained)
+    return config
+
+
+def _index(config: ExtractConfig, on_start: Callable[[str], None]) -> Index:
+    """The videos; wrong splits are refused before a demo is rendered."""
+    videos = config.videos
+    if config.dataset == "demo" and videos is not None and not videos.is_dir():
+        from clipspm.extract.demo import clip_files, render_demo
+
+        index = index_demo(videos, [path for path, _, _ in clip_files(videos)], config.splits)
+        if config.dry_run:
+            on_start(f"{len(index.plan.videos)} demo videos would be rendered to {videos}")
+        else:
+            on_start(f"rendering the demo videos to {videos}")
+            render_demo(videos, workers=decoders(config))
+        return index
+    if config.splits is not None:
+        read_splits(config.splits)  # before a large folder is listed
+    index = index_dataset(config.dataset, videos, config.splits, config.split_files)
+    return _with_missing_files_noted(index) if config.dataset == "manifest" else index
+
+
+def _with_missing_files_noted(index: Index) -> Index:
+    """The index with a note on listed files that are not there; it is an error if none is."""
+    listed = index.plan.videos
+    missing = [video.path for video in listed if not os.path.exists(index.root / video.path)]
+    if not missing:
+        return index
+    said = f"{len(missing)} of {len(listed)} listed files are missing, the first is {index.root / missing[0]}"
+    if len(missing) == len(listed):
+        raise ClipspmError(f"{said}: relative paths start at the folder of the CSV file, {index.root}")
+    return replace(index, notes=(*index.notes, said))
+
+
+def _check_writable(out: Path | None) -> None:
+    """Refuse a place in which no cache can be made."""
+    wanted = out.absolute().parent if out else caches_dir().absolute()
+    place = wanted
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    for folder in [place, out] if out and out.is_dir() else [place]:
+        try:
+            with TemporaryFile(dir=folder):
+                continue
+        except OSError as error:
+            trouble = f"cannot write to {folder} ({error.strerror})"
+        if out is not None:
+            raise ClipspmError(f"{trouble}: choose another --out")
+        raise ClipspmError(
+            f"{trouble}, and caches go to {wanted}: set CLIPSPM_HOME to another folder (now {home()}), or "
+            "choose --out"
+        )

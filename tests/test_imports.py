@@ -1,0 +1,50 @@
+"""What importing costs and says: no deprecated call of ours, and nothing heavy where it is not needed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def python(code: str, *args: str) -> str:
+    """What a fresh interpreter prints; what it raises fails the test."""
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """The top-level packages that importing ``modules`` loads."""
+    imports = "\n".join(f"import {name}" for name in modules)
+    return set(json.loads(python(f"{imports}\nimport json, sys; print(json.dumps([*sys.modules]))")))
+
+
+def test_no_module_of_ours_calls_what_is_deprecated() -> None:
+    found = python(
+        "import importlib, pkgutil, warnings, clipspm\n"
+        "for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):\n"
+        "    warnings.filterwarnings('error', category=kind, module=r'clipspm(\\.|$)')\n"
+        "names = [m.name for m in pkgutil.walk_packages(clipspm.__path__, 'clipspm.')]\n"
+        "for name in names:\n"
+        "    if name.split('.')[1] not in ('tests', 'benchmarks'):\n"
+        "        importlib.import_module(name)\n"
+        "        print(name)"
+    )
+    assert {"clipspm.cli", "clipspm.extract.decode", "clipspm.train_heads.training"} <= set(found.split())
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        ("clipspm.extract.workers", "clipspm.extract.clip"),  # every decoding process
+        ("clipspm.errors",),
+    ],
+)
+def test_decoding_processes_load_no_more_than_they_need(modules: tuple[str, ...]) -> None:
+    assert not loaded_by(*modules) & {"torch", "zarr", "h5py", "rich", "typer", "open_clip"}
+
+
+@pytest.mark.parametrize("module", ["clipspm.cli", "clipspm.extract.config", "clipspm.extract.datasets"])
+def test_what_is_said_without_work_is_said_without_waiting(module: str) -> None:
+    assert not loaded_by(module) & {"torch", "zarr", "h5py", "av", "numpy", "open_clip"}
