@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from clipspm.cache.disk import append, check_room, hidden, remove, room_on
+from clipspm.cache.disk import append, check_room, hidden, remove, replacing, room_on
 from clipspm.cache.ledger import Entry, shards, values_digest
 from clipspm.cache.lock import writing
 from clipspm.cache.reader import Cache, open_cache, size_on_disk
@@ -142,9 +142,7 @@ def export(
         "class_names": list(cache.class_names),
         "class_splits": [cache.class_splits[name] for name in cache.class_names],
     }
-    aside = hidden(target, "new")
-    with room_on(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with room_on(target.parent), replacing(target) as aside:
         if kind == "npz":
             texts = {name: np.array(values) for name, values in words.items()}
             with aside.open("wb") as file:
@@ -155,7 +153,6 @@ def export(
                 save_file(arrays, aside, {**metadata, "spec": cache.spec.to_json()})
             except SafetensorError as error:
                 raise ClipspmError(f"cannot write {target}: {error}") from error
-    aside.replace(target)
     return target
 
 

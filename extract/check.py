@@ -141,8 +141,8 @@ def check(
     videos = index.plan.videos
     outcomes: list[Outcome] = [(None, "", "")] * len(videos)
     if open_files:
-        found = _probe([index.root / video.path for video in videos], workers)
-        outcomes = list(track(found, "looking at", len(videos), "videos"))
+        probed = _probe([index.root / video.path for video in videos], workers)
+        outcomes = list(track(probed, "looking at", len(videos), "videos"))
     unreadable: Counter[str] = Counter()
     short: Counter[str] = Counter()
     problems = []

@@ -1,6 +1,5 @@
 """A fine-tuned visual tower (OpenAI naming) made into a checkpoint of a whole open_clip model."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clipspm.cache.disk import replacing
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.weights import (
     LOCAL_DIR,
@@ -69,13 +69,8 @@ def save_encoder(
     if dim is not None and width != dim:
         raise ClipspmError(f"the visual tower gives {width} values per frame, the heads take {dim}")
     whole.load_state_dict(state | fitted)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".part")
-    try:
+    with replacing(out) as temporary:
         save_file({k: v.contiguous() for k, v in whole.state_dict().items()}, temporary)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
     shown = Path(base).name if Path(base).is_file() else base
     return SavedEncoder(name, str(out), shown, weights_digest(whole))
 
