@@ -147,7 +147,9 @@ FramesOf = Annotated[int | None, typer.Option("--frames", help="Frames sampled f
 TrainEpisodes = Annotated[int | None, typer.Option("--episodes", help="Training episodes.")]
 Preset = Annotated[str | None, typer.Option(help="Data set whose values of the method are used.")]
 Recipe = Annotated[str | None, typer.Option(help="default, official or paper.")]
-HeadName = Annotated[str | None, typer.Option("--head", help="The head (default: clip-spm).")]
+HeadName = Annotated[
+    str | None, typer.Option("--head", help="The head; list: which there are.  [default: clip-spm]")
+]
 TrainProtocol = Annotated[ProtocolName | None, typer.Option("--protocol", help="Protocol used in training.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... (default: a GPU if there is one).")]
@@ -489,6 +491,17 @@ def cache_export(
 # -------------------------------------------------------------------------------------------- stage two
 
 
+@app.command()
+def heads(as_json: Json = False) -> None:
+    """The heads that train-heads and ablate take, and whether each has anything to train."""
+    from clipspm.train_heads.heads.registry import describe_heads, heads_text
+
+    if as_json:
+        _print_json({"heads": describe_heads()})
+    else:
+        out.print(heads_text(), markup=False, soft_wrap=True)
+
+
 @app.command("train-heads")
 def train_heads(
     cache: CachePath = None,
@@ -521,6 +534,9 @@ def train_heads(
     as_json: Json = False,
 ) -> None:
     """Train a head on the training classes; the best checkpoint is chosen on the validation classes."""
+    if head == "list":
+        heads(as_json)
+        return
     from clipspm.train_heads import TrainConfig, default_run_dir, resolve_config, train
 
     source = _open(cache, dataset, splits).require(("train", "val"), allow_partial=allow_partial)
@@ -838,6 +854,7 @@ def ablate(
     from clipspm.cache.home import runs_dir
     from clipspm.train_heads import ablate as run
     from clipspm.train_heads import resolve_config
+    from clipspm.train_heads.runs import cache_title
 
     spread = _engine(engine, jobs, gpus, ray_address, slurm, devices=device)
     source = _open(cache, dataset, splits).require(("train", "val", "test"), allow_partial=allow_partial)
@@ -852,7 +869,7 @@ def ablate(
             head_config=_settings(settings),
         ),
     )  # fmt: skip
-    folder = out_path or runs_dir() / f"ablate-{source.spec.dataset}-{source.spec.fingerprint[:8]}"
+    folder = out_path or runs_dir() / f"ablate-{cache_title(source)}-{source.spec.fingerprint[:8]}"
     result = run(
         source,
         config,

@@ -153,7 +153,7 @@ def test_what_cannot_be_compared_says_why(runs: Path, tmp_path: Path) -> None:
         compare(runs / "full-0", tmp_path / "r")
     with pytest.raises(UsageError, match="a side may differ in seeds only"):
         compare([runs / "full-0", runs / "no padm-0"], tmp_path / "r")
-    with pytest.raises(UsageError, match="is not a run directory"):
+    with pytest.raises(UsageError, match="there is no run .*absent; "):
         compare(runs / "full-0", tmp_path / "absent")
 
 
@@ -333,6 +333,21 @@ def test_runs_that_were_trained_otherwise_are_not_one_row(tmp_path: Path) -> Non
     assert any("shots=3" in name for name in names) and any("frames=2" in name for name in names)
     notes = " ".join(found.table().notes)
     assert "training videos" in notes and "2 frames" in notes
+
+
+def test_settings_that_are_none_are_settings(tmp_path: Path) -> None:
+    """No clipping of gradients is another row than the recipe's clipping; what the cache fills in is not."""
+    for name, config in (
+        ("a", tiny_config(episodes=16, queries=None, frames=None)),
+        ("b", tiny_config(episodes=16, queries=None, frames=None, clip=None, seed=1)),
+    ):
+        train(CACHE, config, tmp_path / name, log=silent)
+        evaluate(tmp_path / name, CACHE, episodes=30, log=silent)
+    found = collect([tmp_path])
+    assert {(score.row, score.seeds) for score in found.scores} == {
+        ("clip-spm", (0,)),
+        ("clip-spm (clip=null)", (1,)),
+    }
 
 
 def test_weights_chosen_by_hand_are_filed_and_marked_apart(kept: Path, tmp_path: Path) -> None:

@@ -125,8 +125,11 @@ class FeatureBank:
         features: dict[str, Tensor | MappedRows] = {}
         for layer in layers:
             if layer not in cache.spec.layers:
-                known = ", ".join(cache.spec.layers)
-                raise UsageError(f"{cache.path} has no layer {layer!r}: it holds {known}")
+                wanted = [*(known for known in cache.spec.layers if known != "final"), layer, "final"]
+                raise UsageError(
+                    f"{cache.path} has no layer {layer!r}, it holds {', '.join(cache.spec.layers)}: "
+                    f"`clipspm extract --layers {','.join(wanted)}` caches it"
+                )
             if mapped:
                 features[layer] = MappedRows(cache.mapped(layer), pool)
                 continue

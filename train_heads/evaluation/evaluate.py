@@ -161,15 +161,13 @@ def evaluate(
     shuffle = shuffle_time if shuffle_time is not None else bool(config and config.shuffle_time)
     found_device = resolve_device(device)
     layers = ("final", head.shallow_layer) if head.shallow_layer else ("final",)
+    if run is not None:
+        _check_widths(run, cache, layers)
     if banks is None or not banks.serve(cache, layers, found_device):
         banks = Banks(cache, layers, found_device)
     bank = banks.get(split, shuffle_time=shuffle)
     if run is not None and split == "test":
         guard_test_classes(run, bank)
-    if run is not None and bank.text.shape[-1] != run.shape.dim:
-        raise UsageError(
-            f"{run.path} is for features of width {run.shape.dim}, {cache.path} has {bank.text.shape[-1]}"
-        )
     if isinstance(episodes, Episodes):
         if episodes.spec.dataset != cache.spec.dataset:
             raise UsageError(
@@ -241,6 +239,17 @@ def evaluate(
     if run is not None:
         _write(run, result)
     return result
+
+
+def _check_widths(run: Run, cache: FeatureSource, layers: Sequence[str]) -> None:
+    """Refuse features of another width than ``run`` was built for; layers that are not cached are passed."""
+    needed, found = {**run.shape.layer_dims, "final": run.shape.dim}, cache.spec.dims
+    for layer in layers:
+        if layer in needed and layer in found and needed[layer] != found[layer]:
+            raise UsageError(
+                f"{run.path} is for features of width {needed[layer]}, {cache.path} has {found[layer]} "
+                f"(layer {layer}): give a cache of the same encoder"
+            )
 
 
 def _selection(run: Run | None, weights: str | None) -> dict[str, Any]:

@@ -35,6 +35,9 @@ from clipspm.train_heads.tables import Table
 #: settings that are not part of a row's name: seeds, and where values came from or were computed
 _NOT_IN_ROWS = ("recipe", "preset", "device", "head", "head_config", "seed")
 
+#: settings for which none means that the cache decides (an imported run never asked one)
+_LEFT_OPEN = ("queries", "frames")
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -346,8 +349,10 @@ def _settings(run: Run, dataset: str, spec: EpisodeSpec) -> tuple[str, ...]:
         return (*said, f"settings {replace(config, seed=0).identity[:8]}")
     as_tested = replace(usual, way=spec.way, shots=spec.shot, queries=DEFAULT_QUERIES, frames=DEFAULT_FRAMES)
     mine, theirs = config.as_dict(), as_tested.as_dict()
-    other = {k: v for k, v in mine.items() if k not in _NOT_IN_ROWS and v not in (theirs[k], None)}
-    other |= {k: v for k, v in mine["head_config"].items() if theirs["head_config"].get(k) != v}
+    other = {k: v for k, v in mine.items() if k not in _NOT_IN_ROWS and v != theirs[k]}
+    other = {k: v for k, v in other.items() if not (v is None and k in _LEFT_OPEN)}
+    of_head = {**dict.fromkeys(theirs["head_config"]), **mine["head_config"]}
+    other |= {k: v for k, v in of_head.items() if theirs["head_config"].get(k) != v}
     return (*said, *(f"{k}={json.dumps(v)}" for k, v in other.items()))
 
 
