@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failure, 2 wrong usage, 3 done with videos skipped, 130 in
 
 import json
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
@@ -200,6 +201,12 @@ SourcePattern = Annotated[
         help="Regular expression whose first group is a video's source (implies --source-disjoint)."
     ),
 ]
+PerClass = Annotated[
+    bool,
+    typer.Option("--per-class", help="Accuracy by class and the confusion matrix (CSV: these only)."),
+]
+FormatOf = Annotated[TableFormat, typer.Option("--format", help="How to write it.")]
+TableFile = Annotated[Path | None, typer.Option("--out", help="Write into this file.")]
 EpisodeFile = Annotated[Path, typer.Argument(help="A file of episodes.", metavar="FILE")]
 
 
@@ -589,6 +596,9 @@ def evaluate(
             "--report-selection-bias", help="Also show what choosing the weights on test would report."
         ),
     ] = False,
+    per_class: PerClass = False,
+    format: FormatOf = TableFormat.terminal,
+    out_path: TableFile = None,
     device: Device = None,
     allow_partial: AllowPartial = False,
     as_json: Json = False,
@@ -597,6 +607,8 @@ def evaluate(
     from clipspm.train_heads import Episodes, selection_bias
     from clipspm.train_heads import evaluate as score
 
+    if report_selection_bias and format is TableFormat.csv:
+        raise UsageError("--report-selection-bias has no CSV: use --format json, or another")
     request = _overrides(way=way, shots=shots, queries=queries, seed=seed)
     kind = _kind(unbalanced, source_disjoint, source_pattern)
     if episodes_file and (request or any(kind.values())):
@@ -611,17 +623,17 @@ def evaluate(
     )
     if report_selection_bias:
         bias = selection_bias(run, cache, **asked)
-        if as_json:
-            _print_json({**bias.honest.as_dict(), "selection_bias": bias.as_dict()})
-        else:
-            out.print(bias.honest.table().rich())
-            out.print(bias.table().rich())
-        return
-    result = score(run, cache, **asked)
-    if as_json:
-        _print_json(result.as_dict())
+        result, beside = bias.honest, [bias.table()]
+        more = {"selection_bias": bias.as_dict()}
     else:
-        out.print(result.table().rich())
+        result, beside, more = score(run, cache, **asked), [], {}
+    _write(
+        [result.table(), *beside, *(result.class_tables() if per_class else ())],
+        TableFormat.json if as_json else format,
+        out_path,
+        csv=lambda: result.csv(per_class=per_class),
+        content=lambda: {**result.as_dict(), **more},
+    )
 
 
 @app.command()
@@ -631,8 +643,9 @@ def results(
         typer.Argument(help="Runs, or folders of runs (default: all under $CLIPSPM_HOME).", metavar="RUN..."),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
-    format: Annotated[TableFormat, typer.Option("--format", help="How to write it.")] = TableFormat.terminal,
-    out_path: Annotated[Path | None, typer.Option("--out", help="Write into this file.")] = None,
+    per_class: PerClass = False,
+    format: FormatOf = TableFormat.terminal,
+    out_path: TableFile = None,
     no_published: Annotated[
         bool, typer.Option("--no-published", help="Leave published numbers out.")
     ] = False,
@@ -647,23 +660,15 @@ def results(
     tables = [found.table()]
     if not no_published and (beside := found.published_table()):
         tables.append(beside)
-    format = TableFormat.json if as_json else format
-    if format is TableFormat.terminal and out_path is None:
-        for table in tables:
-            out.print(table.rich())
-        return
-    text = {
-        TableFormat.terminal: lambda: "\n".join(table.markdown() for table in tables),
-        TableFormat.markdown: lambda: "\n".join(table.markdown() for table in tables),
-        TableFormat.latex: lambda: "\n".join(table.latex() for table in tables),
-        TableFormat.csv: found.csv,
-        TableFormat.json: lambda: json.dumps(found.as_dict(), indent=1) + "\n",
-    }[format]()
-    if out_path is None:
-        sys.stdout.write(text)
-    else:
-        out_path.write_text(text, encoding="utf-8")
-        _say(f"table: {out_path}")
+    if per_class:
+        tables += found.class_tables()
+    _write(
+        tables,
+        TableFormat.json if as_json else format,
+        out_path,
+        csv=lambda: found.csv(per_class=per_class),
+        content=lambda: found.as_dict(per_class=per_class),
+    )
 
 
 @app.command()
@@ -684,7 +689,7 @@ def compare(
     if as_json:
         _print_json(result.as_dict())
     else:
-        out.print(result.table().rich())
+        _show(result.table())
 
 
 @episodes_app.command("make")
@@ -818,12 +823,16 @@ def ablate(
         list[str] | None, typer.Option(help="hsmr, spm, padm, or several joined by + (repeatable).")
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="All eight combinations.")] = False,
-    against: Annotated[list[str] | None, typer.Option(help="Another head as a row (repeatable).")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Another head as a row (repeatable); all: every other head.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Training seeds, separated by commas.")] = "0",
     cache: CachePath = None,
     dataset: CacheOf = None,
     splits: Splits = None,
-    shots: Shots = None,
+    shots: Annotated[
+        str | None, typer.Option(help="Support videos per class; several like 1,3,5.  [default: 1]")
+    ] = None,
     way: Way = None,
     queries: Queries = None,
     frames: FramesOf = None,
@@ -848,12 +857,15 @@ def ablate(
     gpus: Gpus = 0,
     ray_address: RayAddress = None,
     slurm: SlurmSettings = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check it, and say what would be trained.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train the full model and the model without some part, on the same seeds and episodes."""
     from clipspm.cache.home import runs_dir
-    from clipspm.train_heads import ablate as run
-    from clipspm.train_heads import resolve_config
+    from clipspm.train_heads import ablate_shots, resolve_config
+    from clipspm.train_heads.experiments.ablate import describe_plans, plan_shots, plans_table
     from clipspm.train_heads.runs import cache_title
 
     spread = _engine(engine, jobs, gpus, ray_address, slurm, devices=device)
@@ -864,27 +876,34 @@ def ablate(
         file=config_file,
         dataset=source.spec.dataset,
         overrides=_overrides(
-            shots=shots, way=way, queries=queries, frames=frames, episodes=episodes,
+            way=way, queries=queries, frames=frames, episodes=episodes,
             protocol=protocol, lr=lr, device=spread.devices[0] if spread.devices else None,
             head_config=_settings(settings),
         ),
     )  # fmt: skip
     folder = out_path or runs_dir() / f"ablate-{cache_title(source)}-{source.spec.fingerprint[:8]}"
-    result = run(
-        source,
-        config,
-        out_dir=folder,
-        drops=drop or (),
-        grid=grid,
-        heads=against or (),
-        seeds=_seeds(seeds),
-        episodes=test_episodes,
-        engine=spread,
-    )
+    asked: dict[str, Any] = {
+        "shots": _numbers("--shots", shots) if shots is not None else [config.shots],
+        "out_dir": folder,
+        "drops": drop or (),
+        "grid": grid,
+        "heads": against or (),
+        "seeds": _numbers("--seeds", seeds),
+        "episodes": test_episodes,
+        "engine": spread,
+    }
+    if dry_run:
+        plans = plan_shots(source, config, **asked)
+        if as_json:
+            _print_json(describe_plans(plans))
+        else:
+            _show(plans_table(plans))
+        return
+    result = ablate_shots(source, config, **asked)
     if as_json:
         _print_json(result.as_dict())
     else:
-        out.print(result.table().rich())
+        _show(result.table())
         out.print(f"tables: {folder}/ablation.json, .csv, .tex", markup=False, soft_wrap=True)
 
 
@@ -912,7 +931,7 @@ def demo(
     if as_json:
         _print_json(result.as_dict())
     else:
-        out.print(result.table().rich())
+        _show(result.table())
         out.print(result.sentence(), markup=False, soft_wrap=True)
         _say(f"cache: {cache.path}; runs: {where / 'runs'} (`clipspm results`)")
         _say(f"next: clipspm train-heads --cache {cache.path}")
@@ -990,13 +1009,42 @@ def _kind(unbalanced: bool, source_disjoint: bool, pattern: str | None) -> dict[
     return {"dirichlet": 2 if unbalanced else 0, "sources": pattern or ("name" if source_disjoint else "")}
 
 
-def _seeds(text: str) -> list[int]:
+def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(
-            f"--seeds {text!r}: expected whole numbers separated by commas, like 0,1,2"
+            f"{option} {text!r}: expected whole numbers separated by commas, like 0,1,2"
         ) from error
+
+
+def _show(*tables: Any) -> None:
+    for i, table in enumerate(tables):
+        if i:
+            out.print()
+        out.print(table, soft_wrap=True)
+
+
+def _write(
+    tables: list[Any],
+    format: TableFormat,
+    path: Path | None,
+    *,
+    csv: Callable[[], str],
+    content: Callable[[], dict[str, Any]],
+) -> None:
+    """Results on the terminal, on standard output in another format, or in a file."""
+    if format is TableFormat.terminal and path is None:
+        _show(*tables)
+        return
+    from clipspm.tables import written
+
+    text = written(format.value, tables, csv=csv, content=content)
+    if path is None:
+        sys.stdout.write(text)
+    else:
+        path.write_text(text, encoding="utf-8")
+        _say(f"table: {path}")
 
 
 def _say(line: str) -> None:

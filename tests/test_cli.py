@@ -181,6 +181,27 @@ def test_heads_are_listed_without_torch(home: Path) -> None:
     assert alone.returncode == 0, alone.stderr
 
 
+def test_ablation_of_several_shots_is_planned_and_run(home: Path, cache: Path, tmp_path: Path) -> None:
+    asked = (
+        "ablate", "--cache", cache, "--drop", "padm", "--against", "prototype", "--shots", "1,2", "--seeds", "0,1",
+        "--test-episodes", 20, "--out", tmp_path / "a", *FEW,
+    )  # fmt: skip
+    planned = clipspm(*asked, "--dry-run", home=home)
+    assert planned.returncode == 0, planned.stderr
+    assert "cells: 10 to train" in planned.stdout and str(cache) in planned.stdout
+    assert json.loads(clipspm(*asked, "--dry-run", "--json", home=home).stdout)["cells"]["to train"] == 10
+    assert not (tmp_path / "a").exists()
+    done = clipspm(*asked, home=home)
+    assert done.returncode == 0, done.stderr
+    assert "2-shot, transductive" in done.stdout and "chance: 33.3 % (3-way)" in done.stdout
+    assert json.loads((tmp_path / "a" / "ablation.json").read_text())["shots"] == [1, 2]
+    assert "cells: 10 finished" in clipspm(*asked, "--dry-run", home=home).stdout
+    for option in ("--shots", "--seeds"):
+        wrong = clipspm(*asked, option, "1,x", "--dry-run", home=home)
+        assert_one_clear_line(wrong, f"{option} '1,x': expected whole numbers", code=2)
+    assert_one_clear_line(clipspm(*asked, "--shots", "1,0", "--dry-run", home=home), "shots is 0", code=2)
+
+
 def test_a_second_extraction_does_nothing(
     home: Path, model: str, videos: Path, splits: Path, cache: Path
 ) -> None:

@@ -31,7 +31,7 @@ from clipspm.train_heads.atomic import replacing, write_json
 from clipspm.train_heads.config import TrainConfig, from_dict
 from clipspm.train_heads.episodes.pool import FeatureSource, content_digest
 from clipspm.train_heads.heads.base import Head
-from clipspm.train_heads.heads.registry import build_head
+from clipspm.train_heads.heads.registry import HEADS, build_head
 
 _WEIGHTS = ("best.safetensors", "last.safetensors")
 
@@ -149,6 +149,13 @@ class Run:
     def checkpoints(self) -> list[str]:
         """The weights that were kept on the way (``train-heads --keep-checkpoints``), in order."""
         return sorted(file.stem for file in self.path.glob("step-*.safetensors"))
+
+    def trains(self) -> bool:
+        """Whether the head has anything to train; if not, the seed of the run changes nothing."""
+        if not HEADS[self.config.head].trained:
+            return False
+        with torch.device("meta"):  # nothing is computed
+            return self.shape.build(self.config).trainable
 
     def load_head(self, which: str | None = None, device: torch.device | str = "cpu") -> Head:
         """The trained head in evaluation mode."""
