@@ -352,7 +352,7 @@ def datasets(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         _print_json({"datasets": found})
     else:
-        out.print(benchmarks_table(found))
+        _show(benchmarks_table(found))
 
 
 @datasets_app.command("check")
@@ -384,7 +384,7 @@ def datasets_check(
     if as_json:
         _print_json(report.to_json())
     else:
-        out.print(report.table())
+        _show(report.table())
         out.print(report.sentence(), markup=False, soft_wrap=True)
     if not report.enough:
         raise typer.Exit(1)
@@ -413,7 +413,7 @@ def cache_list(as_json: Json = False) -> None:
     if as_json:
         _print_json({"caches": found})
     elif found:
-        out.print(home_table(found))
+        _show(home_table(found))
     else:
         _say("no caches yet: `clipspm extract` or `clipspm demo` makes one")
 
