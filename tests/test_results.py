@@ -8,6 +8,8 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from clipspm.cache.reader import home_table
 from clipspm.errors import UsageError
+from clipspm.extract.check import CheckReport, ClassReport, benchmarks_table, describe_benchmarks
 from clipspm.tables import Table
 from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
 from clipspm.train_heads.episodes.pool import Pool
@@ -601,6 +605,22 @@ def test_no_cell_is_broken_at_80_columns(runs: Path, kept: Path) -> None:
             assert_unbroken(table)
             assert max(len(line.rstrip()) for line in shown(table)) <= 80, shown(table)
     assert sum("───" in line for line in shown(many.table())) > 1  # columns that do not fit are below
+
+
+def test_listings_are_not_broken_at_80_columns() -> None:
+    name = "my-long-clips-of-actions-ViT-B-16-quickgelu-1a2b3c4d.zarr"
+    facts = {"dataset": "folder", "videos": {"ok": 1360, "failed": 12}, "layers": ["3", "7", "11", "final"]}
+    rows = [{"path": f"caches/{name}", "frames": 8, "views": 2, "bytes": 1e9, **facts}]
+    rows.append({"path": "caches/broken.h5", "error": "no cache"})
+    class_ = ClassReport("something with a rather long name", "train", 100, 90, 1, 2, 3)
+    index: Any = SimpleNamespace(dataset="hmdb51", root="a folder " * 12)
+    for table in (
+        home_table(rows),
+        benchmarks_table(describe_benchmarks()),
+        CheckReport(index, (class_,), 6, True, ()).table(),
+    ):
+        assert_unbroken(table)
+        assert all(len(line.rstrip()) <= 90 for line in shown(table))
 
 
 @settings(max_examples=200, deadline=None)
