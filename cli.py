@@ -7,7 +7,7 @@ Exit codes: 0 done, 1 failure, 2 wrong usage, 3 done with videos skipped, 130 in
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from io import TextIOWrapper
@@ -175,7 +175,9 @@ FramesOf = Annotated[int | None, typer.Option("--frames", help="Frames sampled f
 TrainEpisodes = Annotated[int | None, typer.Option("--episodes", help="Training episodes.")]
 Preset = Annotated[str | None, typer.Option(help="Data set whose values of the method are used.")]
 Recipe = Annotated[str | None, typer.Option(help="default, official or paper.")]
-HeadName = Annotated[str | None, typer.Option("--head", help="The head (default: clip-spm).")]
+HeadName = Annotated[
+    str | None, typer.Option("--head", help="The head; list: which there are.  [default: clip-spm]")
+]
 TrainProtocol = Annotated[ProtocolName | None, typer.Option("--protocol", help="Protocol used in training.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... (default: a GPU if there is one).")]
@@ -227,6 +229,12 @@ SourcePattern = Annotated[
         help="Regular expression whose first group is a video's source (implies --source-disjoint)."
     ),
 ]
+PerClass = Annotated[
+    bool,
+    typer.Option("--per-class", help="Accuracy by class and the confusion matrix (CSV: these only)."),
+]
+FormatOf = Annotated[TableFormat, typer.Option("--format", help="How to write it.")]
+TableFile = Annotated[Path | None, typer.Option("--out", help="Write into this file.")]
 EpisodeFile = Annotated[Path, typer.Argument(help="A file of episodes.", metavar="FILE")]
 
 
@@ -390,7 +398,7 @@ def datasets(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         _print_json({"datasets": found})
     else:
-        out.print(benchmarks_table(found))
+        _show(benchmarks_table(found))
 
 
 @datasets_app.command("check")
@@ -422,7 +430,7 @@ def datasets_check(
     if as_json:
         _print_json(report.to_json())
     else:
-        out.print(report.table())
+        _show(report.table())
         out.print(report.sentence(), markup=False, soft_wrap=True)
     if not report.enough:
         raise typer.Exit(1)
@@ -451,7 +459,7 @@ def cache_list(as_json: Json = False) -> None:
     if as_json:
         _print_json({"caches": found})
     elif found:
-        out.print(home_table(found))
+        _show(home_table(found))
     else:
         _say("no caches yet: `clipspm extract` or `clipspm demo` makes one")
 
@@ -536,6 +544,17 @@ def cache_export(
 # -------------------------------------------------------------------------------------------- stage two
 
 
+@app.command()
+def heads(as_json: Json = False) -> None:
+    """The heads that train-heads and ablate take, and whether each has anything to train."""
+    from clipspm.train_heads.heads.registry import describe_heads, heads_text
+
+    if as_json:
+        _print_json({"heads": describe_heads()})
+    else:
+        out.print(heads_text(), markup=False, soft_wrap=True)
+
+
 @app.command("train-heads")
 def train_heads(
     cache: CachePath = None,
@@ -573,6 +592,9 @@ def train_heads(
     as_json: Json = False,
 ) -> None:
     """Train a head on the training classes; the best checkpoint is chosen on the validation classes."""
+    if head == "list":
+        heads(as_json)
+        return
     from clipspm.train_heads.config import resolve_config
     from clipspm.train_heads.request import fit_to_cache
     from clipspm.train_heads.runs import default_run_dir, unfinished_run
@@ -633,6 +655,9 @@ def evaluate(
             "--report-selection-bias", help="Also show what choosing the weights on test would report."
         ),
     ] = False,
+    per_class: PerClass = False,
+    format: FormatOf = TableFormat.terminal,
+    out_path: TableFile = None,
     device: Device = None,
     threads: Threads = None,
     allow_partial: AllowPartial = False,
@@ -641,6 +666,8 @@ def evaluate(
     """Score a run on episodes of the test classes, inductive and transductive."""
     from clipspm.train_heads import Episodes, Run
 
+    if report_selection_bias and format is TableFormat.csv:
+        raise UsageError("--report-selection-bias has no CSV: use --format json, or another")
     request = _overrides(way=way, shots=shots, queries=queries, seed=seed)
     kind = _kind(unbalanced, source_disjoint, source_pattern)
     if episodes_file and (request or any(kind.values())):
@@ -660,17 +687,17 @@ def evaluate(
 
     if report_selection_bias:
         bias = selection_bias(run, cache, **asked)
-        if as_json:
-            _print_json({**bias.honest.as_dict(), "selection_bias": bias.as_dict()})
-        else:
-            out.print(bias.honest.table().rich())
-            out.print(bias.table().rich())
-        return
-    result = score(run, cache, **asked)
-    if as_json:
-        _print_json(result.as_dict())
+        result, beside = bias.honest, [bias.table()]
+        more = {"selection_bias": bias.as_dict()}
     else:
-        out.print(result.table().rich())
+        result, beside, more = score(run, cache, **asked), [], {}
+    _write(
+        [result.table(), *beside, *(result.class_tables() if per_class else ())],
+        TableFormat.json if as_json else format,
+        out_path,
+        csv=lambda: result.csv(per_class=per_class),
+        content=lambda: {**result.as_dict(), **more},
+    )
 
 
 @app.command()
@@ -680,8 +707,9 @@ def results(
         typer.Argument(help="Runs, or folders of runs (default: all under $CLIPSPM_HOME).", metavar="RUN..."),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
-    format: Annotated[TableFormat, typer.Option("--format", help="How to write it.")] = TableFormat.terminal,
-    out_path: Annotated[Path | None, typer.Option("--out", help="Write into this file.")] = None,
+    per_class: PerClass = False,
+    format: FormatOf = TableFormat.terminal,
+    out_path: TableFile = None,
     no_published: Annotated[
         bool, typer.Option("--no-published", help="Leave published numbers out.")
     ] = False,
@@ -696,23 +724,15 @@ def results(
     tables = [found.table()]
     if not no_published and (beside := found.published_table()):
         tables.append(beside)
-    format = TableFormat.json if as_json else format
-    if format is TableFormat.terminal and out_path is None:
-        for table in tables:
-            out.print(table.rich())
-        return
-    text = {
-        TableFormat.terminal: lambda: "\n".join(table.markdown() for table in tables),
-        TableFormat.markdown: lambda: "\n".join(table.markdown() for table in tables),
-        TableFormat.latex: lambda: "\n".join(table.latex() for table in tables),
-        TableFormat.csv: found.csv,
-        TableFormat.json: lambda: json.dumps(found.as_dict(), indent=1) + "\n",
-    }[format]()
-    if out_path is None:
-        sys.stdout.write(text)
-    else:
-        out_path.write_text(text, encoding="utf-8")
-        _say(f"table: {out_path}")
+    if per_class:
+        tables += found.class_tables()
+    _write(
+        tables,
+        TableFormat.json if as_json else format,
+        out_path,
+        csv=lambda: found.csv(per_class=per_class),
+        content=lambda: found.as_dict(per_class=per_class),
+    )
 
 
 @app.command()
@@ -733,7 +753,7 @@ def compare(
     if as_json:
         _print_json(result.as_dict())
     else:
-        out.print(result.table().rich())
+        _show(result.table())
 
 
 @episodes_app.command("make")
@@ -867,12 +887,16 @@ def ablate(
         list[str] | None, typer.Option(help="hsmr, spm, padm, or several joined by + (repeatable).")
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="All eight combinations.")] = False,
-    against: Annotated[list[str] | None, typer.Option(help="Another head as a row (repeatable).")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Another head as a row (repeatable); all: every other head.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Training seeds, separated by commas.")] = "0",
     cache: CachePath = None,
     dataset: CacheOf = None,
     splits: Splits = None,
-    shots: Shots = None,
+    shots: Annotated[
+        str | None, typer.Option(help="Support videos per class; several like 1,3,5.  [default: 1]")
+    ] = None,
     way: Way = None,
     queries: Queries = None,
     frames: FramesOf = None,
@@ -898,11 +922,15 @@ def ablate(
     gpus: Gpus = 0,
     ray_address: RayAddress = None,
     slurm: SlurmSettings = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check it, and say what would be trained.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train the full model and the model without some part, on the same seeds and episodes."""
     from clipspm.cache.home import runs_dir
     from clipspm.train_heads.config import resolve_config
+    from clipspm.train_heads.runs import cache_title
 
     spread = _engine(engine, jobs, gpus, ray_address, slurm, devices=device)
     source = _open(cache, dataset, splits).require(("train", "val", "test"), allow_partial=allow_partial)
@@ -912,32 +940,39 @@ def ablate(
         file=config_file,
         dataset=source.spec.dataset,
         overrides=_overrides(
-            shots=shots, way=way, queries=queries, frames=frames, episodes=episodes,
+            way=way, queries=queries, frames=frames, episodes=episodes,
             protocol=protocol, lr=lr, device=spread.devices[0] if spread.devices else None,
             head_config=_settings(settings),
         ),
     )  # fmt: skip
-    folder = out_path or runs_dir() / f"ablate-{source.spec.dataset}-{source.spec.fingerprint[:8]}"
-    number = _seeds(seeds)
+    folder = out_path or runs_dir() / f"ablate-{cache_title(source)}-{source.spec.fingerprint[:8]}"
+    asked: dict[str, Any] = {
+        "shots": _numbers("--shots", shots) if shots is not None else [config.shots],
+        "out_dir": folder,
+        "drops": drop or (),
+        "grid": grid,
+        "heads": against or (),
+        "seeds": _numbers("--seeds", seeds),
+        "episodes": test_episodes,
+        "engine": spread,
+    }
     _load_torch(threads)
-    from clipspm.train_heads import ablate as run
+    from clipspm.train_heads import ablate_shots
+    from clipspm.train_heads.experiments.ablate import describe_plans, plan_shots, plans_table
 
+    if dry_run:
+        plans = plan_shots(source, config, **asked)
+        if as_json:
+            _print_json(describe_plans(plans))
+        else:
+            _show(plans_table(plans))
+        return
     with _resumable("finished cells and the last checkpoint are"):
-        result = run(
-            source,
-            config,
-            out_dir=folder,
-            drops=drop or (),
-            grid=grid,
-            heads=against or (),
-            seeds=number,
-            episodes=test_episodes,
-            engine=spread,
-        )
+        result = ablate_shots(source, config, **asked)
     if as_json:
         _print_json(result.as_dict())
     else:
-        out.print(result.table().rich())
+        _show(result.table())
         out.print(f"tables: {folder}/ablation.json, .csv, .tex", markup=False, soft_wrap=True)
 
 
@@ -972,7 +1007,7 @@ def demo(
     if as_json:
         _print_json(result.as_dict())
     else:
-        out.print(result.table().rich())
+        _show(result.table())
         out.print(result.sentence(), markup=False, soft_wrap=True)
         _say(f"cache: {cache.path}; runs: {where / 'runs'} (`clipspm results`)")
         _say(f"next: clipspm train-heads --cache {cache.path}")
@@ -1072,17 +1107,46 @@ def _kind(unbalanced: bool, source_disjoint: bool, pattern: str | None) -> dict[
     return {"dirichlet": 2 if unbalanced else 0, "sources": pattern or ("name" if source_disjoint else "")}
 
 
-def _seeds(text: str) -> list[int]:
+def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(
-            f"--seeds {text!r}: expected whole numbers separated by commas, like 0,1,2"
+            f"{option} {text!r}: expected whole numbers separated by commas, like 0,1,2"
         ) from error
 
 
 def _silent(line: str) -> None:
     pass
+
+
+def _show(*tables: Any) -> None:
+    for i, table in enumerate(tables):
+        if i:
+            out.print()
+        out.print(table, soft_wrap=True)
+
+
+def _write(
+    tables: list[Any],
+    format: TableFormat,
+    path: Path | None,
+    *,
+    csv: Callable[[], str],
+    content: Callable[[], dict[str, Any]],
+) -> None:
+    """Results on the terminal, on standard output in another format, or in a file."""
+    if format is TableFormat.terminal and path is None:
+        _show(*tables)
+        return
+    from clipspm.tables import written
+
+    text = written(format.value, tables, csv=csv, content=content)
+    if path is None:
+        sys.stdout.write(text)
+    else:
+        path.write_text(text, encoding="utf-8")
+        _say(f"table: {path}")
 
 
 def _say(line: str) -> None:

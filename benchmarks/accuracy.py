@@ -18,12 +18,12 @@ from clipspm.cache.disk import write_json
 from clipspm.cache.home import home
 from clipspm.extract.demo.stage import extract_demo
 from clipspm.progress import Say
+from clipspm.tables import Table
 from clipspm.train_heads import HEADS, AblationResult, TrainConfig, ablate, ablation_rows, resolve_config
 from clipspm.train_heads.config import DEFAULT_HEAD
 from clipspm.train_heads.demo import EPISODES
 from clipspm.train_heads.episodes.pool import FeatureSource
 from clipspm.train_heads.experiments.ablation_table import together
-from clipspm.train_heads.tables import Table
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 #: TRX's own width, 1152, is for a ResNet's 2048 channels; it takes 14 times as long as the default

@@ -390,7 +390,7 @@ def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def print_results(found: dict[str, Any]) -> None:
     """The tables: rates, shares and the projection."""
-    from clipspm.train_heads.tables import Table
+    from clipspm.tables import Table
 
     middle = found["median"]
     names = {

@@ -36,6 +36,7 @@ from benchmarks.report import machine
 from clipspm.cache.disk import write_json
 from clipspm.engines.allocator import keep_pages
 from clipspm.progress import Reporter
+from clipspm.tables import Table
 from clipspm.train_heads.config import Precision, TrainConfig, resolve_config
 from clipspm.train_heads.episodes.bank import Banks, FeatureBank
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
@@ -43,7 +44,6 @@ from clipspm.train_heads.evaluation.predict import autocast, evaluating, make_ba
 from clipspm.train_heads.heads.base import EPISODES_PER_STEP
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import HeadShape, Run
-from clipspm.train_heads.tables import Table
 from clipspm.train_heads.training.curves import Several
 from clipspm.train_heads.training.loop import Trainer
 

@@ -26,6 +26,7 @@ from clipspm.cache.home import home
 from clipspm.extract.demo import CLASSES, DEMO_SPLITS, PAIRS
 from clipspm.extract.demo.stage import extract_demo
 from clipspm.extract.pipeline import ExtractConfig, extract
+from clipspm.tables import Table
 from clipspm.train_heads import (
     AblationResult,
     Run,
@@ -37,7 +38,6 @@ from clipspm.train_heads import (
 )
 from clipspm.train_heads.config import Precision
 from clipspm.train_heads.experiments.ablation_table import Row, together
-from clipspm.train_heads.tables import Table
 
 Fold = dict[str, Split]
 
@@ -172,7 +172,7 @@ def differences(results: Sequence[AblationResult]) -> list[dict[str, Any]]:
     """By row: accuracy over all folds, and row minus the first row, paired by episode and by fold."""
     whole, found = together(results), []
     for row in whole.rows:
-        change = paired(row.accuracies["inductive"], whole.rows[0].accuracies["inductive"])
+        change = paired(*(r.accuracies["inductive"].mean(0) for r in (row, whole.rows[0])))
         by_fold = [-result.effect(row.name).mean for result in results]
         accuracy = row.estimate("inductive")
         found.append(

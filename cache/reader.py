@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from clipspm.cache.home import caches_dir, demo_dir
 from clipspm.cache.ledger import TEXT_SHARD, apply, digests, values_digest
@@ -17,6 +16,7 @@ from clipspm.cache.seal import check_metadata
 from clipspm.cache.spec import CacheSpec, PlannedClass, Split, VideoRecord, format_of
 from clipspm.cache.store import CLASSES, SPEC, TEXT, DamagedShard, Store, find_store, layer_key, readable
 from clipspm.errors import ClipspmError
+from clipspm.tables import Table
 
 
 @dataclass(frozen=True)
@@ -261,20 +261,18 @@ def describe_caches() -> list[dict[str, Any]]:
 
 def home_table(rows: list[dict[str, Any]]) -> Table:
     """:func:`describe_caches` for a terminal."""
-    table = Table(title=f"caches under {caches_dir()}", title_justify="left")
-    for column in ("cache", "data set", "videos", "layers", "frames", "MB"):
-        table.add_column(column, overflow="fold")
+    lines = []
     for row in rows:
         name = Path(row["path"]).name
         if "error" in row:
-            table.add_row(name, "cannot be read", "", "", "", "")
+            lines.append((name, "cannot be read", "", "", "", ""))
             continue
         videos = ", ".join(f"{count} {status}" for status, count in row["videos"].items())
         frames = f"{row['frames']}" + (f" x {row['views']} views" if row["views"] > 1 else "")
-        table.add_row(
-            name, row["dataset"], videos, ", ".join(row["layers"]), frames, f"{row['bytes'] / 1e6:.1f}"
-        )
-    return table
+        size = f"{row['bytes'] / 1e6:.1f}"
+        lines.append((name, row["dataset"], videos, ", ".join(row["layers"]), frames, size))
+    columns = ("cache", "data set", "videos", "layers", "frames", "MB")
+    return Table(columns, lines, f"caches under {caches_dir()}")
 
 
 def find_cache(path: str | Path | None = None, dataset: str | None = None) -> Path:

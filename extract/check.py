@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
-from rich.table import Table
 
 from clipspm.cache.spec import SPLITS
 from clipspm.errors import UsageError
@@ -18,6 +17,7 @@ from clipspm.extract.datasets import BENCHMARKS, Index, benchmark
 from clipspm.extract.decode import DecodeError, count_frames
 from clipspm.extract.suffixes import stem
 from clipspm.progress import track
+from clipspm.tables import Table
 
 #: files that one task opens, and the seconds it may take
 _AT_A_TIME, _LIMIT = 64, 60.0
@@ -98,18 +98,17 @@ class CheckReport:
 
     def table(self) -> Table:
         """Classes that are not as they should be, and a line per split."""
-        table = Table(title=f"{self.index.dataset} at {self.index.root}", title_justify="left")
-        table.add_column("class")
-        table.add_column("split")
-        for column in _COLUMNS:
-            table.add_column(column.replace("_", " "), justify="right")
-        for one in self.classes:
-            if one.missing or one.duplicates or one.usable < one.found or one in self.too_few:
-                table.add_row(one.name, one.split, *(str(getattr(one, name)) for name in _COLUMNS))
-        table.add_section()
-        for split, sums in self.totals().items():
-            table.add_row(f"{sums['classes']} classes", split, *(str(sums[name]) for name in _COLUMNS))
-        return table
+        rows = [
+            (one.name, one.split, *(str(getattr(one, name)) for name in _COLUMNS))
+            for one in self.classes
+            if one.missing or one.duplicates or one.usable < one.found or one in self.too_few
+        ]
+        rows += [
+            (f"{sums['classes']} classes", split, *(str(sums[name]) for name in _COLUMNS))
+            for split, sums in self.totals().items()
+        ]
+        columns = ("class", "split", *(column.replace("_", " ") for column in _COLUMNS))
+        return Table(columns, rows, f"{self.index.dataset} at {self.index.root}", text=("split",))
 
     def sentence(self) -> str:
         """The finding in one line."""
@@ -219,9 +218,9 @@ def describe_benchmarks() -> list[dict[str, Any]]:
 
 def benchmarks_table(rows: Sequence[dict[str, Any]]) -> Table:
     """:func:`describe_benchmarks` for a terminal."""
-    table = Table("data set", "classes", "videos", "split", title="train/val/test", title_justify="left")
+    lines = []
     for row in rows:
         parts = [row["splits"][split] for split in SPLITS if split in row["splits"]]
         cells = ("/".join(str(part[what]) for part in parts) for what in ("classes", "videos"))
-        table.add_row(row["name"], *cells, row["about"])
-    return table
+        lines.append((row["name"], *cells, row["about"]))
+    return Table(("data set", "classes", "videos", "split"), lines, "train/val/test", text=("split",))

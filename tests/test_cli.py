@@ -14,6 +14,8 @@ import pytest
 from clipspm import __version__ as clipspm_version
 from clipspm.cache import open_cache
 from clipspm.cli import main
+from clipspm.train_heads.heads.registry import HEADS
+from clipspm.train_heads.runs import Run
 from tests.media import numbered_frames, tiny_local_dir, write_video
 
 
@@ -138,6 +140,68 @@ def test_extract_train_eval_ablate(home: Path, cache: Path) -> None:
     assert "32/32 episodes" not in ablated[1].stderr  # finished cells are not trained again
 
 
+def test_a_setting_may_be_written_as_yaml_does_not_read_it(home: Path, cache: Path) -> None:
+    """YAML reads 1e-1 as text."""
+    done = clipspm(
+        "train-heads", "--cache", cache, *FEW, "--set", "alpha=1e-1", "--json", "--run-dir", home / "alpha", home=home
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    weights = Run.open(home / "alpha")
+    assert weights.load_head().config.alpha == 0.1  # type: ignore[attr-defined]
+    rows = clipspm(
+        "ablate", "--cache", cache, *FEW, "--set", "alpha=1e-1", "--drop", "padm", "--test-episodes", 5, "--json",
+        home=home,
+    )  # fmt: skip
+    assert rows.returncode == 0, rows.stderr
+
+
+def test_a_run_is_named_after_its_cache_and_found_by_its_name(home: Path, cache: Path) -> None:
+    done = clipspm("train-heads", "--cache", cache, "--head", "prototype", "--way", 3, "--json", home=home)
+    assert done.returncode == 0, done.stderr
+    name = Path(json.loads(done.stdout)["run_dir"]).name
+    assert name.startswith("my-clips-") and cache.stem[-8:] not in name
+    assert clipspm("eval", name, "--test-episodes", 5, home=home).returncode == 0
+    assert_one_clear_line(clipspm("eval", "my-clip", home=home), "there is no run my-clip; at ", name, code=2)
+
+
+def test_heads_are_listed_without_torch(home: Path) -> None:
+    listed = clipspm("heads", home=home)
+    assert listed.returncode == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == list(HEADS)
+    assert all(len(line) <= 80 for line in listed.stdout.splitlines())
+    assert clipspm("train-heads", "--head", "list", home=home) == listed
+    rows = json.loads(clipspm("heads", "--json", home=home).stdout)["heads"]
+    assert {row["name"]: row["trained"] for row in rows} == {n: h.trained for n, h in HEADS.items()}
+    script = (
+        "import sys, clipspm.cli as c, clipspm.train_heads.config\n"
+        "c.app(['heads'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    alone = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert alone.returncode == 0, alone.stderr
+
+
+def test_ablation_of_several_shots_is_planned_and_run(home: Path, cache: Path, tmp_path: Path) -> None:
+    asked = (
+        "ablate", "--cache", cache, "--drop", "padm", "--against", "prototype", "--shots", "1,2", "--seeds", "0,1",
+        "--test-episodes", 20, "--out", tmp_path / "a", *FEW,
+    )  # fmt: skip
+    planned = clipspm(*asked, "--dry-run", home=home)
+    assert planned.returncode == 0, planned.stderr
+    assert "cells: 10 to train" in planned.stdout and str(cache) in planned.stdout
+    assert json.loads(clipspm(*asked, "--dry-run", "--json", home=home).stdout)["cells"]["to train"] == 10
+    assert not (tmp_path / "a").exists()
+    done = clipspm(*asked, home=home)
+    assert done.returncode == 0, done.stderr
+    assert "2-shot, transductive" in done.stdout and "chance: 33.3 % (3-way)" in done.stdout
+    assert json.loads((tmp_path / "a" / "ablation.json").read_text())["shots"] == [1, 2]
+    assert "cells: 10 finished" in clipspm(*asked, "--dry-run", home=home).stdout
+    for option in ("--shots", "--seeds"):
+        wrong = clipspm(*asked, option, "1,x", "--dry-run", home=home)
+        assert_one_clear_line(wrong, f"{option} '1,x': expected whole numbers", code=2)
+    assert_one_clear_line(clipspm(*asked, "--shots", "1,0", "--dry-run", home=home), "shots is 0", code=2)
+
+
 def test_a_second_extraction_does_nothing(
     home: Path, model: str, videos: Path, splits: Path, cache: Path
 ) -> None:
@@ -198,8 +262,14 @@ def test_skipped_videos_are_a_table_and_exit_code_3(
         (("train-heads", "--cache", "{cache}", "--recipe", "offical"), ("'offical'", "official"), 2),
         (("train-heads", "--cache", "{cache}", "--way", "3", "--set", "matcher=dtw"), ("matcher", "otam"), 2),
         (("train-heads", "--cache", "{cache}", "--way", "3", "--set", "matcher"), ("KEY=VALUE",), 2),
+        (("train-heads", "--cache", "{cache}", "--way", "3", "--set", "heads=four"), ("setting heads of clip-spm: found 'four'; needed a whole number",), 2),
+        (("train-heads", "--cache", "{cache}", "--way", "3", "--set", "hed=4"), ("unknown setting 'hed' of clip-spm; did you mean heads?",), 2),
+        (("train-heads", "--cache", "{cache}", "--way", "3", "--head", "trx", "--set", "dropuot=0"), ("unknown setting 'dropuot' of trx; did you mean dropout?",), 2),
+        (("ablate", "--cache", "{cache}", "--way", "3", "--drop", "padm", "--set", "heads=four"), ("found 'four'; needed a whole number",), 2),
+        (("ablate", "--cache", "{cache}", "--way", "3", "--drop", "padm", "--set", "hed=4"), ("did you mean heads?",), 2),
         (("train-heads", "--cache", "{cache}", "--splits", "{wrong}"), ("'fly'",), 1),
-        (("eval", "nowhere"), ("nowhere", "config.json"), 2),
+        (("eval", "nowhere"), ("there is no run nowhere",), 2),
+        (("eval", "{videos}"), ("is not a run directory: it holds no config.json",), 2),
         (("ablate", "--cache", "{cache}", "--way", "3"), ("--drop",), 2),
         (("ablate", "--cache", "{cache}", "--way", "3", "--drop", "pdam"), ("'pdam'", "padm"), 2),
         (("ablate", "--cache", "{cache}", "--way", "3", "--drop", "padm", "--seeds", "a"), ("--seeds", "0,1,2"), 2),

@@ -163,6 +163,23 @@ def test_features_of_another_width_are_refused(run: Path) -> None:
         evaluate(run, fake_cache(dim=8), episodes=5, log=silent)
 
 
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ({"3": 10}, r"r is for features of width 12, .* has 10 \(layer 3\)"),
+        ({"7": 12}, r"has no layer '3', it holds final, 7: `clipspm extract --layers 7,3,final` caches it"),
+    ],
+)
+def test_a_shallow_layer_of_another_width_or_none_is_refused(
+    tmp_path: Path, layers: dict[str, int], said: str
+) -> None:
+    cache = fake_cache(noise=1.5, extra_layers={"3": 12})
+    config = tiny_config(episodes=16, head_config={"shallow_layer": "3"})
+    train(cache, config, tmp_path / "r", log=silent)
+    with pytest.raises(UsageError, match=said):
+        evaluate(tmp_path / "r", fake_cache(extra_layers=layers), episodes=5, log=silent)
+
+
 def test_logits_that_are_not_finite_are_an_error() -> None:
     class Broken(ByHand):
         def score(self, episode: Episode) -> HeadOutput:

@@ -1,16 +1,26 @@
 """Collected results, paired comparisons, what selection on test is worth, and numbers by class."""
 
+import csv
 import io
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
+from clipspm.cache.reader import home_table
 from clipspm.errors import UsageError
+from clipspm.extract.check import CheckReport, ClassReport, benchmarks_table, describe_benchmarks
+from clipspm.tables import Table
 from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
 from clipspm.train_heads.episodes.pool import Pool
 from clipspm.train_heads.evaluation.evaluate import evaluate, load_evaluation
@@ -18,8 +28,8 @@ from clipspm.train_heads.evaluation.per_class import ClassTable, class_interval
 from clipspm.train_heads.evaluation.selection_bias import selection_bias
 from clipspm.train_heads.experiments.compare import compare
 from clipspm.train_heads.experiments.results import collect, published
-from clipspm.train_heads.runs import Run
-from clipspm.train_heads.tables import Table
+from clipspm.train_heads.heads.registry import HEADS
+from clipspm.train_heads.runs import HeadShape, Run
 from clipspm.train_heads.training.loop import Trainer
 from clipspm.train_heads.training.train import train
 from tests.synthetic import fake_cache, silent, tiny_config
@@ -60,7 +70,7 @@ def test_seeds_are_one_score_and_other_episodes_are_marked(runs: Path) -> None:
     assert [row[1].count("[") for row in table.rows if row[0] == "prototype"] == [0, 1]
     assert not any("[" in cell for name, cell in cells.items() if name != "prototype")
     other = evaluate(runs / "prototype-0", CACHE, episodes=60, seed=5, log=silent).episodes.full_hash
-    assert any(f"[a]: not comparable with its column: episodes {other[:16]}" in note for note in table.notes)
+    assert any(f"[a]: not comparable with its column: episodes {other[:8]}" in note for note in table.notes)
     assert any("padm=false" in name for name in cells)
 
 
@@ -68,7 +78,7 @@ def test_seeds_are_one_score_and_other_episodes_are_marked(runs: Path) -> None:
     ("key", "value", "said"),
     [
         ("coverage", {"expected": 40, "found": 38}, "38 of 40 videos"),
-        ("cache_fingerprint", "e" * 64, "features eeeeeeeeeeeeeeee"),
+        ("cache_fingerprint", "e" * 64, "cache fake (eeeeeeee)"),
         ("selection", "none", "selection none"),
     ],
 )
@@ -93,8 +103,41 @@ def test_every_format_holds_the_same_numbers(runs: Path) -> None:
     assert f"{100 * accuracy:.1f}" in found.table().markdown()
     assert f"{100 * accuracy:.1f}" in found.table().latex()
     assert r"\toprule" in found.table().latex()
-    assert str(accuracy) in found.csv()
+    (line, *_) = csv.DictReader(io.StringIO(found.csv()))
+    assert float(line["accuracy_percent"]) == pytest.approx(100 * accuracy)
     assert found.as_dict()["scores"][0]["accuracy"] == accuracy
+
+
+def test_a_head_with_nothing_to_train_has_no_seeds(tmp_path: Path) -> None:
+    """Two runs that differ in a seed that changes nothing are one score, as in the table of an ablation."""
+    off = {"hsmr": False, "spm": False, "padm": False, "motion_taps": 0, "learn_logit_scale": False}
+    for seed in (0, 1):
+        for name, config in (
+            ("prototype", tiny_config(head="prototype", seed=seed)),
+            ("off", tiny_config(seed=seed, head_config={**off, "class_text_weight": 0})),
+            ("trx", tiny_config(head="trx", seed=seed, episodes=8)),
+        ):
+            train(CACHE, config, tmp_path / f"{name}-{seed}", log=silent)
+            evaluate(tmp_path / f"{name}-{seed}", CACHE, episodes=20, protocols=("inductive",), log=silent)
+    found = collect([tmp_path])
+    assert found.skipped == ()
+    facts = {score.row: (score.as_dict()["seeds"], score.as_dict()["seed_std"]) for score in found.scores}
+    assert facts.pop("trx") == (2, pytest.approx(found.scores[-1].accuracies.mean(1).std(ddof=1)))
+    assert set(facts.values()) == {(0, None)} and len(facts) == 2
+    lines = list(csv.DictReader(io.StringIO(found.csv())))
+    assert [(line["seeds"], line["seed_std_percent"] == "") for line in lines] == [
+        ("0", True),
+        ("0", True),
+        ("2", False),
+    ]
+    assert sum("(s " in cell for row in found.table().rows for cell in row) == 1
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_whether_a_run_trains_is_told_without_its_weights(name: str) -> None:
+    config = tiny_config(head=name)
+    run = Run(Path("nowhere"), config, HeadShape(16, 4, {}), {})
+    assert run.trains() == HEADS[name].trained == HeadShape(16, 4, {}).build(config).trainable
 
 
 def test_published_numbers_stand_beside_their_data_set(runs: Path, tmp_path: Path) -> None:
@@ -123,7 +166,7 @@ def test_a_damaged_run_is_left_out_and_said(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "runs" / "full-1" / "results.json").write_text("{")
     found = collect([tmp_path / "runs"])
     assert len(found.skipped) == 1 and "results.json is damaged" in found.skipped[0]
-    assert all(s.seeds == (0,) for s in found.scores)
+    assert {s.seeds for s in found.scores} == {(0,), ()}
 
 
 def test_two_runs_are_compared_by_episode(runs: Path) -> None:
@@ -153,7 +196,7 @@ def test_what_cannot_be_compared_says_why(runs: Path, tmp_path: Path) -> None:
         compare(runs / "full-0", tmp_path / "r")
     with pytest.raises(UsageError, match="a side may differ in seeds only"):
         compare([runs / "full-0", runs / "no padm-0"], tmp_path / "r")
-    with pytest.raises(UsageError, match="is not a run directory"):
+    with pytest.raises(UsageError, match="there is no run .*absent; "):
         compare(runs / "full-0", tmp_path / "absent")
 
 
@@ -214,6 +257,48 @@ def test_confusion_equals_a_loop() -> None:
         assert table.accuracies.tolist() == pytest.approx((np.diag(expected) / expected.sum(1)).tolist())
 
 
+@pytest.mark.parametrize(("queries", "dirichlet", "seeds"), [(1, 0, 1), (2, 0, 1), (3, 2, 2)])
+def test_the_interval_of_a_class_is_that_of_another_draw_of_episodes(
+    queries: int, dirichlet: int, seeds: int
+) -> None:
+    """Queries of an episode are right or wrong together: the spread over draws is what the interval says."""
+    pool = Pool.from_cache(fake_cache({"test": 6}), "test")
+    rng, shares, halves = np.random.default_rng(0), [], []
+    for seed in range(150):
+        spec = EpisodeSpec(
+            dataset="fake", split="test", way=4, queries=queries, dirichlet=dirichlet, seed=seed
+        )
+        drawn = draw(spec, pool, 120)
+        luck = rng.random((120, 1)) < 0.5  # of the episode
+        wrong = rng.random((seeds, *drawn.query.shape)) < np.where(luck, 0.1, 0.6)
+        table = ClassTable.of((drawn.query_labels + wrong) % 4, drawn)
+        shares.append(table.accuracies)
+        halves.append(table.half)
+    assert table.queries.sum() == drawn.query.size and table.seeds == seeds
+    assert np.mean(halves) == pytest.approx(1.96 * np.std(shares, axis=0).mean(), rel=0.12)
+
+
+def test_by_class_what_is_right_or_absent_throughout_has_no_interval() -> None:
+    drawn = draw(EpisodeSpec(dataset="fake", split="test", way=6), Pool.from_cache(CACHE, "test"), 20)
+    table = ClassTable.of(drawn.query_labels, drawn)
+    assert np.isnan(table.half).all() and (table.accuracies == 1).all()
+    assert [row[2] for row in table.tables("x")[0].rows] == ["100.0"] * 6
+    assert table.records()[0]["interval95"] is None
+
+
+def test_many_classes_are_shown_by_the_pairs_confused_most() -> None:
+    names = tuple(f"class {c:02d}" for c in range(30))
+    confusion = 10 * np.eye(30, dtype=np.int64)
+    confusion[3, 5], confusion[7, 1] = 10, 5
+    table = ClassTable(names, confusion, np.full(30, np.nan))
+    pairs = table.tables("x")[1]
+    assert [list(row) for row in pairs.rows] == [
+        ["class 03", "class 05", "50.0"],
+        ["class 07", "class 01", "33.3"],
+    ]
+    assert table.records()[3]["taken for class 05"] == 10 and len(table.records()[3]) == 4 + 30
+
+
 def test_the_interval_over_classes_covers_another_draw_of_classes() -> None:
     """Classes with effects of their own, drawn again and again: 95 % intervals hold the mean over all classes."""
     pool = Pool.from_cache(fake_cache({"test": 12}), "test")
@@ -253,7 +338,7 @@ def test_the_command_line(runs: Path, tmp_path: Path) -> None:
     assert json.loads(clipspm("results", "--json", home=home).stdout)["skipped"] == []
     compared = clipspm("compare", runs / "full-0", runs / "no padm-0", "--json", home=home)
     assert json.loads(compared.stdout)["protocols"]["inductive"]["difference"]["n"] == 60
-    assert "first − second" in clipspm("compare", runs / "full-0", runs / "no padm-0", home=home).stdout
+    assert "A − B" in clipspm("compare", runs / "full-0", runs / "no padm-0", home=home).stdout
     wrong = clipspm("compare", runs / "full-0", "nowhere", home=home)
     assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1
 
@@ -332,7 +417,22 @@ def test_runs_that_were_trained_otherwise_are_not_one_row(tmp_path: Path) -> Non
     names = {row[0] for row in found.table().rows}
     assert any("shots=3" in name for name in names) and any("frames=2" in name for name in names)
     notes = " ".join(found.table().notes)
-    assert "training videos" in notes and "2 frames" in notes
+    assert "other training videos" in notes and "2 frames" in notes
+
+
+def test_settings_that_are_none_are_settings(tmp_path: Path) -> None:
+    """No clipping of gradients is another row than the recipe's clipping; what the cache fills in is not."""
+    for name, config in (
+        ("a", tiny_config(episodes=16, queries=None, frames=None)),
+        ("b", tiny_config(episodes=16, queries=None, frames=None, clip=None, seed=1)),
+    ):
+        train(CACHE, config, tmp_path / name, log=silent)
+        evaluate(tmp_path / name, CACHE, episodes=30, log=silent)
+    found = collect([tmp_path])
+    assert {(score.row, score.seeds) for score in found.scores} == {
+        ("clip-spm", (0,)),
+        ("clip-spm (clip=null)", (1,)),
+    }
 
 
 def test_weights_chosen_by_hand_are_filed_and_marked_apart(kept: Path, tmp_path: Path) -> None:
@@ -388,7 +488,7 @@ def test_a_damaged_evaluation_costs_itself_only(runs: Path, tmp_path: Path, dama
     damage(root / "full-1")
     found = collect([root])
     assert found.skipped and all("full-1" in line and "\n" not in line for line in found.skipped)
-    assert {score.seeds for score in found.scores} == {(0,)}
+    assert {score.seeds for score in found.scores} == {(0,), ()}
 
 
 def edit(run: Path, change) -> None:  # type: ignore[no-untyped-def]
@@ -419,7 +519,7 @@ def test_hostile_text_comes_through_every_format() -> None:
     assert not any(line.strip() == "end" for line in body)
     assert len(table.markdown().split("\n\n")[1].splitlines()) == 3
     console = Console(file=io.StringIO(), width=300)
-    console.print(table.rich())
+    console.print(table)
     assert "[red]" in console.file.getvalue() and "[a]: a_b" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -461,3 +561,137 @@ def test_wrong_requests_are_one_line(
     assert result.returncode == code, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and part in lines[0]
+
+
+# -------------------------------------------------------------------------------------------- 80 columns
+
+
+def shown(table: Table, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table, soft_wrap=True)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def assert_unbroken(table: Table, width: int = 80) -> None:
+    """Every cell stands on one line, and only what is wider than the terminal is wider."""
+    lines = shown(table, width)
+    for row in table.rows:
+        for cell in row:
+            assert any(cell in line for line in lines), (cell, lines)
+    longest = max(len(cell) for row in table.rows for cell in row)
+    assert all(len(line.rstrip()) <= max(width, longest + 4 + max(map(len, table.columns))) for line in lines)
+
+
+def test_no_cell_is_broken_at_80_columns(runs: Path, kept: Path) -> None:
+    found = collect([runs])
+    result = load_evaluation(runs / "full-0")
+    wide = [
+        replace(s, column=s.column._replace(dataset=d)) for s in found.scores for d in ("hmdb51", "ucf101")
+    ]
+    many = replace(found, scores=tuple(wide))
+    tables = [
+        result.table(),
+        *result.class_tables(),
+        found.table(),
+        many.table(),
+        *found.class_tables(),
+        compare(runs / "full-0", runs / "prototype-0").table(),
+        compare([runs / "full-0", runs / "full-1"], [runs / "full-0", runs / "full-1"]).table(),
+        selection_bias(kept, CACHE, episodes=20, log=silent).table(),
+        replace(many, scores=many.scores).published_table(),
+    ]
+    for table in tables:
+        if table is not None:
+            assert_unbroken(table)
+            assert max(len(line.rstrip()) for line in shown(table)) <= 80, shown(table)
+    assert sum("───" in line for line in shown(many.table())) > 1  # columns that do not fit are below
+
+
+def test_listings_are_not_broken_at_80_columns() -> None:
+    name = "my-long-clips-of-actions-ViT-B-16-quickgelu-1a2b3c4d.zarr"
+    facts = {"dataset": "folder", "videos": {"ok": 1360, "failed": 12}, "layers": ["3", "7", "11", "final"]}
+    rows = [{"path": f"caches/{name}", "frames": 8, "views": 2, "bytes": 1e9, **facts}]
+    rows.append({"path": "caches/broken.h5", "error": "no cache"})
+    class_ = ClassReport("something with a rather long name", "train", 100, 90, 1, 2, 3)
+    index: Any = SimpleNamespace(dataset="hmdb51", root="a folder " * 12)
+    for table in (
+        home_table(rows),
+        benchmarks_table(describe_benchmarks()),
+        CheckReport(index, (class_,), 6, True, ()).table(),
+    ):
+        assert_unbroken(table)
+        assert all(len(line.rstrip()) <= 90 for line in shown(table))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.text("ab ", min_size=1, max_size=30), min_size=2, max_size=7),
+    st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    st.integers(20, 120),
+)
+def test_no_cell_is_broken_at_any_width(columns: list[str], lengths: list[int], width: int) -> None:
+    rows = [
+        [f"{r}.{c}".ljust(max(4, length * (c + r) % 50), "x") for c in range(len(columns))]
+        for r, length in enumerate(lengths)
+    ]
+    assert_unbroken(Table(columns, rows, "t"), width)
+
+
+def test_columns_without_content_are_left_out() -> None:
+    table = Table(("", "a", "b"), [("x", "", "1"), ("y", "", "")], "t")
+    assert not any("a" in line for line in shown(table))
+    assert "a" not in table.markdown() and table.csv().startswith(",a,b\n")
+    body = [line for line in table.latex().splitlines() if line.endswith(r"\\")]
+    assert body == [r" & b \\", r"x & 1 \\", r"y &  \\"]
+
+
+def test_every_table_says_what_chance_is(runs: Path) -> None:
+    for table in (collect([runs]).table(), load_evaluation(runs / "full-0").table()):
+        assert any("chance: 33.3 % (3-way)" in note for note in table.notes)
+        text = "\n".join(shown(table))
+        assert not re.search("[0-9a-f]{9}", text)  # a name and at most eight digits of a hash
+        assert "cache fake" in text
+
+
+def test_by_class_on_the_command_line(runs: Path, tmp_path: Path) -> None:
+    home = runs.parent
+    text = clipspm("results", runs / "full-0", "--per-class", home=home).stdout
+    assert "test class 03" in text and "clip-spm, fake 3-way 1-shot inductive: taken for" in text
+    lines = list(csv.DictReader(io.StringIO(
+        clipspm("results", runs / "full-0", runs / "full-1", "--per-class", "--format", "csv", home=home).stdout
+    )))  # fmt: skip
+    assert len(lines) == 2 * 6
+    both = [load_evaluation(runs / f"full-{s}").classes() for s in (0, 1)]
+    for i, line in enumerate(lines[:6]):
+        assert line["class"] == both[0].names[i]
+        assert float(line["accuracy_percent"]) == pytest.approx(
+            100 * sum(b.confusion[i, i] for b in both) / sum(b.confusion[i].sum() for b in both)
+        )
+        counts = [int(line[f"taken for {name}"]) for name in both[0].names]
+        assert counts == (both[0].confusion + both[1].confusion)[i].tolist()
+    found = json.loads(clipspm("results", runs / "full-0", "--per-class", "--json", home=home).stdout)
+    assert found["scores"][0]["confusion"] == both[0].confusion.tolist()
+    assert found["scores"][0]["classes"][2]["accuracy"] == both[0].accuracies[2]
+
+
+def test_eval_writes_every_format(runs: Path, tmp_path: Path) -> None:
+    home = runs.parent
+    cache = real_cache(tmp_path / "my cache.zarr", CACHE).path
+    run = Path(shutil.copytree(runs / "prototype-0", tmp_path / "r"))
+    asked = ("eval", run, "--cache", cache, "--test-episodes", 40)
+    content = json.loads(clipspm(*asked, "--json", home=home).stdout)
+    assert json.loads(clipspm(*asked, "--format", "json", home=home).stdout) == content
+    (line, _) = csv.DictReader(io.StringIO(clipspm(*asked, "--format", "csv", home=home).stdout))
+    assert float(line["accuracy_percent"]) == pytest.approx(
+        100 * content["protocols"]["inductive"]["accuracy"]
+    )
+    assert line["episode_hash"] == content["episode_hash_full"]
+    for format, part in (("latex", r"\toprule"), ("markdown", "|---|"), ("terminal", "|---|")):
+        written = clipspm(*asked, "--format", format, "--out", tmp_path / format, home=home)
+        assert written.returncode == 0 and part in (tmp_path / format).read_text()
+    by_class = clipspm(*asked, "--per-class", "--format", "csv", home=home).stdout
+    assert len(by_class.splitlines()) == 1 + 2 * 6 and "taken for test class 00" in by_class
+    table = clipspm(*asked, "--per-class", home=home).stdout
+    assert "cache my cache.zarr" in table and "prototype, transductive: taken for" in table
+    refused = clipspm(*asked, "--report-selection-bias", "--format", "csv", home=home)
+    assert refused.returncode == 2 and "has no CSV" in refused.stderr

@@ -17,7 +17,7 @@ from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.evaluation.leaks import guard_classes
 from clipspm.train_heads.evaluation.predict import make_batch
 from clipspm.train_heads.heads.registry import HEADS, HeadEntry, build_head
-from clipspm.train_heads.runs import Run, default_run_dir
+from clipspm.train_heads.runs import Run, cache_title, default_run_dir
 from clipspm.train_heads.training import loop as trainer_module
 from clipspm.train_heads.training.loop import Trainer
 from clipspm.train_heads.training.optim import lr_at
@@ -482,6 +482,20 @@ def test_default_run_directory_is_new(tmp_path: Path, monkeypatch: pytest.Monkey
     first = default_run_dir(tiny_config(), CACHE)
     first.mkdir(parents=True)
     assert default_run_dir(tiny_config(), CACHE) == first.with_name(first.name + "-2")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "path", "title"),
+    [
+        ("folder", "caches/my-clips-ViT-B-16-quickgelu-0a1b2c3d.zarr", "my-clips-ViT-B-16-quickgelu"),
+        ("hmdb51", "hmdb51-ViT-B-16-0a1b2c3d.h5", "hmdb51-ViT-B-16"),
+        ("demo", "demo/cache.zarr", "demo-cache"),
+        ("folder", "-x: [y]\n.zarr", "x-y"),
+        ("folder", "::.zarr", "folder"),
+    ],
+)
+def test_files_made_of_a_cache_are_named_after_it(dataset: str, path: str, title: str) -> None:
+    assert cache_title(replace(fake_cache(dataset=dataset), path=Path(path))) == title
 
 
 def test_tensorboard_without_the_extra_says_how_to_get_it(

@@ -21,8 +21,10 @@ from .evaluation.stats import estimate as estimate
 from .evaluation.stats import paired as paired
 from .evaluation.stats import spread as spread
 from .experiments.ablate import ablate as ablate
+from .experiments.ablate import ablate_shots as ablate_shots
 from .experiments.ablate import ablation_rows as ablation_rows
 from .experiments.ablation_table import AblationResult as AblationResult
+from .experiments.ablation_table import ShotsResult as ShotsResult
 from .experiments.compare import Comparison as Comparison
 from .experiments.compare import compare as compare
 from .experiments.results import Results as Results

@@ -13,12 +13,12 @@ from typing import Any
 from clipspm.cache.reader import Cache
 from clipspm.cache.spec import Split
 from clipspm.progress import Say
+from clipspm.tables import Table
 from clipspm.train_heads.config import resolve_config
 from clipspm.train_heads.evaluation.stats import Difference
 from clipspm.train_heads.experiments.ablate import FULL, ablate
 from clipspm.train_heads.experiments.ablation_table import AblationResult, together
 from clipspm.train_heads.heads.protocol import Protocol
-from clipspm.train_heads.tables import Table
 
 SHUFFLED = "full, frames shuffled"
 PUBLISHED = "as published, small"

@@ -9,6 +9,7 @@ training ended and every evaluation. ``episodes-HASH.npz``: the episodes of an e
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from clipspm.cache.home import runs_dir
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.config import TrainConfig, from_dict
 from clipspm.train_heads.episodes.pool import FeatureSource, content_digest
-from clipspm.train_heads.heads.registry import build_head
+from clipspm.train_heads.heads.registry import HEADS, build_head
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,8 @@ class HeadShape:
                 layer_dims=self.layer_dims,
             )
         except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"head {config.head}: {error}") from error
+            said = "" if f" of {config.head}" in str(error) else f"head {config.head}: "
+            raise UsageError(f"{said}{error}") from error
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class Run:
         path = Path(path)
         if not path.exists() and not path.is_absolute() and (runs_dir() / path).is_dir():
             path = runs_dir() / path
+        if not path.exists():
+            raise UsageError(f"there is no run {path}; {_known_runs()}")
         file = path / "config.json"
         if not file.is_file():
             raise UsageError(f"{path} is not a run directory: it holds no config.json")
@@ -146,6 +150,15 @@ class Run:
     def checkpoints(self) -> list[str]:
         """The weights that were kept on the way (``train-heads --keep-checkpoints``), in order."""
         return sorted(file.stem for file in self.path.glob("step-*.safetensors"))
+
+    def trains(self) -> bool:
+        """Whether the head has anything to train; if not, the seed of the run changes nothing."""
+        if not HEADS[self.config.head].trained:
+            return False
+        import torch
+
+        with torch.device("meta"):  # nothing is computed
+            return self.shape.build(self.config).trainable
 
     def load_head(self, which: str | None = None, device: "torch.device | str" = "cpu") -> "Head":
         """The trained head in evaluation mode."""
@@ -248,10 +261,33 @@ def holds_run(path: Path) -> bool:
     return any((path / name).exists() for name in ("trainer.safetensors", "results.json", *_WEIGHTS))
 
 
+def _known_runs() -> str:
+    """The newest runs under the home's ``runs/`` by name, for a message."""
+    found = sorted(runs_dir().glob("*/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    names = [file.parent.name for file in found]
+    if not names:
+        return f"none at {runs_dir()} either: `clipspm train-heads` makes one"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"at {runs_dir()}: {', '.join(names[:5])}{more}"
+
+
+def cache_title(cache: FeatureSource) -> str:
+    """What to call files made of a cache: its own name, without suffix and fingerprint.
+
+    The data set stands before it where the name does not tell it, unless it is merely some folder or list.
+    """
+    stem = re.sub(r"-[0-9a-f]{8}$", "", Path(cache.path).stem)
+    title = re.sub(r"[^\w.-]+", "-", stem, flags=re.ASCII).strip("-.")
+    dataset = cache.spec.dataset
+    if not title or not (dataset in title or dataset in ("folder", "manifest")):
+        return f"{dataset}-{title}".rstrip("-")
+    return title
+
+
 def default_run_dir(config: TrainConfig, cache: FeatureSource) -> Path:
-    """A new directory under the home's ``runs/``, named after the request."""
+    """A new directory under the home's ``runs/``, named after the cache and the request."""
     name = (
-        f"{cache.spec.dataset}-{config.head}-{config.way}w{config.shots}s-{config.recipe}-seed{config.seed}"
+        f"{cache_title(cache)}-{config.head}-{config.way}w{config.shots}s-{config.recipe}-seed{config.seed}"
     )
     for count in range(1, 10_000):
         path = runs_dir() / (name if count == 1 else f"{name}-{count}")

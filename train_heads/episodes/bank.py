@@ -121,8 +121,11 @@ class FeatureBank:
         pool = Pool.from_cache(cache, split)
         for layer in layers:
             if layer not in cache.spec.layers:
-                known = ", ".join(cache.spec.layers)
-                raise UsageError(f"{cache.path} has no layer {layer!r}: it holds {known}")
+                wanted = [*(known for known in cache.spec.layers if known != "final"), layer, "final"]
+                raise UsageError(
+                    f"{cache.path} has no layer {layer!r}, it holds {', '.join(cache.spec.layers)}: "
+                    f"`clipspm extract --layers {','.join(wanted)}` caches it"
+                )
         sources = {layer: cache.mapped(layer) for layer in layers}
         if mapped is None:
             row = sum(source.dtype.itemsize * math.prod(source.shape[1:]) for source in sources.values())

@@ -1,6 +1,6 @@
 """Score a head on test episodes that are drawn once, saved and named by a hash."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from clipspm.cache.reader import open_cache
 from clipspm.engines.allocator import keep_pages
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import Reporter, Say
+from clipspm.tables import Table, chance, records_csv
 from clipspm.train_heads.config import Precision
 from clipspm.train_heads.episodes.bank import Banks, check_frames
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
@@ -27,7 +28,6 @@ from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.request import resolve_device
 from clipspm.train_heads.runs import Run, save_arrays
-from clipspm.train_heads.tables import Table
 
 PROTOCOLS: tuple[Protocol, ...] = ("inductive", "transductive")
 
@@ -71,10 +71,8 @@ class EvalResult:
             "accuracy": score.mean,
             "interval95": score.half,
             "classes95": class_interval(values, self.episodes),
-            "per_class": {
-                name: None if np.isnan(value) else float(value)
-                for name, value in zip(by_class.names, by_class.accuracies, strict=True)
-            },
+            "per_class": _by_name(by_class.names, by_class.accuracies),
+            "per_class95": _by_name(by_class.names, by_class.half),
             "confusion": by_class.confusion.tolist(),
         }
 
@@ -83,22 +81,60 @@ class EvalResult:
         facts, rows = self.facts, []
         for p in self.protocols:
             score, other = self.estimate(p), class_interval(self.accuracies(p), self.episodes)
-            classes = f"{100 * other[0]:.1f} to {100 * other[1]:.1f}" if other else "-"
+            classes = f"{100 * other[0]:.1f} to {100 * other[1]:.1f}" if other else ""
             own = f" ± {100 * score.half:.2f}" if score.n > 1 else ""
             rows.append((p, f"{100 * score.mean:.2f}{own}", classes))
-        request = self.episodes.spec.describe()
-        title = f"{facts['dataset']}: {request}, {facts['episodes']} {facts['split']} episodes"
+        spec = self.episodes.spec
+        title = f"{facts['dataset']}: {spec.describe()}, {facts['episodes']} {facts['split']} episodes"
         notes = (
-            "in %; ±: 95 % interval over episodes; other classes: over another draw of test classes",
-            f"episodes {self.name}, cache {facts['cache_fingerprint'][:16]}, selection: {facts['selection']}",
+            f"±: 95 % interval over episodes; {chance([spec.way])}",
+            *["other classes: 95 % interval over another draw of test classes"] * any(row[2] for row in rows),
+            f"episodes {self.episodes.hash[:8]}, cache {cache_name(facts)}, selection: {facts['selection']}",
             *_gap(facts),
         )
-        return Table((facts["head"], "accuracy", "other classes"), rows, title, notes)
+        return Table((facts["head"], "accuracy (%)", "other classes (%)"), rows, title, notes)
+
+    def class_tables(self) -> list[Table]:
+        """By protocol, accuracy by class in per cent and the confusion matrix."""
+        return [
+            table for p in self.protocols for table in self.classes(p).tables(f"{self.facts['head']}, {p}")
+        ]
+
+    def csv(self, *, per_class: bool = False) -> str:
+        """A line per protocol, or per protocol and class with a row of the confusion matrix, in per cent."""
+        lines: list[dict[str, Any]] = []
+        for p in self.protocols:
+            where = {
+                "method": self.facts["head"],
+                "dataset": self.facts["dataset"],
+                "request": self.episodes.spec.describe(),
+                "protocol": p,
+            }
+            if per_class:
+                lines += [{**where, **record} for record in self.classes(p).records()]
+                continue
+            score, other = self.estimate(p), class_interval(self.accuracies(p), self.episodes)
+            low, high = other or (None, None)
+            of_run: dict[str, Any] = {"accuracy": score.mean, "interval95": score.half}
+            of_run |= {"classes95_low": low, "classes95_high": high, "episodes": score.n}
+            of_run["episode_hash"] = self.facts["episode_hash_full"]
+            facts = ("cache_fingerprint", "selection", "version")
+            lines.append({**where, **of_run, **{key: self.facts[key] for key in facts}})
+        return records_csv(lines)
 
     @property
     def name(self) -> str:
         """What this is filed under: the hash of its episodes, and a mark of what was unlike the run's own."""
         return self.episodes.hash + self.facts.get("unlike", "")
+
+
+def cache_name(facts: Mapping[str, Any]) -> str:
+    """The file name of the cache that an evaluation was made on, or else the fingerprint's first digits."""
+    return str(facts.get("cache_name") or facts["cache_fingerprint"][:8])
+
+
+def _by_name(names: Sequence[str], values: npt.NDArray[np.float64]) -> dict[str, float | None]:
+    return {n: None if np.isnan(v) else float(v) for n, v in zip(names, values, strict=True)}
 
 
 def _gap(facts: dict[str, Any]) -> list[str]:
@@ -161,15 +197,13 @@ def evaluate(
     shuffle = shuffle_time if shuffle_time is not None else bool(config and config.shuffle_time)
     found_device = resolve_device(device)
     layers = ("final", head.shallow_layer) if head.shallow_layer else ("final",)
+    if run is not None:
+        _check_widths(run, cache, layers)
     if banks is None or not banks.serve(cache, layers, found_device):
         banks = Banks(cache, layers, found_device)
     bank = banks.get(split, shuffle_time=shuffle)
     if run is not None and split == "test":
         guard_test_classes(run, bank)
-    if run is not None and bank.text.shape[-1] != run.shape.dim:
-        raise UsageError(
-            f"{run.path} is for features of width {run.shape.dim}, {cache.path} has {bank.text.shape[-1]}"
-        )
     if isinstance(episodes, Episodes):
         if episodes.spec.dataset != cache.spec.dataset:
             raise UsageError(
@@ -227,6 +261,7 @@ def evaluate(
         "device": str(found_device),
         "weights": chosen,
         **_selection(run, chosen),
+        "cache_name": Path(cache.path).name,
         "cache_fingerprint": cache.spec.fingerprint,
         "coverage": {"expected": covered.expected, "found": covered.found},
         "head": config.head if config else type(head).__name__,
@@ -241,6 +276,17 @@ def evaluate(
     if run is not None:
         _write(run, result)
     return result
+
+
+def _check_widths(run: Run, cache: FeatureSource, layers: Sequence[str]) -> None:
+    """Refuse features of another width than ``run`` was built for; layers that are not cached are passed."""
+    needed, found = {**run.shape.layer_dims, "final": run.shape.dim}, cache.spec.dims
+    for layer in layers:
+        if layer in needed and layer in found and needed[layer] != found[layer]:
+            raise UsageError(
+                f"{run.path} is for features of width {needed[layer]}, {cache.path} has {found[layer]} "
+                f"(layer {layer}): give a cache of the same encoder"
+            )
 
 
 def _selection(run: Run | None, weights: str | None) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any
 
 from clipspm.errors import UsageError
 from clipspm.progress import Reporter, Say
+from clipspm.tables import Table
 from clipspm.train_heads.episodes.pool import FeatureSource
 from clipspm.train_heads.evaluation.evaluate import EvalResult, as_trained, evaluate
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import Run
-from clipspm.train_heads.tables import Table
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,14 @@ class SelectionBias:
         plain = {"val": "validation classes", "none": "nothing (the last weights)"}
         chosen = plain.get(facts["selection"], facts["selection"])
         notes = (
-            f"accuracy in %; chosen on test: the best of {len(self.scores)} weights on the very episodes "
-            f"{self.honest.name};",
+            f"chosen on test: the best of {len(self.scores)} weights on these very episodes",
             f"honest: selected on {chosen}. Report the honest one.",
         )
         return Table(
-            ("", "honest", "chosen on test", "difference"), rows, "What selection on test is worth", notes
+            ("", "honest (%)", "chosen on test (%)", "difference (points)"),
+            rows,
+            "What selection on test is worth",
+            notes,
         )
 
 

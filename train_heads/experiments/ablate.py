@@ -5,8 +5,8 @@ what they depend on (configuration and cache), so that a finished one is never t
 table asks for it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -16,25 +16,27 @@ import numpy as np
 import torch
 
 import clipspm
-from clipspm.cache.reader import open_cache
 from clipspm.engines import EngineConfig, make_engine
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import Reporter, Say
 from clipspm.settings import near
+from clipspm.tables import Table
 from clipspm.train_heads.config import DEFAULT_HEAD, TrainConfig, checked, load_recipe, resolve_config
 from clipspm.train_heads.episodes.bank import Banks
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, check_request, draw
-from clipspm.train_heads.episodes.pool import SPLITS, FeatureSource, Pool, content_digest
-from clipspm.train_heads.episodes.random import digest
-from clipspm.train_heads.evaluation.evaluate import PROTOCOLS, EvalResult, evaluate, load_evaluation
-from clipspm.train_heads.experiments.ablation_table import AblationResult, Row
+from clipspm.train_heads.episodes.pool import SPLITS, FeatureSource, Pool
+from clipspm.train_heads.evaluation.evaluate import PROTOCOLS, EvalResult
+from clipspm.train_heads.experiments.ablation_table import AblationResult, Row, ShotsResult
+from clipspm.train_heads.experiments.cells import STATES, Cell, CellTask, cell_name, score_cell
 from clipspm.train_heads.heads.protocol import Protocol
+from clipspm.train_heads.heads.registry import HEADS
 from clipspm.train_heads.request import fit_to_cache, resolve_device
-from clipspm.train_heads.runs import HeadShape, Run
-from clipspm.train_heads.training.train import train
+from clipspm.train_heads.runs import HeadShape
 
 MODULES = ("hsmr", "spm", "padm")
 FULL = "full"
+#: in place of the name of a head: all others
+ALL = "all"
 
 
 def parse_drop(text: str) -> tuple[str, ...]:
@@ -58,7 +60,8 @@ def ablation_rows(
 ) -> dict[str, TrainConfig]:
     """The rows by name: ``base`` as ``full``, one per drop (all eight with ``grid``) and head, ``extra``.
 
-    Rows for other heads are trained as ``base`` is, with what its recipe says of that head.
+    Rows for other heads are trained as ``base`` is, with what its recipe says of that head; ``all`` among the
+    ``heads`` stands for every head but that of ``base``.
     """
     rows = {FULL: base}
     wanted = [parse_drop(drop) for drop in drops]
@@ -73,7 +76,7 @@ def ablation_rows(
             raise UsageError(f"cannot drop {already_off[0]}: the configuration has it off already")
         if parts:
             rows["without " + "+".join(parts)] = base.with_head(**dict.fromkeys(parts, False))
-    for head in heads:
+    for head in (name for name in HEADS if name != base.head) if ALL in heads else heads:
         own = checked(load_recipe(base.recipe).get("heads", {}).get(head, {}).get("train", {}), base.recipe)
         settings = resolve_config(recipe=base.recipe, preset=base.preset, overrides={"head": head})
         rows[head] = replace(base, head=head, head_config=settings.head_config, preset=settings.preset, **own)
@@ -81,6 +84,54 @@ def ablation_rows(
 
 
 def ablate(
+    cache: FeatureSource,
+    base: TrainConfig,
+    *,
+    out_dir: str | Path,
+    banks: Banks | None = None,
+    log: Say | None = None,
+    **asked: Any,
+) -> AblationResult:
+    """Train and score every row with every seed; write the tables into ``out_dir``.
+
+    ``asked``: what else :func:`plan_ablation` takes. All cells are scored on the same test episodes. They lie
+    in ``out_dir/cells``; those that are finished are read, those that were interrupted go on. Raises
+    :class:`UsageError` before any work if the cache cannot give what is asked.
+    """
+    plan = plan_ablation(cache, base, out_dir=out_dir, log=log, **asked)
+    result = plan.run(banks=banks, log=log)
+    ShotsResult((result,)).save(plan.out)
+    return result
+
+
+def ablate_shots(
+    cache: FeatureSource,
+    base: TrainConfig,
+    *,
+    shots: Sequence[int],
+    out_dir: str | Path,
+    banks: Banks | None = None,
+    log: Say | None = None,
+    **asked: Any,
+) -> ShotsResult:
+    """:func:`ablate` at several numbers of ``shots``, all of them checked before any work, in one table."""
+    plans = plan_shots(cache, base, shots=shots, out_dir=out_dir, log=log, **asked)
+    banks = banks or plans[0].banks()
+    result = ShotsResult(tuple(plan.run(banks=banks, log=log) for plan in plans))
+    result.save(plans[0].out)
+    return result
+
+
+def plan_shots(
+    cache: FeatureSource, base: TrainConfig, *, shots: Sequence[int], **asked: Any
+) -> "tuple[Plan, ...]":
+    """:func:`plan_ablation` at each number of ``shots``."""
+    if not shots or len(set(shots)) != len(shots):
+        raise UsageError(f"shots are {list(shots)}; at least one number is needed, and each once")
+    return tuple(plan_ablation(cache, replace(base, shots=count), **asked) for count in shots)
+
+
+def plan_ablation(
     cache: FeatureSource,
     base: TrainConfig,
     *,
@@ -95,26 +146,24 @@ def ablate(
     protocols: Sequence[Protocol] = PROTOCOLS,
     episode_seed: int = 0,
     keep_weights: bool = True,
-    banks: Banks | None = None,
     engine: EngineConfig | None = None,
     log: Say | None = None,
-) -> AblationResult:
-    """Train and score every row of :func:`ablation_rows` with every seed; write the tables into ``out_dir``.
+) -> "Plan":
+    """What an ablation of the rows of :func:`ablation_rows` would do; nothing is trained or written.
 
-    All cells are scored on the same ``episodes`` test episodes. Cells lie in ``out_dir/cells``; those that
-    are finished are read, those that were interrupted go on. ``keep_weights`` False keeps only the
-    predictions of finished cells, True the selected weights too. ``engine``: train cells elsewhere (Slurm,
-    Ray; they must see the same files) or several at a time (one per entry of its ``devices``, which may name
-    one device more than once), with the same results up to rounding. Raises :class:`UsageError` before any
-    work if the cache cannot give what is asked.
+    ``keep_weights`` False keeps only the predictions of finished cells, True the selected weights too.
+    ``engine``: train cells elsewhere (Slurm, Ray; they must see the same files) or several at a time (one per
+    entry of its ``devices``, which may name one device more than once), with the same results up to rounding.
+    Raises :class:`UsageError` for all that cannot be met, so that a plan that is made can be run.
     """
     reporter = Reporter(log)
     out = Path(out_dir).absolute()
+    _check_writable(out)
     if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError(f"seeds are {list(seeds)}; at least one is needed, and each once")
     rows = ablation_rows(base, drops=drops, grid=grid, heads=heads, extra=extra)
     if len(rows) < 2:
-        raise UsageError("nothing to compare: name a --drop, or --grid")
+        raise UsageError("nothing to compare: name a --drop, or --grid, or another head with --against")
     pool = Pool.from_cache(cache, "test")
     check_request(pool, way=base.way, shot=base.shots, queries=queries)
     said: set[str] = set()
@@ -138,140 +187,194 @@ def ablate(
     device = resolve_device(base.device)
     for name in engine.devices if engine else ():
         resolve_device(name)
-    if banks is None or not banks.serve(cache, layers, device):
-        banks = Banks(cache, layers, device)
-    planned: dict[str, list[Cell]] = {}
+    cells: dict[str, tuple[Cell, ...]] = {}
     for name, config in rows.items():
-        seeded = [replace(config, seed=0)] if name in untrained else [replace(config, seed=s) for s in seeds]
-        planned[name] = [Cell(cell, out / "cells" / cell_name(cell, cache)) for cell in seeded]
-    trained = 0
-    if engine is not None and (engine.name != "local" or len(engine.devices) > 1):
-        task = CellTask.of(cache, drawn, out, protocols, keep_weights, layers)
-        if len(engine.devices) > 1:  # they share the cores of this machine
-            task = replace(task, threads=max(1, torch.get_num_threads() // len(engine.devices)))
-        every = {cell.path: cell for cells in planned.values() for cell in cells}  # rows may share cells
-        todo = [cell for cell in every.values() if not cell.scored(drawn, protocols)]
-        for path in make_engine(engine).map(task, todo) if todo else ():
-            trained += 1
-            reporter.say(f"{path.name} is done, {trained} of {len(todo)}")
-    table = []
-    selection = "none"
-    for name, config in rows.items():
-        found: list[EvalResult] = []
-        for cell in planned[name]:
-            reporter.say(f"{name}, seed {cell.config.seed}: {cell.path.name}")
-            result, new = _cell(cache, cell, drawn, protocols, banks, log, keep_weights)
-            found.append(result)
-            trained += new
-            selection = result.facts["selection"]
-        cells = [cell.path for cell in planned[name]]
-        repeat = len(seeds) // len(found)
-        accuracies = {p: np.stack([r.accuracies(p) for r in found] * repeat) for p in protocols}
-        table.append(Row(name, config, tuple(cells), accuracies))
-    facts = {
-        "dataset": cache.spec.dataset,
-        "split": "test",
-        "way": base.way,
-        "shots": base.shots,
-        "queries": queries,
-        "episodes": len(drawn),
-        "episode_hash": drawn.hash,
-        "cache_fingerprint": cache.spec.fingerprint,
-        "coverage": {s: (cache.coverage(s).found, cache.coverage(s).expected) for s in SPLITS},
-        "recipe": base.recipe,
-        "selection": selection,
-        "version": clipspm.__version__,
-        "compared_with": table[0].name,
-    }
-    result_table = AblationResult(tuple(table), tuple(seeds), drawn, facts, trained)
-    result_table.save(out)
-    return result_table
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A configuration with its seed, and the run directory it belongs in."""
-
-    config: TrainConfig
-    path: Path
-
-    def scored(self, episodes: Episodes, protocols: Sequence[Protocol]) -> EvalResult | None:
-        """What a finished cell says of these episodes, if it was asked before."""
-        if not ((self.path / "config.json").exists() and Run.open(self.path).finished):
-            return None
-        try:
-            known = load_evaluation(self.path, episodes.hash)
-        except ClipspmError:
-            return None
-        return known if set(protocols) <= set(known.protocols) else None
+        seeded = [replace(config, seed=s) for s in ((0,) if name in untrained else seeds)]
+        cells[name] = tuple(Cell(cell, out / "cells" / cell_name(cell, cache)) for cell in seeded)
+    plan = Plan(
+        cache=cache,
+        base=base,
+        rows=rows,
+        untrained=frozenset(untrained),
+        cells=cells,
+        seeds=tuple(seeds),
+        episodes=drawn,
+        protocols=tuple(protocols),
+        layers=frozenset(layers),
+        device=device,
+        engine=engine,
+        keep_weights=keep_weights,
+        out=out,
+    )
+    if plan.spread_out and plan.todo():
+        assert engine is not None
+        make_engine(engine)  # one whose package is missing is refused now
+    return plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellTask:
-    """Trains and scores cells in a worker process that sees the same files."""
+class Plan:
+    """An ablation that was checked: its ``rows``, and by row the ``cells``, one per seed.
 
-    cache: Path
-    class_splits: dict[str, Any]
-    content: str
-    episodes: Path
+    ``untrained``: rows whose head has nothing to train, with one cell for all seeds. ``layers``: those that
+    the rows read. ``episodes``: what every cell is scored on.
+    """
+
+    cache: FeatureSource
+    base: TrainConfig
+    rows: dict[str, TrainConfig]
+    untrained: frozenset[str]
+    cells: dict[str, tuple[Cell, ...]]
+    seeds: tuple[int, ...]
+    episodes: Episodes
     protocols: tuple[Protocol, ...]
+    layers: frozenset[str]
+    device: torch.device
+    engine: EngineConfig | None
     keep_weights: bool
-    layers: tuple[str, ...]
-    threads: int | None = None
+    out: Path
 
-    @classmethod
-    def of(
-        cls,
-        cache: FeatureSource,
-        episodes: Episodes,
-        out: Path,
-        protocols: Sequence[Protocol],
-        keep_weights: bool,
-        layers: set[str],
-    ) -> "CellTask":
-        """The task of scoring cells of ``cache`` on ``episodes``, which are written into ``out``."""
-        file = out.absolute() / f"episodes-{episodes.hash}.npz"
-        episodes.save(file)
-        return cls(
-            cache=Path(cache.path).resolve(),
-            class_splits=dict(cache.class_splits),
-            content=content_digest(cache),
-            episodes=file,
-            protocols=tuple(protocols),
-            keep_weights=keep_weights,
-            layers=tuple(sorted(layers)),
+    @property
+    def spread_out(self) -> bool:
+        """Whether an engine trains the cells, not this process."""
+        return self.engine is not None and (self.engine.name != "local" or len(self.engine.devices) > 1)
+
+    def todo(self) -> list[Cell]:
+        """The cells that are not finished, each once (rows may share cells)."""
+        every = {cell.path: cell for cells in self.cells.values() for cell in cells}
+        return [cell for cell in every.values() if not cell.scored(self.episodes, self.protocols)]
+
+    def banks(self) -> Banks:
+        """The features that the cells read."""
+        return Banks(self.cache, self.layers, self.device)
+
+    def run(self, *, banks: Banks | None = None, log: Say | None = None) -> AblationResult:
+        """Train and score what is not finished."""
+        reporter, trained, selection = Reporter(log), 0, "none"
+        if banks is None or not banks.serve(self.cache, self.layers, self.device):
+            banks = self.banks()
+        if self.spread_out:
+            trained = self._elsewhere(reporter)
+        table = []
+        for name, config in self.rows.items():
+            found: list[EvalResult] = []
+            for cell in self.cells[name]:
+                reporter.say(f"{name}, {self.base.shots}-shot, seed {cell.config.seed}: {cell.path.name}")
+                result, new = score_cell(
+                    self.cache, cell, self.episodes, self.protocols, banks, log, self.keep_weights
+                )
+                found.append(result)
+                trained += new
+                selection = result.facts["selection"]
+            paths = tuple(cell.path for cell in self.cells[name])
+            accuracies = {p: np.stack([r.accuracies(p) for r in found]) for p in self.protocols}
+            table.append(Row(name, config, paths, accuracies, name not in self.untrained))
+        return AblationResult(tuple(table), self.seeds, self.episodes, self._facts(selection), trained)
+
+    def _elsewhere(self, reporter: Reporter) -> int:
+        """Let the engine do what is to do; how many cells that was."""
+        engine, todo = self.engine, self.todo()
+        assert engine is not None
+        if not todo:
+            return 0
+        task = CellTask.of(
+            self.cache, self.episodes, self.out, self.protocols, self.keep_weights, set(self.layers)
         )
+        if len(engine.devices) > 1:  # they share the cores of this machine
+            task = replace(task, threads=max(1, torch.get_num_threads() // len(engine.devices)))
+        trained = 0
+        for path in make_engine(engine).map(task, todo):
+            trained += 1
+            reporter.say(f"{path.name} is done, {trained} of {len(todo)}")
+        return trained
 
-    @contextmanager
-    def open(self, device: str | None = None) -> Iterator[Callable[[Iterable[Cell]], Iterator[Path]]]:
-        """Read the cache once; yields what turns cells into their finished run directories."""
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        cache = open_cache(self.cache).with_splits(self.class_splits)
-        cache = cache.require(SPLITS, allow_partial=content_digest(cache) != self.content)
-        if content_digest(cache) != self.content:
-            raise ClipspmError(f"{self.cache} holds other videos here than where the ablation was started")
-        banks = Banks(cache, self.layers, resolve_device(device or "auto"))
-        episodes = Episodes.load(self.episodes)
+    def _facts(self, selection: str) -> dict[str, Any]:
+        cache, base, spec = self.cache, self.base, self.episodes.spec
+        return {
+            "dataset": cache.spec.dataset,
+            "split": "test",
+            "way": base.way,
+            "shots": base.shots,
+            "queries": spec.queries,
+            "episodes": len(self.episodes),
+            "episode_hash": self.episodes.hash,
+            "episode_hash_full": self.episodes.full_hash,
+            "cache_name": Path(cache.path).name,
+            "cache_fingerprint": cache.spec.fingerprint,
+            "coverage": {s: (cache.coverage(s).found, cache.coverage(s).expected) for s in SPLITS},
+            "recipe": base.recipe,
+            "selection": selection,
+            "version": clipspm.__version__,
+            "compared_with": next(iter(self.rows)),
+        }
 
-        def work(cells: Iterable[Cell]) -> Iterator[Path]:
-            for cell in cells:
-                if device is not None:
-                    cell = replace(cell, config=replace(cell.config, device=device))
-                _cell(cache, cell, episodes, self.protocols, banks, _silent, self.keep_weights)
-                yield cell.path
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: each row with its cells and the :attr:`Cell.state` of each."""
+        rows = [
+            {
+                "name": name,
+                "head": config.head,
+                "seeds": 0 if name in self.untrained else len(self.seeds),
+                "cells": [
+                    {
+                        "name": c.path.name,
+                        "seed": c.config.seed,
+                        "state": c.state(self.episodes, self.protocols),
+                    }
+                    for c in self.cells[name]
+                ],
+            }
+            for name, config in self.rows.items()
+        ]
+        return {"shots": self.base.shots, "rows": rows}
 
-        yield work
+
+def describe_plans(plans: Sequence[Plan]) -> dict[str, Any]:
+    """What ``ablate --dry-run --json`` prints. ``cells``: how many are in each state, shared ones once."""
+    first, tables = plans[0], [plan.as_dict() for plan in plans]
+    states = {c["name"]: c["state"] for table in tables for row in table["rows"] for c in row["cells"]}
+    return {
+        "dry_run": True,
+        "cache": str(first.cache.path),
+        "dataset": first.cache.spec.dataset,
+        "way": first.base.way,
+        "shots": [plan.base.shots for plan in plans],
+        "seeds": list(first.seeds),
+        "episodes": len(first.episodes),
+        "engine": first.engine.name if first.engine else "local",
+        "out": str(first.out),
+        "cells": {state: list(states.values()).count(state) for state in STATES},
+        "tables": tables,
+    }
 
 
-def _silent(line: str) -> None:
-    """Workers say nothing: the process that maps them does."""
+def plans_table(plans: Sequence[Plan]) -> Table:
+    """:func:`describe_plans` for people: how many cells of each row are in which state."""
+    facts, rows = describe_plans(plans), []
+    for table in facts["tables"]:
+        rows.append([f"{table['shots']}-shot", *[""] * len(STATES)])
+        for row in table["rows"]:
+            counts = [sum(cell["state"] == state for cell in row["cells"]) for state in STATES]
+            rows.append([row["name"], *(str(count) if count else "" for count in counts)])
+    shots = "/".join(map(str, facts["shots"]))
+    total = ", ".join(f"{count} {state}" for state, count in facts["cells"].items() if count)
+    notes = [
+        f"cells: {total}; seeds {','.join(map(str, facts['seeds']))} (one where there is nothing to train)",
+        f"cache: {facts['cache']}",
+        f"tables: {facts['out']}/ablation.json, .csv, .tex",
+        "nothing was trained or written",
+    ]
+    title = f"{facts['dataset']}: {facts['way']}-way {shots}-shot, {facts['episodes']} test episodes"
+    return Table(["", *STATES], rows, title, notes, block=1 + len(plans[0].rows))
 
 
-def cell_name(config: TrainConfig, cache: FeatureSource) -> str:
-    """Directory of a cell: a hash over the resolved configuration and what the cache holds."""
-    what = (config.identity, cache.spec.fingerprint, content_digest(cache))
-    return digest("clipspm-cell-v1", *what).hex()[:20]
+def _check_writable(path: Path) -> None:
+    """Refuse a folder that cannot be made or written into."""
+    place = path
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ClipspmError(f"cannot write to {place}: choose another --out, or set CLIPSPM_HOME")
 
 
 def _needs(cache: FeatureSource, rows: Mapping[str, TrainConfig]) -> tuple[set[str], set[str]]:
@@ -285,39 +388,3 @@ def _needs(cache: FeatureSource, rows: Mapping[str, TrainConfig]) -> tuple[set[s
         if head.shallow_layer:
             layers.add(head.shallow_layer)
     return untrained, layers
-
-
-def _cell(
-    cache: FeatureSource,
-    cell: Cell,
-    episodes: Episodes,
-    protocols: Sequence[Protocol],
-    banks: Banks,
-    log: Say | None,
-    keep_weights: bool,
-) -> tuple[EvalResult, bool]:
-    """The scores of one cell and whether it had to be trained."""
-    known = cell.scored(episodes, protocols)
-    if known is not None:
-        return known, False
-    config, path = cell.config, cell.path
-    new = not ((path / "config.json").exists() and Run.open(path).finished)
-    if new or not list(path.glob("*.safetensors")):
-        _forget(path, finished=not new)
-        train(cache, config, path, resume=True, log=log, banks=banks)
-        new = True
-    result = evaluate(
-        path, cache, episodes=episodes, protocols=protocols, device=config.device, banks=banks, log=log
-    )
-    run = Run.open(path)
-    run.drop_state()
-    spare = ["last"] if (path / "best.safetensors").exists() else []
-    for which in spare if keep_weights else ["best", "last"]:
-        (path / f"{which}.safetensors").unlink(missing_ok=True)
-    return result, new
-
-
-def _forget(path: Path, *, finished: bool) -> None:
-    """A finished cell whose weights were not kept has to be trained again: drop what says it is finished."""
-    if finished:
-        (path / "results.json").unlink(missing_ok=True)

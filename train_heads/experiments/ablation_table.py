@@ -1,4 +1,7 @@
-"""Rows of configurations scored on the same episodes, with paired differences: the result of an ablation."""
+"""Rows of configurations scored on the same episodes, with paired differences: the result of an ablation.
+
+:class:`AblationResult` is of one number of shots, :class:`ShotsResult` of several.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipspm.cache.disk import replacing, write_json
+from clipspm.tables import Table, chance, records_csv
 from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.stats import (
@@ -21,25 +25,28 @@ from clipspm.train_heads.evaluation.stats import (
     spread,
 )
 from clipspm.train_heads.heads.protocol import Protocol
-from clipspm.train_heads.tables import Table
 
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration over all seeds. ``accuracies``: by protocol, [seeds, n], on the same n episodes."""
+    """One configuration over all seeds. ``accuracies``: by protocol, [seeds, n], on the same n episodes.
+
+    ``trained`` False: the head has nothing to train, and [1, n] stands for all seeds.
+    """
 
     name: str
     config: TrainConfig
     cells: tuple[Path, ...]
     accuracies: dict[Protocol, npt.NDArray[np.float64]] = field(repr=False)
+    trained: bool = True
 
     def estimate(self, protocol: Protocol) -> Estimate:
         """Mean over episodes of the accuracy averaged over seeds, with its 95 % interval."""
         return estimate(self.accuracies[protocol].mean(0))
 
-    def seeds(self, protocol: Protocol) -> Spread:
-        """Mean and spread over seeds."""
-        return spread(self.accuracies[protocol].mean(1).tolist())
+    def seeds(self, protocol: Protocol) -> Spread | None:
+        """Mean and spread over seeds; None where there is nothing to train."""
+        return spread(self.accuracies[protocol].mean(1).tolist()) if self.trained else None
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,14 @@ class AblationResult:
         Positive: what the row lacks helps.
         """
         base = self.rows[0] if of is None else self[of]
-        return paired(base.accuracies[protocol], self[name].accuracies[protocol])
+        return paired(*np.broadcast_arrays(*(row.accuracies[protocol] for row in (base, self[name]))))
 
-    def effect_over_seeds(self, name: str, protocol: Protocol = "inductive") -> Spread:
-        """The same difference, one per seed: mean and spread."""
-        return paired_over_seeds(self.rows[0].accuracies[protocol], self[name].accuracies[protocol])
+    def effect_over_seeds(self, name: str, protocol: Protocol = "inductive") -> Spread | None:
+        """The same difference, one per seed: mean and spread; None where neither row has seeds."""
+        rows = (self.rows[0], self[name])
+        if not any(row.trained for row in rows):
+            return None
+        return paired_over_seeds(*np.broadcast_arrays(*(row.accuracies[protocol] for row in rows)))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for ``ablation.json`` and ``--json``. Fractions, not per cent."""
@@ -81,64 +91,104 @@ class AblationResult:
         for row in self.rows:
             scores: dict[str, Any] = {}
             for protocol in self.protocols:
-                score = row.estimate(protocol)
+                score, seeds = row.estimate(protocol), row.seeds(protocol)
                 scores[protocol] = {
                     "accuracy": score.mean,
                     "interval95": score.half,
-                    "over_seeds": asdict(row.seeds(protocol)),
-                    "per_seed": row.accuracies[protocol].mean(1).tolist(),
+                    "over_seeds": asdict(seeds) if seeds else None,
+                    "per_seed": row.accuracies[protocol].mean(1).tolist() if seeds else [],
                 }
                 if row is not self.rows[0]:
+                    over_seeds = self.effect_over_seeds(row.name, protocol)
                     scores[protocol]["effect"] = self.effect(row.name, protocol).as_dict()
-                    scores[protocol]["effect_over_seeds"] = asdict(self.effect_over_seeds(row.name, protocol))
-            rows.append({"name": row.name, "protocols": scores, "cells": [cell.name for cell in row.cells]})
+                    scores[protocol]["effect_over_seeds"] = asdict(over_seeds) if over_seeds else None
+            own = {"name": row.name, "seeds": len(self.seeds) if row.trained else 0}
+            rows.append({**own, "protocols": scores, "cells": [cell.name for cell in row.cells]})
         return {**self.facts, "seeds": list(self.seeds), "rows": rows}
 
     def table(self) -> Table:
         """For people: accuracy in per cent with its 95 % interval; effect = the first row minus this one."""
-        first, several = self.rows[0].name, len(self.seeds) > 1
-        columns = ["", "protocol", "accuracy", *(["seeds"] if several else []), f"{first} − row"]
-        rows = []
-        for protocol in self.protocols:
-            for row in self.rows:
-                score = row.estimate(protocol)
-                rows.append(
-                    [
-                        row.name,
-                        protocol,
-                        f"{100 * score.mean:.1f} ± {100 * score.half:.1f}",
-                        *([f"± {100 * row.seeds(protocol).std:.1f}"] if several else []),
-                        "" if row is self.rows[0] else _signed(self.effect(row.name, protocol)),
-                    ]
-                )
-        facts = self.facts
-        request = f"{facts['way']}-way {facts['shots']}-shot"
-        title = f"{facts['dataset']}: {request}, {facts['episodes']} {facts['split']} episodes"
-        notes = [
-            "accuracy ± 95 % interval over episodes, in %"
-            + ("; seeds: standard deviation" if several else ""),
-            f"{first} − row: paired difference [95 % bootstrap interval], in points",
-            f"episodes {facts['episode_hash']}, cache {facts['cache_fingerprint'][:16]}, "
-            f"seeds {','.join(map(str, self.seeds))}, selection: {facts['selection']}",
-        ]
-        return Table(columns, rows, title, notes, block=len(self.rows))
+        return ShotsResult((self,)).table()
 
-    def csv(self) -> str:
-        """For programs: a line per row and protocol, fractions with all their digits."""
-        columns = ("row", "protocol", "accuracy", "interval95", "seeds", "seed_std")
-        effects = ("effect", "effect_low", "effect_high")
-        lines = []
+    def records(self) -> list[dict[str, Any]]:
+        """A row per protocol and configuration, for CSV, named as in the CSV of ``results``."""
+        facts, lines = self.facts, []
         for protocol in self.protocols:
             for row in self.rows:
                 score, seeds = row.estimate(protocol), row.seeds(protocol)
-                values: list[float | int | str] = [score.mean, score.half, seeds.n, seeds.std]
-                if row is self.rows[0]:
-                    values += [""] * 3
-                else:
-                    effect = self.effect(row.name, protocol)
-                    values += [effect.mean, effect.low, effect.high]
-                lines.append([row.name, protocol, *map(str, values)])
-        return Table((*columns, *effects), lines).csv()
+                effect = None if row is self.rows[0] else self.effect(row.name, protocol)
+                lines.append(
+                    {
+                        "method": row.name,
+                        "dataset": facts["dataset"],
+                        "request": f"{facts['way']}-way {facts['shots']}-shot",
+                        "protocol": protocol,
+                        "accuracy": score.mean,
+                        "interval95": score.half,
+                        "seeds": seeds.n if seeds else 0,
+                        "seed_std": seeds.std if seeds else None,
+                        "effect": effect.mean if effect else None,
+                        "effect_low": effect.low if effect else None,
+                        "effect_high": effect.high if effect else None,
+                        "episodes": score.n,
+                        "episode_hash": facts["episode_hash_full"],
+                        "cache_fingerprint": facts["cache_fingerprint"],
+                        "selection": facts["selection"],
+                    }
+                )
+        return lines
+
+
+@dataclass(frozen=True)
+class ShotsResult:
+    """The same rows at one or several numbers of shots."""
+
+    results: tuple[AblationResult, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values. Of one result: its own; of several: ``shots``, and ``tables`` with those of each."""
+        if len(self.results) == 1:
+            return self.results[0].as_dict()
+        return {
+            "shots": [result.facts["shots"] for result in self.results],
+            "tables": [result.as_dict() for result in self.results],
+        }
+
+    def csv(self) -> str:
+        """For programs: a line per number of shots, protocol and row, in per cent and points."""
+        return records_csv([record for result in self.results for record in result.records()])
+
+    def table(self) -> Table:
+        """For people: a block per number of shots and protocol."""
+        first = self.results[0]
+        facts, full, several = first.facts, first.rows[0].name, len(first.seeds) > 1
+        columns = ["", "accuracy (%)", "seeds (points)", f"{full} − row (points)"]
+        rows = []
+        for result in self.results:
+            for protocol in result.protocols:
+                rows.append([f"{result.facts['shots']}-shot, {protocol}", "", "", ""])
+                for row in result.rows:
+                    score, seeds = row.estimate(protocol), row.seeds(protocol)
+                    rows.append(
+                        [
+                            row.name,
+                            f"{100 * score.mean:.1f} ± {100 * score.half:.1f}",
+                            f"± {100 * seeds.std:.1f}" if several and seeds else "",
+                            "" if row is result.rows[0] else _signed(result.effect(row.name, protocol)),
+                        ]
+                    )
+        shots = "/".join(str(result.facts["shots"]) for result in self.results)
+        hashes = " ".join(digits[:8] for r in self.results for digits in r.facts["episode_hash"].split())
+        request = f"{facts['way']}-way {shots}-shot, {facts['episodes']} {facts['split']} episodes"
+        notes = [
+            f"±: 95 % interval over episodes; {chance([facts['way']])}",
+            *["seeds: standard deviation over training seeds"] * several,
+            f"{full} − row: paired difference [95 % bootstrap interval]",
+            f"episodes {hashes}, cache {facts['cache_name']}, seeds {','.join(map(str, first.seeds))}, "
+            f"selection: {facts['selection']}",
+        ]
+        title = f"{facts['dataset']}: {request}"
+        return Table(columns, rows, title, notes, block=1 + len(first.rows))
 
     def save(self, folder: Path) -> None:
         """Write ``ablation.json``, ``ablation.csv`` and ``ablation.tex`` into ``folder``."""
@@ -157,11 +207,12 @@ def together(results: Sequence[AblationResult]) -> AblationResult:
     for row in first.rows:
         same = [result[row.name] for result in results]
         accuracies = {p: np.concatenate([r.accuracies[p] for r in same], axis=1) for p in first.protocols}
-        rows.append(Row(row.name, row.config, tuple(c for r in same for c in r.cells), accuracies))
+        cells = tuple(cell for r in same for cell in r.cells)
+        rows.append(Row(row.name, row.config, cells, accuracies, row.trained))
     facts = {
         **first.facts,
         "episodes": sum(r.facts["episodes"] for r in results),
-        "episode_hash": " ".join(r.facts["episode_hash"] for r in results),
+        **{key: " ".join(r.facts[key] for r in results) for key in ("episode_hash", "episode_hash_full")},
         "class_splits": len(results),
     }
     return AblationResult(tuple(rows), first.seeds, first.episodes, facts, sum(r.trained for r in results))

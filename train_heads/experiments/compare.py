@@ -1,6 +1,6 @@
 """Two runs, or two sets of runs that differ in their seeds, on the same episodes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from clipspm.errors import UsageError
-from clipspm.train_heads.evaluation.evaluate import PROTOCOLS, load_evaluation
+from clipspm.tables import Table
+from clipspm.train_heads.evaluation.evaluate import PROTOCOLS, cache_name, load_evaluation
 from clipspm.train_heads.evaluation.stats import Difference, Spread, estimate, paired, paired_over_seeds
 from clipspm.train_heads.experiments.results import runs_below
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import Run
-from clipspm.train_heads.tables import Table
 
 #: facts of an evaluation in which two sides should agree, and what to call them
 _COMPARED = {
@@ -94,16 +94,19 @@ class Comparison:
                 score = estimate(side.accuracies[p].mean(0))
                 cells.append(f"{100 * score.mean:.2f} ± {100 * score.half:.2f}")
             effect, seeds = self.difference(p), self.over_seeds(p)
-            spread = f"{100 * seeds.mean:+.2f}, s {100 * seeds.std:.2f} ({seeds.n})" if seeds else "-"
+            spread = f"{100 * seeds.mean:+.2f}, s {100 * seeds.std:.2f} ({seeds.n})" if seeds else ""
             signed = f"{100 * effect.mean:+.2f} [{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]"
             rows.append((p, *cells, signed, spread))
         notes = (
-            "in %; ±: 95 % interval over episodes; difference: paired by episode [95 % bootstrap interval];",
-            "over seeds: mean and standard deviation of the difference, seed by seed",
+            f"A: {self.first.name}",
+            f"B: {self.second.name}",
+            "±: 95 % interval over episodes; A − B: paired by episode [95 % bootstrap interval]",
+            *["over seeds: mean and standard deviation of A − B, seed by seed"]
+            * any(row[-1] for row in rows),
             *self.notes,
         )
-        columns = ("", self.first.name, self.second.name, "first − second", "over seeds")
-        return Table(columns, rows, f"{self.request}, episodes {self.episode_hash}", notes)
+        columns = ("", "A (%)", "B (%)", "A − B (points)", "over seeds (points)")
+        return Table(columns, rows, f"{self.request}, episodes {self.episode_hash[:8]}", notes)
 
 
 def compare(
@@ -163,11 +166,17 @@ def _runs(side: str | Path | Sequence[str | Path]) -> list[Run]:
     return sorted(runs, key=lambda run: run.config.seed)
 
 
+def _fact(facts: Mapping[str, Any], key: str) -> str:
+    if key == "cache_fingerprint":
+        return f"{cache_name(facts)} ({facts[key][:8]})"
+    return str(facts.get(key))
+
+
 def _side(runs: list[Run], name: str) -> tuple[Side, dict[str, list[str]], str]:
     """The side, what it was measured with (several values where its runs differ), and the request."""
     results = [load_evaluation(run, name) for run in runs]
     protocols: list[Protocol] = [p for p in PROTOCOLS if all(p in result.protocols for result in results)]
-    facts = {key: sorted({str(result.facts.get(key)) for result in results}) for key in _COMPARED}
+    facts = {key: sorted({_fact(result.facts, key) for result in results}) for key in _COMPARED}
     shown = runs[0].path.name if len(runs) == 1 else f"{runs[0].path.name} and {len(runs) - 1} more"
     side = Side(
         shown,

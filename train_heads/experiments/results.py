@@ -10,11 +10,11 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,24 +22,41 @@ import yaml
 
 from clipspm.cache.home import demo_dir, runs_dir
 from clipspm.errors import ClipspmError, UsageError
+from clipspm.tables import Table, chance, records_csv
 from clipspm.train_heads.config import TrainConfig, resolve_config
 from clipspm.train_heads.episodes.draw import EpisodeSpec
-from clipspm.train_heads.evaluation.evaluate import EvalResult, load_evaluation
-from clipspm.train_heads.evaluation.per_class import class_interval
+from clipspm.train_heads.evaluation.evaluate import EvalResult, cache_name, load_evaluation
+from clipspm.train_heads.evaluation.per_class import ClassTable, class_interval
 from clipspm.train_heads.evaluation.stats import Spread, estimate, spread
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.request import DEFAULT_FRAMES, DEFAULT_QUERIES
 from clipspm.train_heads.runs import Run
-from clipspm.train_heads.tables import Table
 
 #: settings that are not part of a row's name: seeds, and where values came from or were computed
 _NOT_IN_ROWS = ("recipe", "preset", "device", "head", "head_config", "seed")
+
+#: settings for which none means that the cache decides (an imported run never asked one)
+_LEFT_OPEN = ("queries", "frames")
+
+
+class Column(NamedTuple):
+    """What scores in one column were asked."""
+
+    dataset: str
+    request: str
+    protocol: str
+    way: int
+
+    @property
+    def name(self) -> str:
+        """The heading."""
+        return f"{self.dataset} {self.request} {self.protocol}"
 
 
 @dataclass(frozen=True)
 class Basis:
     """What scores must share to be compared: episodes, videos, features, how they were read, what was trained
-    on, and how the weights were selected."""
+    on, and how the weights were selected. ``cache``: what the file of the features is called."""
 
     episodes: str
     coverage: tuple[int, int]
@@ -49,17 +66,18 @@ class Basis:
     precision: str
     trained_on: str
     selection: str
+    cache: str = field(compare=False)
 
     def differences(self, other: "Basis") -> str:
         """What is not as in ``other``, readable."""
         said = {
-            "episodes": f"episodes {self.episodes[:16]}",
+            "episodes": f"episodes {self.episodes[:8]}",
             "coverage": f"{self.coverage[0]} of {self.coverage[1]} videos",
-            "features": f"features {self.features[:16]}",
+            "features": f"cache {self.cache} ({self.features[:8]})",
             "frames": f"{self.frames} frames",
             "shuffled": "frames shuffled" if self.shuffled else "frames in order",
             "precision": self.precision,
-            "trained_on": f"training videos {self.trained_on}",
+            "trained_on": f"other training videos ({self.trained_on[:8]})",
             "selection": f"selection {self.selection}",
         }
         return ", ".join(text for name, text in said.items() if getattr(self, name) != getattr(other, name))
@@ -67,37 +85,44 @@ class Basis:
 
 @dataclass(frozen=True)
 class Score:
-    """A row's runs in one column: ``accuracies`` [seeds, n], by training seed and episode."""
+    """A row's runs in one column: ``accuracies`` [seeds, n], by training seed and episode.
+
+    ``seeds``: none for a head without anything to train, whose ``accuracies`` are [1, n]. ``evaluations``:
+    the name of each run's evaluation.
+    """
 
     row: str
-    column: tuple[str, str, str]
+    column: Column
     basis: Basis
     seeds: tuple[int, ...]
     accuracies: npt.NDArray[np.float64]
     classes95: tuple[float, float] | None
     runs: tuple[Path, ...]
+    evaluations: tuple[str, ...]
     versions: tuple[str, ...]
 
     @property
-    def over_seeds(self) -> Spread:
-        """Mean and spread over training seeds."""
-        return spread(self.accuracies.mean(1).tolist())
+    def over_seeds(self) -> Spread | None:
+        """Mean and spread over training seeds; None for a head without anything to train."""
+        return spread(self.accuracies.mean(1).tolist()) if self.seeds else None
+
+    def classes(self) -> ClassTable:
+        """Accuracy by class and the confusion matrix over all seeds, from the runs' files."""
+        found = [load_evaluation(*one) for one in zip(self.runs, self.evaluations, strict=True)]
+        protocol: Any = self.column.protocol
+        return ClassTable.of(np.stack([one.predictions[protocol] for one in found]), found[0].episodes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; fractions, not per cent."""
         score, low_high = estimate(self.accuracies.mean(0)), self.classes95 or (None, None)
-        dataset, request, protocol = self.column
         return {
-            "method": self.row,
-            "dataset": dataset,
-            "request": request,
-            "protocol": protocol,
+            **self._where(),
             "accuracy": score.mean,
             "interval95": score.half,
             "classes95_low": low_high[0],
             "classes95_high": low_high[1],
             "seeds": len(self.seeds),
-            "seed_std": self.over_seeds.std,
+            "seed_std": self.over_seeds.std if self.over_seeds else None,
             "episodes": score.n,
             "episode_hash": self.basis.episodes,
             "found": self.basis.coverage[0],
@@ -112,10 +137,18 @@ class Score:
             "runs": " ".join(map(str, self.runs)),
         }
 
+    def _where(self) -> dict[str, str]:
+        dataset, request, protocol, _ = self.column
+        return {"method": self.row, "dataset": dataset, "request": request, "protocol": protocol}
+
+    def class_records(self) -> list[dict[str, Any]]:
+        """A row per class, see :meth:`~.per_class.ClassTable.records`."""
+        return [{**self._where(), **record} for record in self.classes().records()]
+
     def text(self) -> str:
         """For a cell: per cent with the interval over episodes, and the spread over several seeds."""
         score, seeds = estimate(self.accuracies.mean(0)), self.over_seeds
-        several = f" (s {100 * seeds.std:.1f}, {seeds.n})" if seeds.n > 1 else ""
+        several = f" (s {100 * seeds.std:.1f}, {seeds.n})" if seeds and seeds.n > 1 else ""
         return f"{100 * score.mean:.1f} ± {100 * score.half:.1f}{several}"
 
 
@@ -130,10 +163,17 @@ class Results:
     skipped: tuple[str, ...]
     throughout: dict[str, tuple[str, ...]]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for ``--json``: the scores, and what was published for the same columns."""
+    def as_dict(self, *, per_class: bool = False) -> dict[str, Any]:
+        """Plain values, for ``--json``: the scores, and what was published for the same columns.
+
+        ``per_class``: each score with ``classes``, its accuracy by class and ``confusion``, its counts.
+        """
+        scores = [score.as_dict() for score in self.scores]
+        if per_class:
+            for score, own in zip(self.scores, scores, strict=True):
+                own |= score.classes().as_dict()
         return {
-            "scores": [score.as_dict() for score in self.scores],
+            "scores": scores,
             "throughout": self.throughout,
             "published": self.published(),
             "skipped": list(self.skipped),
@@ -144,11 +184,19 @@ class Results:
         asked = {score.column[:2] for score in self.scores}
         return [entry for entry in published() if (entry["dataset"], entry["request"]) in asked]
 
-    def csv(self) -> str:
-        """A line per score, fractions with all their digits."""
-        rows = [score.as_dict() for score in self.scores]
-        columns = list(rows[0]) if rows else []
-        return Table(columns, [["" if v is None else str(v) for v in row.values()] for row in rows]).csv()
+    def csv(self, *, per_class: bool = False) -> str:
+        """A line per score, or per score and class with the row of the confusion matrix, in per cent."""
+        if per_class:
+            return records_csv([record for score in self.scores for record in score.class_records()])
+        return records_csv([score.as_dict() for score in self.scores])
+
+    def class_tables(self) -> list[Table]:
+        """For each score, accuracy by class in per cent and the confusion matrix."""
+        return [
+            table
+            for score in self.scores
+            for table in score.classes().tables(f"{score.row}, {score.column.name}")
+        ]
 
     def table(self) -> Table:
         """Rows by columns, in per cent, with a mark at every score that is not on its column's basis."""
@@ -158,7 +206,7 @@ class Results:
             for column in columns
         }
         marks: dict[str, str] = {}
-        rows: dict[tuple[str, str], dict[tuple[str, str, str], str]] = {}
+        rows: dict[tuple[str, str], dict[Column, str]] = {}
         for score in self.scores:
             mark = ""
             if score.basis != usual[score.column]:
@@ -166,18 +214,18 @@ class Results:
                 mark = marks.setdefault(what, _letter(len(marks)))
             rows.setdefault((score.row, mark), {})[score.column] = f"{score.text()} {mark}".rstrip()
         lines = [
-            [name, *(cells.get(column, "-") for column in columns)]
+            [name, *(cells.get(column, "") for column in columns)]
             for (name, _), cells in sorted(rows.items(), key=lambda row: row[0])
         ]
         notes = [
-            "accuracy ± 95 % interval over episodes, in %",
+            f"accuracy ± 95 % interval over episodes, in %; {chance([column.way for column in columns])}",
             *["s: standard deviation over so many training seeds"]
             * any(len(s.seeds) > 1 for s in self.scores),
-            *(f"{' '.join(column)}: {_basis_note(basis)}" for column, basis in usual.items()),
+            *(f"{column.name}: {_basis_note(basis)}" for column, basis in usual.items()),
             *self._throughout_notes(),
             *(f"{mark}: not comparable with its column: {what}" for what, mark in marks.items()),
         ]
-        return Table(["", *(" ".join(column) for column in columns)], lines, "Results", notes)
+        return Table(["", *(column.name for column in columns)], lines, "Results", notes)
 
     def _throughout_notes(self) -> list[str]:
         heads: dict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -197,9 +245,10 @@ class Results:
             rows.setdefault(key, {})[entry["dataset"], entry["request"]] = f"{100 * entry['accuracy']:.1f}"
         return Table(
             ["", "source", "CLIP", "selected on", *(" ".join(column) for column in columns)],
-            [[*key, *(found.get(column, "-") for column in columns)] for key, found in rows.items()],
+            [[*key, *(found.get(column, "") for column in columns)] for key, found in rows.items()],
             "Published, not measured here",
             ["accuracy in %, each under its own protocol: not comparable with the table above"],
+            text=("source", "CLIP", "selected on"),
         )
 
 
@@ -237,7 +286,7 @@ def collect(places: Iterable[str | Path] = (), *, dataset: str | None = None, sp
         head: tuple(s for s in settings if all(s in one.settings for one in ones if one.head == head))
         for head, settings in {one.head: one.settings for one in ones}.items()
     }
-    grouped: dict[tuple[str, tuple[str, str, str], Basis], dict[int, _One]] = defaultdict(dict)
+    grouped: dict[tuple[str, Column, Basis], dict[int | None, _One]] = defaultdict(dict)
     for one in ones:
         own = [setting for setting in one.settings if setting not in throughout[one.head]]
         row = one.head + (f" ({', '.join(own)})" if own else "")
@@ -254,12 +303,13 @@ class _One:
 
     head: str
     settings: tuple[str, ...]
-    column: tuple[str, str, str]
+    column: Column
     basis: Basis
-    seed: int
+    seed: int | None  #: none where there is nothing to train
     accuracies: npt.NDArray[np.float64]
     classes95: tuple[float, float] | None
     run: Path
+    evaluation: str
     version: str
 
 
@@ -308,27 +358,32 @@ def _one(run: Run, result: EvalResult, protocol: Protocol) -> _One:
         facts["precision"],
         run.cache.get("content") or "elsewhere",
         facts["selection"],
+        cache_name(facts),
     )
+    spec = result.episodes.spec
     return _One(
         run.config.head,
-        _settings(run, facts["dataset"], result.episodes.spec),
-        (facts["dataset"], result.episodes.spec.describe(), protocol),
+        _settings(run, facts["dataset"], spec),
+        Column(facts["dataset"], spec.describe(), protocol, spec.way),
         basis,
-        run.config.seed,
+        run.config.seed if run.trains() else None,
         accuracies,
         class_interval(accuracies, result.episodes),
         run.path,
+        result.name,
         facts["version"],
     )
 
 
-def _score(key: tuple[str, tuple[str, str, str], Basis], by_seed: Mapping[int, _One]) -> Score:
-    chosen = [by_seed[seed] for seed in sorted(by_seed)]
+def _score(key: tuple[str, Column, Basis], by_seed: Mapping[int | None, _One]) -> Score:
+    seeds = tuple(sorted(seed for seed in by_seed if seed is not None))
+    chosen = [by_seed[seed] for seed in seeds or (None,)]
     accuracies = np.stack([one.accuracies for one in chosen])
     whole = [one.classes95 for one in chosen if one.classes95]
     mean = (float(np.mean([w[0] for w in whole])), float(np.mean([w[1] for w in whole]))) if whole else None
     versions = tuple(sorted({one.version for one in chosen}))
-    return Score(*key, tuple(sorted(by_seed)), accuracies, mean, tuple(one.run for one in chosen), versions)
+    runs, evaluations = tuple(one.run for one in chosen), tuple(one.evaluation for one in chosen)
+    return Score(*key, seeds, accuracies, mean, runs, evaluations, versions)
 
 
 @cache
@@ -346,18 +401,17 @@ def _settings(run: Run, dataset: str, spec: EpisodeSpec) -> tuple[str, ...]:
         return (*said, f"settings {replace(config, seed=0).identity[:8]}")
     as_tested = replace(usual, way=spec.way, shots=spec.shot, queries=DEFAULT_QUERIES, frames=DEFAULT_FRAMES)
     mine, theirs = config.as_dict(), as_tested.as_dict()
-    other = {k: v for k, v in mine.items() if k not in _NOT_IN_ROWS and v not in (theirs[k], None)}
-    other |= {k: v for k, v in mine["head_config"].items() if theirs["head_config"].get(k) != v}
+    other = {k: v for k, v in mine.items() if k not in _NOT_IN_ROWS and v != theirs[k]}
+    other = {k: v for k, v in other.items() if not (v is None and k in _LEFT_OPEN)}
+    of_head = {**dict.fromkeys(theirs["head_config"]), **mine["head_config"]}
+    other |= {k: v for k, v in of_head.items() if theirs["head_config"].get(k) != v}
     return (*said, *(f"{k}={json.dumps(v)}" for k, v in other.items()))
 
 
 def _basis_note(basis: Basis) -> str:
     found, expected = basis.coverage
     missing = "" if found >= expected else f", {found} of {expected} videos"
-    return (
-        f"episodes {basis.episodes[:16]}, features {basis.features[:16]}, "
-        f"selection {basis.selection}{missing}"
-    )
+    return f"episodes {basis.episodes[:8]}, cache {basis.cache}, selection {basis.selection}{missing}"
 
 
 def _letter(count: int) -> str:

@@ -38,12 +38,12 @@ _HERE = "clipspm.train_heads.heads"
 HEADS: dict[str, HeadEntry] = {
     "clip-spm": HeadEntry("CLIP-SPM: HSMR, SPM and PADM (arXiv 2512.19036)", f"{_HERE}.clipspm:CLIPSPM"),
     "clip-fsar": HeadEntry(
-        "class texts in a temporal transformer, then OTAM (arXiv 2303.02982)", f"{_HERE}.clip_fsar:CLIPFSAR"
+        "class texts with supports, OTAM (arXiv 2303.02982)", f"{_HERE}.clip_fsar:CLIPFSAR"
     ),
     "cpm": HeadEntry("compound prototype matching (arXiv 2207.05515)", f"{_HERE}.cpm:CPM"),
-    "trx": HeadEntry("cross-attention between tuples of frames (arXiv 2101.06184)", f"{_HERE}.trx:TRX"),
+    "trx": HeadEntry("cross-attention of frame tuples (arXiv 2101.06184)", f"{_HERE}.trx:TRX"),
     "semantic-prompt": HeadEntry(
-        "class texts as prompts of the supports (arXiv 2303.14123), for frames",
+        "class texts prompt the supports (arXiv 2303.14123)",
         f"{_HERE}.semantic_prompt:SemanticPrompt",
     ),
     "otam": HeadEntry(
@@ -56,7 +56,7 @@ HEADS: dict[str, HeadEntry] = {
         trained=False,
     ),
     "frame-cosine-centered": HeadEntry(
-        "the same on frames minus their clip's mean: motion only",
+        "the same on frames minus their clip's mean",
         f"{_HERE}.training_free:FrameCosine",
         {"centered": True},
         trained=False,
@@ -68,11 +68,23 @@ HEADS: dict[str, HeadEntry] = {
         "cosine with the class texts, supports unused", f"{_HERE}.training_free:ZeroShot", trained=False
     ),
     "tip-adapter": HeadEntry(
-        "class texts and a cache of the supports (arXiv 2111.03930)",
+        "texts and a cache of supports (arXiv 2111.03930)",
         f"{_HERE}.training_free:TipAdapter",
         trained=False,
     ),
 }
+
+
+def describe_heads() -> list[dict[str, Any]]:
+    """Every head's ``name``, what it is (``about``), and whether it has anything to train (``trained``)."""
+    return [{"name": name, "about": head.about, "trained": head.trained} for name, head in HEADS.items()]
+
+
+def heads_text() -> str:
+    """:func:`describe_heads` for a terminal: a heading and a line per head, at most 80 columns wide."""
+    lines = [("head", "trains", "what it is")]
+    lines += [(name, "yes" if head.trained else "no", head.about) for name, head in HEADS.items()]
+    return "\n".join(f"{name:<21}  {trains:<6} {about}" for name, trains, about in lines)
 
 
 def build_head(

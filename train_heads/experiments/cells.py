@@ -1,0 +1,158 @@
+"""A cell of an ablation: a configuration with its seed, in a run directory that is named after both."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipspm.cache.reader import open_cache
+from clipspm.errors import ClipspmError
+from clipspm.progress import Say
+from clipspm.train_heads.config import TrainConfig
+from clipspm.train_heads.episodes.bank import Banks
+from clipspm.train_heads.episodes.draw import Episodes
+from clipspm.train_heads.episodes.pool import SPLITS, FeatureSource, content_digest
+from clipspm.train_heads.episodes.random import digest
+from clipspm.train_heads.evaluation.evaluate import EvalResult, evaluate, load_evaluation
+from clipspm.train_heads.heads.protocol import Protocol
+from clipspm.train_heads.request import resolve_device
+from clipspm.train_heads.runs import Run
+from clipspm.train_heads.training.train import train
+
+#: of a cell: to be trained from the start, interrupted in training, trained and to be scored, done
+STATES = ("to train", "to finish", "to score", "finished")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A configuration with its seed, and the run directory it belongs in."""
+
+    config: TrainConfig
+    path: Path
+
+    def state(self, episodes: Episodes, protocols: Sequence[Protocol]) -> str:
+        """One of :data:`STATES`."""
+        if self.scored(episodes, protocols):
+            return "finished"
+        if not (self.path / "config.json").exists():
+            return "to train"
+        if not Run.open(self.path).finished:
+            return "to finish"
+        return "to score" if list(self.path.glob("*.safetensors")) else "to train"
+
+    def scored(self, episodes: Episodes, protocols: Sequence[Protocol]) -> EvalResult | None:
+        """What a finished cell says of these episodes, if it was asked before."""
+        if not ((self.path / "config.json").exists() and Run.open(self.path).finished):
+            return None
+        try:
+            known = load_evaluation(self.path, episodes.hash)
+        except ClipspmError:
+            return None
+        return known if set(protocols) <= set(known.protocols) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellTask:
+    """Trains and scores cells in a worker process that sees the same files."""
+
+    cache: Path
+    class_splits: dict[str, Any]
+    content: str
+    episodes: Path
+    protocols: tuple[Protocol, ...]
+    keep_weights: bool
+    layers: tuple[str, ...]
+    threads: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        cache: FeatureSource,
+        episodes: Episodes,
+        out: Path,
+        protocols: Sequence[Protocol],
+        keep_weights: bool,
+        layers: set[str],
+    ) -> "CellTask":
+        """The task of scoring cells of ``cache`` on ``episodes``, which are written into ``out``."""
+        file = out.absolute() / f"episodes-{episodes.hash}.npz"
+        episodes.save(file)
+        return cls(
+            cache=Path(cache.path).resolve(),
+            class_splits=dict(cache.class_splits),
+            content=content_digest(cache),
+            episodes=file,
+            protocols=tuple(protocols),
+            keep_weights=keep_weights,
+            layers=tuple(sorted(layers)),
+        )
+
+    @contextmanager
+    def open(self, device: str | None = None) -> Iterator[Callable[[Iterable[Cell]], Iterator[Path]]]:
+        """Read the cache once; yields what turns cells into their finished run directories."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        cache = open_cache(self.cache).with_splits(self.class_splits)
+        cache = cache.require(SPLITS, allow_partial=content_digest(cache) != self.content)
+        if content_digest(cache) != self.content:
+            raise ClipspmError(f"{self.cache} holds other videos here than where the ablation was started")
+        banks = Banks(cache, self.layers, resolve_device(device or "auto"))
+        episodes = Episodes.load(self.episodes)
+
+        def work(cells: Iterable[Cell]) -> Iterator[Path]:
+            for cell in cells:
+                if device is not None:
+                    cell = replace(cell, config=replace(cell.config, device=device))
+                score_cell(cache, cell, episodes, self.protocols, banks, _silent, self.keep_weights)
+                yield cell.path
+
+        yield work
+
+
+def _silent(line: str) -> None:
+    """Workers say nothing: the process that maps them does."""
+
+
+def cell_name(config: TrainConfig, cache: FeatureSource) -> str:
+    """Directory of a cell: a hash over the resolved configuration and what the cache holds."""
+    what = (config.identity, cache.spec.fingerprint, content_digest(cache))
+    return digest("clipspm-cell-v1", *what).hex()[:20]
+
+
+def score_cell(
+    cache: FeatureSource,
+    cell: Cell,
+    episodes: Episodes,
+    protocols: Sequence[Protocol],
+    banks: Banks,
+    log: Say | None,
+    keep_weights: bool,
+) -> tuple[EvalResult, bool]:
+    """The scores of a cell, and whether it had to be trained: what is finished is read, the rest goes on."""
+    known = cell.scored(episodes, protocols)
+    if known is not None:
+        return known, False
+    config, path = cell.config, cell.path
+    new = not ((path / "config.json").exists() and Run.open(path).finished)
+    if new or not list(path.glob("*.safetensors")):
+        _forget(path, finished=not new)
+        train(cache, config, path, resume=True, log=log, banks=banks)
+        new = True
+    result = evaluate(
+        path, cache, episodes=episodes, protocols=protocols, device=config.device, banks=banks, log=log
+    )
+    run = Run.open(path)
+    run.drop_state()
+    spare = ["last"] if (path / "best.safetensors").exists() else []
+    for which in spare if keep_weights else ["best", "last"]:
+        (path / f"{which}.safetensors").unlink(missing_ok=True)
+    return result, new
+
+
+def _forget(path: Path, *, finished: bool) -> None:
+    """A finished cell whose weights were not kept has to be trained again: drop what says it is finished."""
+    if finished:
+        (path / "results.json").unlink(missing_ok=True)
