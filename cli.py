@@ -930,29 +930,26 @@ def ablate(
     """Train the full model and the model without some part, on the same seeds and episodes."""
     from clipspm.cache.home import runs_dir
     from clipspm.train_heads.config import resolve_config
+    from clipspm.train_heads.experiments.rows import ablation_rows
     from clipspm.train_heads.runs import cache_title
 
     spread = _engine(engine, jobs, gpus, ray_address, slurm, devices=device)
-    source = _open(cache, dataset, splits).require(("train", "val", "test"), allow_partial=allow_partial)
-    config = resolve_config(
-        recipe=recipe,
-        preset=preset,
-        file=config_file,
-        dataset=source.spec.dataset,
-        overrides=_overrides(
-            way=way, queries=queries, frames=frames, episodes=episodes,
-            protocol=protocol, lr=lr, device=spread.devices[0] if spread.devices else None,
-            head_config=_settings(settings),
-        ),
+    given = _overrides(
+        way=way, queries=queries, frames=frames, episodes=episodes, protocol=protocol, lr=lr,
+        device=spread.devices[0] if spread.devices else None, head_config=_settings(settings),
     )  # fmt: skip
+    chosen: dict[str, Any] = {"recipe": recipe, "preset": preset, "file": config_file, "overrides": given}
+    rows: dict[str, Any] = {"drops": drop or (), "grid": grid, "heads": against or ()}
+    number = {"--shots": _numbers("--shots", shots) if shots else None, "--seeds": _numbers("--seeds", seeds)}
+    ablation_rows(resolve_config(**chosen), **rows)  # mistakes are said before anything is read
+    source = _open(cache, dataset, splits).require(("train", "val", "test"), allow_partial=allow_partial)
+    config = resolve_config(dataset=source.spec.dataset, **chosen)
     folder = out_path or runs_dir() / f"ablate-{cache_title(source)}-{source.spec.fingerprint[:8]}"
     asked: dict[str, Any] = {
-        "shots": _numbers("--shots", shots) if shots is not None else [config.shots],
+        **rows,
+        "shots": number["--shots"] or [config.shots],
+        "seeds": number["--seeds"],
         "out_dir": folder,
-        "drops": drop or (),
-        "grid": grid,
-        "heads": against or (),
-        "seeds": _numbers("--seeds", seeds),
         "episodes": test_episodes,
         "engine": spread,
     }

@@ -18,14 +18,13 @@ from clipspm.train_heads.experiments import cells as cells_module
 from clipspm.train_heads.experiments.ablate import (
     ablate,
     ablate_shots,
-    ablation_rows,
     describe_plans,
-    parse_drop,
     plan_shots,
     plans_table,
 )
 from clipspm.train_heads.experiments.ablation_table import AblationResult, ShotsResult
 from clipspm.train_heads.experiments.cells import cell_name
+from clipspm.train_heads.experiments.rows import ablation_rows, parse_drop
 from clipspm.train_heads.heads.registry import HEADS
 from clipspm.train_heads.training.loop import Trainer
 from tests.synthetic import fake_cache, silent, tiny_config
@@ -217,7 +216,7 @@ def test_effects_are_shown_with_their_sign(result: AblationResult) -> None:
         ({"seeds": ()}, "at least one is needed"),
         ({"seeds": (1, 1)}, "each once"),
         ({"engine": EngineConfig(devices=("cpu", "cuda:77"))}, "'cuda:77' is not available"),
-        ({"drops": ["padm"], "base": tiny_config(head_config={"matcher": "dtw"})}, "matcher"),
+        ({"drops": ["padm"], "base": tiny_config().with_head(matcher="dtw")}, "matcher"),
         ({"base": tiny_config(head="prototype")}, "--drop and --grid are about clip-spm; this is prototype"),
         (
             {"base": tiny_config(head_config={"padm": False})},

@@ -15,8 +15,10 @@ from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
 from clipspm.train_heads.evaluation import predict as scoring
-from clipspm.train_heads.evaluation.evaluate import evaluate, load_evaluation
-from clipspm.train_heads.evaluation.predict import accuracies, batch_size, predict
+from clipspm.train_heads.evaluation.evaluate import evaluate
+from clipspm.train_heads.evaluation.predict import batch_size, predict
+from clipspm.train_heads.evaluation.result import load_evaluation
+from clipspm.train_heads.evaluation.stats import accuracies
 from clipspm.train_heads.heads.base import Head, HeadOutput
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.registry import build_head

@@ -23,8 +23,9 @@ from clipspm.extract.check import CheckReport, ClassReport, benchmarks_table, de
 from clipspm.tables import Table
 from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
 from clipspm.train_heads.episodes.pool import Pool
-from clipspm.train_heads.evaluation.evaluate import evaluate, load_evaluation
+from clipspm.train_heads.evaluation.evaluate import evaluate
 from clipspm.train_heads.evaluation.per_class import ClassTable, class_interval
+from clipspm.train_heads.evaluation.result import load_evaluation
 from clipspm.train_heads.evaluation.selection_bias import selection_bias
 from clipspm.train_heads.experiments.compare import compare
 from clipspm.train_heads.experiments.results import collect, published

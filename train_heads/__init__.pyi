@@ -9,9 +9,9 @@ from .episodes.draw import EpisodeSpec as EpisodeSpec
 from .episodes.draw import draw as draw
 from .episodes.files import summary as summary
 from .episodes.pool import Pool as Pool
-from .evaluation.evaluate import EvalResult as EvalResult
 from .evaluation.evaluate import evaluate as evaluate
-from .evaluation.evaluate import load_evaluation as load_evaluation
+from .evaluation.result import EvalResult as EvalResult
+from .evaluation.result import load_evaluation as load_evaluation
 from .evaluation.selection_bias import SelectionBias as SelectionBias
 from .evaluation.selection_bias import selection_bias as selection_bias
 from .evaluation.stats import Difference as Difference
@@ -22,13 +22,13 @@ from .evaluation.stats import paired as paired
 from .evaluation.stats import spread as spread
 from .experiments.ablate import ablate as ablate
 from .experiments.ablate import ablate_shots as ablate_shots
-from .experiments.ablate import ablation_rows as ablation_rows
 from .experiments.ablation_table import AblationResult as AblationResult
 from .experiments.ablation_table import ShotsResult as ShotsResult
 from .experiments.compare import Comparison as Comparison
 from .experiments.compare import compare as compare
 from .experiments.results import Results as Results
 from .experiments.results import collect as collect
+from .experiments.rows import ablation_rows as ablation_rows
 from .heads.base import Head as Head
 from .heads.base import HeadOutput as HeadOutput
 from .heads.clipspm import CLIPSPM as CLIPSPM

@@ -16,8 +16,9 @@ from clipspm.progress import Say
 from clipspm.tables import Table
 from clipspm.train_heads.config import resolve_config
 from clipspm.train_heads.evaluation.stats import Difference
-from clipspm.train_heads.experiments.ablate import FULL, ablate
+from clipspm.train_heads.experiments.ablate import ablate
 from clipspm.train_heads.experiments.ablation_table import AblationResult, together
+from clipspm.train_heads.experiments.rows import FULL
 from clipspm.train_heads.heads.protocol import Protocol
 
 SHUFFLED = "full, frames shuffled"

@@ -155,10 +155,7 @@ class Run:
         """Whether the head has anything to train; if not, the seed of the run changes nothing."""
         if not HEADS[self.config.head].trained:
             return False
-        import torch
-
-        with torch.device("meta"):  # nothing is computed
-            return self.shape.build(self.config).trainable
+        return bool(self.results().get("training", {}).get("parameters", 1))
 
     def load_head(self, which: str | None = None, device: "torch.device | str" = "cpu") -> "Head":
         """The trained head in evaluation mode."""

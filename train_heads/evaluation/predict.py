@@ -18,6 +18,7 @@ from clipspm.progress import Advance
 from clipspm.train_heads.config import Precision
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.draw import Episodes
+from clipspm.train_heads.evaluation.stats import accuracies
 from clipspm.train_heads.heads.base import BaseClasses, Head, HeadOutput
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.heads.recall import Recalled
@@ -185,11 +186,6 @@ def recall_videos(head: Head, bank: FeatureBank, episodes: Episodes, frames: int
     place = torch.full((len(bank.pool.ids),), -1, device=bank.device)
     place[torch.from_numpy(used).to(bank.device)] = torch.arange(used.size, device=bank.device)
     return Memory(*recalled, place)
-
-
-def accuracies(predictions: npt.NDArray[np.int64], episodes: Episodes) -> npt.NDArray[np.float64]:
-    """Accuracy of each episode, [n]."""
-    return np.asarray((predictions == episodes.query_labels).mean(1), dtype=np.float64)
 
 
 def tune(

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
+from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.episodes.random import below, blocks, digest
 
 Floats = npt.NDArray[np.float64]
@@ -107,3 +108,8 @@ def bootstrap_means(values: Floats, *, resamples: int = 2000, seed: int = 0) -> 
         count = min(step, resamples - start)
         out[start : start + count] = values[below(blocks(key, start, count, n), n)].mean(1)
     return out
+
+
+def accuracies(predictions: npt.NDArray[np.int64], episodes: Episodes) -> npt.NDArray[np.float64]:
+    """Accuracy of each episode, [n]."""
+    return np.asarray((predictions == episodes.query_labels).mean(1), dtype=np.float64)

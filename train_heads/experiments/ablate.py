@@ -8,7 +8,6 @@ table asks for it.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,68 +18,18 @@ import clipspm
 from clipspm.engines import EngineConfig, make_engine
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import Reporter, Say
-from clipspm.settings import near
 from clipspm.tables import Table
-from clipspm.train_heads.config import DEFAULT_HEAD, TrainConfig, checked, load_recipe, resolve_config
+from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes.bank import Banks
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, check_request, draw
 from clipspm.train_heads.episodes.pool import SPLITS, FeatureSource, Pool
-from clipspm.train_heads.evaluation.evaluate import PROTOCOLS, EvalResult
+from clipspm.train_heads.evaluation.result import EvalResult
 from clipspm.train_heads.experiments.ablation_table import AblationResult, Row, ShotsResult
 from clipspm.train_heads.experiments.cells import STATES, Cell, CellTask, cell_name, score_cell
-from clipspm.train_heads.heads.protocol import Protocol
-from clipspm.train_heads.heads.registry import HEADS
+from clipspm.train_heads.experiments.rows import ablation_rows
+from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.request import fit_to_cache, resolve_device
 from clipspm.train_heads.runs import HeadShape
-
-MODULES = ("hsmr", "spm", "padm")
-FULL = "full"
-#: in place of the name of a head: all others
-ALL = "all"
-
-
-def parse_drop(text: str) -> tuple[str, ...]:
-    """``padm+spm`` -> ``("spm", "padm")``, in the order of the model; unknown names are an error."""
-    parts = [part.strip().lower() for part in text.split("+")]
-    for part in parts:
-        if part not in MODULES:
-            raise UsageError(
-                f"cannot drop {part!r}{near(part, MODULES)}; join several with +, as in padm+spm"
-            )
-    return tuple(name for name in MODULES if name in parts)
-
-
-def ablation_rows(
-    base: TrainConfig,
-    *,
-    drops: Sequence[str] = (),
-    grid: bool = False,
-    heads: Sequence[str] = (),
-    extra: Mapping[str, TrainConfig] | None = None,
-) -> dict[str, TrainConfig]:
-    """The rows by name: ``base`` as ``full``, one per drop (all eight with ``grid``) and head, ``extra``.
-
-    Rows for other heads are trained as ``base`` is, with what its recipe says of that head; ``all`` among the
-    ``heads`` stands for every head but that of ``base``.
-    """
-    rows = {FULL: base}
-    wanted = [parse_drop(drop) for drop in drops]
-    if grid:
-        combinations = product((False, True), repeat=len(MODULES))
-        wanted += [tuple(m for m, out in zip(MODULES, flags, strict=True) if out) for flags in combinations]
-    if wanted and base.head != DEFAULT_HEAD:
-        raise UsageError(f"--drop and --grid are about {DEFAULT_HEAD}; this is {base.head}")
-    for parts in dict.fromkeys(wanted):
-        already_off = [part for part in parts if base.head_config.get(part) is False]
-        if already_off:
-            raise UsageError(f"cannot drop {already_off[0]}: the configuration has it off already")
-        if parts:
-            rows["without " + "+".join(parts)] = base.with_head(**dict.fromkeys(parts, False))
-    for head in (name for name in HEADS if name != base.head) if ALL in heads else heads:
-        own = checked(load_recipe(base.recipe).get("heads", {}).get(head, {}).get("train", {}), base.recipe)
-        settings = resolve_config(recipe=base.recipe, preset=base.preset, overrides={"head": head})
-        rows[head] = replace(base, head=head, head_config=settings.head_config, preset=settings.preset, **own)
-    return {**rows, **(extra or {})}
 
 
 def ablate(
@@ -162,8 +111,6 @@ def plan_ablation(
     if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError(f"seeds are {list(seeds)}; at least one is needed, and each once")
     rows = ablation_rows(base, drops=drops, grid=grid, heads=heads, extra=extra)
-    if len(rows) < 2:
-        raise UsageError("nothing to compare: name a --drop, or --grid, or another head with --against")
     pool = Pool.from_cache(cache, "test")
     check_request(pool, way=base.way, shot=base.shots, queries=queries)
     said: set[str] = set()

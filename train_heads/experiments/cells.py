@@ -16,7 +16,8 @@ from clipspm.train_heads.episodes.bank import Banks
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.episodes.pool import SPLITS, FeatureSource, content_digest
 from clipspm.train_heads.episodes.random import digest
-from clipspm.train_heads.evaluation.evaluate import EvalResult, evaluate, load_evaluation
+from clipspm.train_heads.evaluation.evaluate import evaluate
+from clipspm.train_heads.evaluation.result import EvalResult, load_evaluation
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.request import resolve_device
 from clipspm.train_heads.runs import Run

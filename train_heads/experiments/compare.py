@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from clipspm.errors import UsageError
 from clipspm.tables import Table
-from clipspm.train_heads.evaluation.evaluate import PROTOCOLS, cache_name, load_evaluation
+from clipspm.train_heads.evaluation.result import cache_name, load_evaluation
 from clipspm.train_heads.evaluation.stats import Difference, Spread, estimate, paired, paired_over_seeds
 from clipspm.train_heads.experiments.results import runs_below
-from clipspm.train_heads.heads.protocol import Protocol
+from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.runs import Run
 
 #: facts of an evaluation in which two sides should agree, and what to call them

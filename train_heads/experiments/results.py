@@ -25,8 +25,8 @@ from clipspm.errors import ClipspmError, UsageError
 from clipspm.tables import Table, chance, records_csv
 from clipspm.train_heads.config import TrainConfig, resolve_config
 from clipspm.train_heads.episodes.draw import EpisodeSpec
-from clipspm.train_heads.evaluation.evaluate import EvalResult, cache_name, load_evaluation
 from clipspm.train_heads.evaluation.per_class import ClassTable, class_interval
+from clipspm.train_heads.evaluation.result import EvalResult, cache_name, load_evaluation
 from clipspm.train_heads.evaluation.stats import Spread, estimate, spread
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.request import DEFAULT_FRAMES, DEFAULT_QUERIES

@@ -23,7 +23,8 @@ from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
 from clipspm.train_heads.episodes.pool import FeatureSource, Pool
 from clipspm.train_heads.episodes.random import derive_seed
 from clipspm.train_heads.evaluation.leaks import guard_classes
-from clipspm.train_heads.evaluation.predict import accuracies, autocast, make_batch, predict, tune
+from clipspm.train_heads.evaluation.predict import autocast, make_batch, predict, tune
+from clipspm.train_heads.evaluation.stats import accuracies
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.runs import Run
 from clipspm.train_heads.training.augment import mix_motion

@@ -1,0 +1,168 @@
+"""What an evaluation found, and how a run keeps it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clipspm.errors import ClipspmError
+from clipspm.tables import Table, chance, records_csv
+from clipspm.train_heads.episodes.draw import Episodes
+from clipspm.train_heads.evaluation.per_class import ClassTable, class_interval
+from clipspm.train_heads.evaluation.stats import Estimate, accuracies, estimate
+from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
+from clipspm.train_heads.runs import Run
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Predictions and accuracy of one head on n episodes.
+
+    ``predictions``: by protocol, [n, Q], the class 0..C-1 chosen for each query. ``facts``: everything
+    that identifies the numbers, as written to ``results.json``.
+    """
+
+    episodes: Episodes = field(repr=False)
+    predictions: dict[Protocol, npt.NDArray[np.int64]] = field(repr=False)
+    facts: dict[str, Any]
+
+    @property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """The protocols that were scored."""
+        return tuple(self.predictions)
+
+    def accuracies(self, protocol: Protocol = "inductive") -> npt.NDArray[np.float64]:
+        """Accuracy of each episode, [n]: what paired comparisons are made of."""
+        return accuracies(self.predictions[protocol], self.episodes)
+
+    def estimate(self, protocol: Protocol = "inductive") -> Estimate:
+        """Mean accuracy and the half width of its 95 % interval, 1.96 * std / sqrt(n)."""
+        return estimate(self.accuracies(protocol))
+
+    def classes(self, protocol: Protocol = "inductive") -> ClassTable:
+        """Accuracy by class and the confusion matrix."""
+        return ClassTable.of(self.predictions[protocol], self.episodes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for ``results.json`` and ``--json``."""
+        return {**self.facts, "protocols": {p: self._scores(p) for p in self.protocols}}
+
+    def _scores(self, protocol: Protocol) -> dict[str, Any]:
+        score, values, by_class = self.estimate(protocol), self.accuracies(protocol), self.classes(protocol)
+        return {
+            "accuracy": score.mean,
+            "interval95": score.half,
+            "classes95": class_interval(values, self.episodes),
+            "per_class": _by_name(by_class.names, by_class.accuracies),
+            "per_class95": _by_name(by_class.names, by_class.half),
+            "confusion": by_class.confusion.tolist(),
+        }
+
+    def table(self) -> Table:
+        """Accuracy in per cent with its 95 % interval, a row per protocol."""
+        facts, rows = self.facts, []
+        for p in self.protocols:
+            score, other = self.estimate(p), class_interval(self.accuracies(p), self.episodes)
+            classes = f"{100 * other[0]:.1f} to {100 * other[1]:.1f}" if other else ""
+            own = f" ± {100 * score.half:.2f}" if score.n > 1 else ""
+            rows.append((p, f"{100 * score.mean:.2f}{own}", classes))
+        spec = self.episodes.spec
+        title = f"{facts['dataset']}: {spec.describe()}, {facts['episodes']} {facts['split']} episodes"
+        notes = (
+            f"±: 95 % interval over episodes; {chance([spec.way])}",
+            *["other classes: 95 % interval over another draw of test classes"] * any(row[2] for row in rows),
+            f"episodes {self.episodes.hash[:8]}, cache {cache_name(facts)}, selection: {facts['selection']}",
+            *_gap(facts),
+        )
+        return Table((facts["head"], "accuracy (%)", "other classes (%)"), rows, title, notes)
+
+    def class_tables(self) -> list[Table]:
+        """By protocol, accuracy by class in per cent and the confusion matrix."""
+        return [
+            table for p in self.protocols for table in self.classes(p).tables(f"{self.facts['head']}, {p}")
+        ]
+
+    def csv(self, *, per_class: bool = False) -> str:
+        """A line per protocol, or per protocol and class with a row of the confusion matrix, in per cent."""
+        lines: list[dict[str, Any]] = []
+        for p in self.protocols:
+            where = {
+                "method": self.facts["head"],
+                "dataset": self.facts["dataset"],
+                "request": self.episodes.spec.describe(),
+                "protocol": p,
+            }
+            if per_class:
+                lines += [{**where, **record} for record in self.classes(p).records()]
+                continue
+            score, other = self.estimate(p), class_interval(self.accuracies(p), self.episodes)
+            low, high = other or (None, None)
+            of_run: dict[str, Any] = {"accuracy": score.mean, "interval95": score.half}
+            of_run |= {"classes95_low": low, "classes95_high": high, "episodes": score.n}
+            of_run["episode_hash"] = self.facts["episode_hash_full"]
+            facts = ("cache_fingerprint", "selection", "version")
+            lines.append({**where, **of_run, **{key: self.facts[key] for key in facts}})
+        return records_csv(lines)
+
+    @property
+    def name(self) -> str:
+        """What this is filed under: the hash of its episodes, and a mark of what was unlike the run's own."""
+        return self.episodes.hash + self.facts.get("unlike", "")
+
+
+def cache_name(facts: Mapping[str, Any]) -> str:
+    """The file name of the cache that an evaluation was made on, or else the fingerprint's first digits."""
+    return str(facts.get("cache_name") or facts["cache_fingerprint"][:8])
+
+
+def _by_name(names: Sequence[str], values: npt.NDArray[np.float64]) -> dict[str, float | None]:
+    return {n: None if np.isnan(v) else float(v) for n, v in zip(names, values, strict=True)}
+
+
+def _gap(facts: dict[str, Any]) -> list[str]:
+    """What a table says where videos of the data set are missing."""
+    coverage = facts.get("coverage")
+    if not coverage or coverage["found"] >= coverage["expected"]:
+        return []
+    return [f"coverage: {coverage['found']} of {coverage['expected']} {facts['split']} videos"]
+
+
+def saved_predictions(run: Run, name: str, episodes: Episodes) -> dict[str, npt.NDArray[np.int64]]:
+    """By protocol, what was predicted in an evaluation, [n, Q]."""
+    path = run.path / f"eval-{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {str(p): file[p] for p in PROTOCOLS if p in file}
+        for array in found.values():
+            if array.dtype.kind not in "iu" or array.shape != episodes.query.shape:
+                raise ValueError(f"predictions of shape {array.shape} for queries of {episodes.query.shape}")
+            if int(array.min()) < 0 or int(array.max()) >= episodes.spec.way:
+                raise ValueError(f"a prediction is no class of {episodes.spec.way}")
+        if not found:
+            raise ValueError("it holds no predictions")
+    except Exception as error:  # damaged bytes can fail in any way
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ClipspmError(f"cannot read {path}: {what}") from error
+    return {p: array.astype(np.int64) for p, array in found.items()}
+
+
+def load_evaluation(run: Run | str | Path, name: str | None = None) -> EvalResult:
+    """An evaluation that a run holds, by its name (default: the newest)."""
+    run = run if isinstance(run, Run) else Run.open(run)
+    evaluations = run.results().get("evaluations", {})
+    if not evaluations:
+        raise ClipspmError(f"{run.path} holds no evaluation yet: run `clipspm eval {run.path}`")
+    name = name or list(evaluations)[-1]
+    if name not in evaluations:
+        raise ClipspmError(f"{run.path} holds no evaluation {name}; it has {', '.join(evaluations)}")
+    hashed = name.partition("-")[0]
+    file = run.path / f"episodes-{hashed}.npz"
+    episodes = Episodes.load(file)
+    if episodes.hash != hashed:
+        raise ClipspmError(f"{file} holds other episodes ({episodes.hash}) than its name says")
+    predictions = saved_predictions(run, name, episodes)
+    facts = {k: v for k, v in evaluations[name].items() if k not in ("protocols", "selection_bias")}
+    return EvalResult(episodes, {p: predictions[p] for p in PROTOCOLS if p in predictions}, facts)
