@@ -992,15 +992,20 @@ def demo(
 
     _load_torch(threads)
     from clipspm.extract.demo.stage import extract_demo
-    from clipspm.extract.progress import failure_table
+    from clipspm.extract.progress import Watch, failure_table
     from clipspm.train_heads.demo import run_demo
 
     where = folder or home() / "demo"
     with _resumable("what is done is"):
-        cache, splits = extract_demo(
-            where, quick=quick, on_message=_say, on_failures=lambda result: err.print(failure_table(result))
-        )
-        result = run_demo(cache, splits if all_splits else splits[:1], where / "runs", quick=quick, log=_say)
+        with Watch(Reporter()) as watch:
+            cache, splits = extract_demo(
+                where,
+                quick=quick,
+                on_message=watch.message,
+                on_progress=watch.progress,
+                on_failures=lambda result: err.print(failure_table(result)),
+            )
+        result = run_demo(cache, splits if all_splits else splits[:1], where / "runs", quick=quick)
     if as_json:
         _print_json(result.as_dict())
     else:

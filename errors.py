@@ -13,6 +13,12 @@ class UsageError(ClipspmError):
     exit_code = 2
 
 
+def plain(error: BaseException) -> str:
+    """What ``error`` says on one line, without the number and the file name of the operating system."""
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(words.split()) or type(error).__name__
+
+
 class Interrupted(ClipspmError):
     """Ctrl-C, with what is safe."""
 

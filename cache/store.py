@@ -47,7 +47,7 @@ from clipspm.cache.ledger import (
 )
 from clipspm.cache.seal import seal_path
 from clipspm.cache.spec import CacheSpec, Plan, PlannedClass, Split, VideoRecord
-from clipspm.errors import ClipspmError
+from clipspm.errors import ClipspmError, plain
 
 SPEC, CLASSES, VIDEOS, LEDGER = "spec.json", "classes.json", "videos.jsonl", "ledger.jsonl"
 BLOBS = (SPEC, CLASSES, VIDEOS, LEDGER)
@@ -68,11 +68,6 @@ def layer_key(layer: str) -> str:
     return f"layers/{layer}"
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong while the cache at ``path`` is read into one clear line."""
@@ -82,7 +77,7 @@ def readable(path: Path) -> Iterator[None]:
         raise error if str(path) in str(error) else ClipspmError(f"{path}: {error}") from error
     except Exception as error:  # damaged bytes can fail in any way
         raise ClipspmError(
-            f"{path} is damaged and cannot be read as a cache ({one_line(error)}); "
+            f"{path} is damaged and cannot be read as a cache ({plain(error)}); "
             "extract it again with --overwrite"
         ) from error
 
@@ -174,7 +169,7 @@ class Store(ABC):
         try:
             block = self.rows(layer_key(layer), rows.start, rows.stop)
         except Exception as error:  # damaged bytes can fail in any way
-            raise DamagedShard(self.path, layer, number, one_line(error)) from error
+            raise DamagedShard(self.path, layer, number, plain(error)) from error
         if values_digest(block) != digest:
             raise DamagedShard(self.path, layer, number, "it does not match its digest")
         return block

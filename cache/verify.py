@@ -36,7 +36,7 @@ from clipspm.cache.store import (
     layer_key,
 )
 from clipspm.cache.writer import carry_over, parts_path
-from clipspm.errors import ClipspmError
+from clipspm.errors import ClipspmError, plain
 from clipspm.progress import track
 
 _LOOK_LIMIT = 3600.0  # seconds that looking into a damaged HDF5 file may take
@@ -137,7 +137,7 @@ def _look(path: Path) -> _Inside:
         entries, lines = read_ledger(store.blob(LEDGER))
         records = apply(entries, planned)
     except Exception as error:  # damaged bytes can fail in any way
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = plain(error)
         return _Inside((Finding(path.name, f"its metadata cannot be read ({why})"),))
     findings = [
         Finding(f"{LEDGER}, line {line}", "is damaged: what it said is not data any more") for line in lines

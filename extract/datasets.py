@@ -20,9 +20,9 @@ from typing import Any, Literal, cast, get_args
 
 from clipspm.cache.home import home
 from clipspm.cache.spec import SPLITS, Plan, Split, VideoRecord
-from clipspm.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError, UsageError, plain
 from clipspm.extract.lists import Files, VideoList, read_lists, without_brackets
-from clipspm.extract.suffixes import VIDEO_SUFFIXES, is_frame_name, is_video_name, stem
+from clipspm.extract.suffixes import is_frame_name, is_video_name, stem
 
 Benchmark = Literal["hmdb51", "ucf101", "kinetics100", "ssv2-full", "ssv2-small"]
 BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
@@ -189,7 +189,7 @@ def _index_folder(root: Path) -> tuple[list[Row], tuple[str, ...]]:
             f"no videos under {root}: {_how_to_sort(loose)}"
             if loose
             else f"no videos under {root}: expected one folder per class, each holding video files "
-            f"({', '.join(sorted(VIDEO_SUFFIXES)[:4])}, ...) or folders of frames"
+            "(.mp4, .avi, .mkv, .webm, ...) or folders of frames"
         )
     notes = [f"left out: {_how_to_sort(loose)}"] if loose else []
     notes += [
@@ -415,7 +415,7 @@ def read_splits(path: Path) -> dict[str, Split]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ClipspmError(f"cannot read the splits file {path}: {error}") from error
+        raise ClipspmError(f"cannot read the splits file {path}: {plain(error)}") from error
     try:
         raw: Any = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
     except ValueError as error:

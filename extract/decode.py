@@ -28,7 +28,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
-from clipspm.errors import ClipspmError
+from clipspm.errors import ClipspmError, plain
 from clipspm.extract.suffixes import is_frame_name
 
 Backend = Literal["auto", "pyav", "decord"]
@@ -110,9 +110,9 @@ def read_frames(
     except FileNotFoundError:
         raise DecodeError("missing", path, "no such file") from None
     except OSError as error:  # FFmpeg's errors are OSErrors or ValueErrors, depending on the code
-        raise DecodeError("unreadable", path, _one_line(error)) from error
+        raise DecodeError("unreadable", path, plain(error)) from error
     except FFmpegError as error:
-        raise DecodeError("unreadable", path, _one_line(error)) from error
+        raise DecodeError("unreadable", path, plain(error)) from error
     if result.total < min_frames:
         raise DecodeError("too short", path, f"{result.total} frames, at least {min_frames} asked for")
     return result
@@ -129,7 +129,7 @@ def count_frames(path: Path) -> int:
     except FileNotFoundError:
         raise DecodeError("missing", path, "no such file") from None
     except (OSError, FFmpegError) as error:
-        raise DecodeError("unreadable", path, _one_line(error)) from error
+        raise DecodeError("unreadable", path, plain(error)) from error
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -337,7 +337,7 @@ def _decode(path: Path, wanted: set[int]) -> tuple[dict[int, Any], set[int], int
                 if total == 0 and packet.size:  # a cut in mid-group starts with undecodable packets
                     continue
                 raise DecodeError(
-                    "unreadable", path, f"decoding fails after frame {total}: {_one_line(error)}"
+                    "unreadable", path, f"decoding fails after frame {total}: {plain(error)}"
                 ) from error
             for frame in decoded:
                 tainted = frame.is_corrupt or (tainted and not frame.key_frame)
@@ -437,7 +437,7 @@ def _read_images(path: Path, count: int) -> Frames:
             with Image.open(path / names[i]) as image:
                 images[i] = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise DecodeError("unreadable", path / names[i], _one_line(error)) from error
+            raise DecodeError("unreadable", path / names[i], plain(error)) from error
     shapes = {image.shape for image in images.values()}
     if len(shapes) > 1:
         raise DecodeError("wrong size", path, f"its frames differ in size: {sorted(shapes)}")
@@ -449,7 +449,3 @@ def _read_images(path: Path, count: int) -> Frames:
         total=len(names),
         fps=None,
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

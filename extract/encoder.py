@@ -22,6 +22,7 @@ from clipspm.extract.config import FINAL, Precision
 from clipspm.extract.measured import recall, remember
 from clipspm.extract.prompts import fill
 from clipspm.extract.weights import LoadedModel, load_model
+from clipspm.progress import track
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 #: the relative error against float32 that ``auto`` accepts on its probe; frames may err up to twice as much
@@ -161,7 +162,7 @@ class Encoder:
     def encode_text(self, class_names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
         """Unnormalised text features in float32, [C, P, D], in the order given."""
         rows = []
-        for name in class_names:
+        for name in track(class_names, "encoding texts", len(class_names), "classes"):
             tokens = self.source.tokenizer([fill(template, name) for template in templates])
             rows.append(self._model.encode_text(tokens.to(self.device), normalize=False).float().cpu())
         return torch.stack(rows).numpy()
@@ -220,7 +221,7 @@ class Encoder:
         exact = self.encode_images(probe)
         # a gain within the noise of timing is not worth another set of numbers
         fastest = 0.8 * self._time(smooth)
-        for candidate in ("bf16", "fp16"):
+        for candidate in track(("bf16", "fp16"), "measuring precisions", 2, "precisions"):
             self.precision = candidate
             try:
                 spent = self._time(smooth, enough=fastest)

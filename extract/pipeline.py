@@ -132,6 +132,7 @@ def run(
     assert config.model is not None
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    on_start(f"loading the encoder {config.model}")
     encoder = Encoder(
         config.model,
         config.pretrained,

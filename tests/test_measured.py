@@ -1,25 +1,21 @@
 """What was measured is kept, whoever measures at the same time, and nothing fails where it cannot be."""
 
 import json
-import multiprocessing
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from clipspm.cache.disk import replacing, write_atomically
 from clipspm.extract.measured import recall, remember
-
-
-def remember_many(process: int) -> list[str]:
-    with ThreadPoolExecutor(10) as pool:
-        return list(pool.map(lambda i: remember(f"{process}-{i}", "bf16"), range(40)))
+from tests.processes import remember_many
 
 
 def test_nothing_is_lost_when_many_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path / "home"))
-    with multiprocessing.get_context("spawn").Pool(10) as pool:
-        found = pool.map(remember_many, range(10), chunksize=1)
+    with ProcessPoolExecutor(10, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(remember_many, range(10)))
     assert found == [["bf16"] * 40] * 10
     kept = json.loads((tmp_path / "home" / "precision.json").read_text())
     assert kept == {f"{p}-{i}": "bf16" for p in range(10) for i in range(40)}

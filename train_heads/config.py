@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from clipspm.errors import UsageError
+from clipspm.errors import UsageError, plain
 from clipspm.settings import near, typed
 from clipspm.train_heads.episodes.random import digest
 from clipspm.train_heads.heads.protocol import Protocol
@@ -147,7 +147,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the configuration {path}: {error}") from error
+        raise UsageError(f"cannot read the configuration {path}: {plain(error)}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if isinstance(content, dict) and isinstance(content.get("config"), dict):

@@ -12,7 +12,7 @@ from typing import Any
 
 from clipspm.cache.reader import Cache
 from clipspm.cache.spec import Split
-from clipspm.progress import Say
+from clipspm.progress import Reporter, Say
 from clipspm.tables import Table
 from clipspm.train_heads.config import resolve_config
 from clipspm.train_heads.evaluation.stats import Difference
@@ -95,8 +95,7 @@ def run_demo(
     """
     results = []
     for k, split in enumerate(splits):
-        if log is not None:
-            log(f"class split {k + 1} of {len(splits)}")
+        Reporter(log).say(f"class split {k + 1} of {len(splits)}")
         own = cache.with_splits(split)
         results.append(_one_split(own, out_dir / f"split{k}", quick=quick, seeds=seeds, log=log))
     return DemoResult(together(results), tuple(results))

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipspm.cache.disk import replacing
-from clipspm.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError, UsageError, plain
 from clipspm.train_heads.episodes.pool import SPLITS, Pool, Split
 from clipspm.train_heads.episodes.queries import pick_queries, words_needed
 from clipspm.train_heads.episodes.random import blocks, digest, sample_distinct
@@ -229,8 +229,7 @@ class Episodes:
                 written = str(file["hash"])
             episodes.check()
         except Exception as error:  # damaged bytes can fail in any way
-            what = " ".join(str(error).split()) or type(error).__name__
-            raise ClipspmError(f"{path} is not a file of episodes: {what}") from error
+            raise ClipspmError(f"{path} is not a file of episodes: {plain(error)}") from error
         if episodes.full_hash != written:
             raise ClipspmError(f"{path} says hash {written[:16]} but holds episodes {episodes.hash}")
         return episodes

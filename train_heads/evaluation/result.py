@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipspm.errors import ClipspmError
+from clipspm.errors import ClipspmError, plain
 from clipspm.tables import Table, chance, records_csv
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.per_class import ClassTable, class_interval
@@ -144,7 +144,7 @@ def saved_predictions(run: Run, name: str, episodes: Episodes) -> dict[str, npt.
         if not found:
             raise ValueError("it holds no predictions")
     except Exception as error:  # damaged bytes can fail in any way
-        what = " ".join(str(error).split()) or type(error).__name__
+        what = plain(error)
         raise ClipspmError(f"cannot read {path}: {what}") from error
     return {p: array.astype(np.int64) for p, array in found.items()}
 

@@ -22,6 +22,7 @@ import yaml
 
 from clipspm.cache.home import demo_dir, runs_dir
 from clipspm.errors import ClipspmError, UsageError
+from clipspm.progress import track
 from clipspm.tables import Table, chance, records_csv
 from clipspm.train_heads.config import TrainConfig, resolve_config
 from clipspm.train_heads.episodes.draw import EpisodeSpec
@@ -276,7 +277,8 @@ def collect(places: Iterable[str | Path] = (), *, dataset: str | None = None, sp
         raise UsageError(f"no runs yet at {runs_dir()}: `clipspm train-heads` and `clipspm eval` make them")
     ones: list[_One] = []
     skipped: list[str] = []
-    for path in sorted({run for place in found for run in runs_below(place)}):
+    runs = sorted({run for place in found for run in runs_below(place)})
+    for path in track(runs, "reading", len(runs), "runs"):
         ones += [one for one in _read(path, split, skipped) if dataset in (None, one.column[0])]
     if not ones:
         where = " or ".join(map(str, found))
