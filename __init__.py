@@ -5,4 +5,4 @@ name; :mod:`clipspm.cache` keeps what it found; stage two (:mod:`clipspm.train_h
 scores light heads on it, episode by episode.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -78,7 +78,7 @@ def test_mistakes_cost_no_time(clips: Path, tmp_path: Path, options: Sequence[st
     args = ["--dataset", "folder", "--videos", str(clips), *filled]
     printed = json.loads(python(DRIVER, "extract", *args).splitlines()[-1])
     assert (printed[0], printed[2]) == (code, [])
-    assert printed[1] < 1.0
+    assert printed[1] < 3.0  # 0.4 on a usual machine; PyTorch alone takes more
 
 
 def test_dry_run_and_run_refuse_the_same(config: ExtractConfig, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
