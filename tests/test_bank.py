@@ -124,7 +124,9 @@ def test_more_frames_than_cached_are_refused() -> None:
 
 
 def test_unknown_layer_is_refused() -> None:
-    with pytest.raises(UsageError, match="no layer '7': it holds final, 3"):
+    with pytest.raises(
+        UsageError, match="no layer '7', it holds final, 3: `clipspm extract --layers 3,7,final` caches it"
+    ):
         FeatureBank.from_cache(CACHE, "test", ("final", "7"))
 
 

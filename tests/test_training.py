@@ -293,7 +293,7 @@ def test_best_checkpoint_is_the_best_validation(tmp_path: Path, monkeypatch: pyt
 def test_without_validation_classes_the_last_weights_are_kept(tmp_path: Path, val: int) -> None:
     said: list[str] = []
     cache = fake_cache({"train": 5, "val": val, "test": 3})
-    result = train(cache, tiny_config(), tmp_path / "r", log=said.append)
+    result = train(cache, tiny_config(hold_out=False), tmp_path / "r", log=said.append)
     assert (result.selection, result.val_accuracy) == ("none", None)
     assert Run.open(tmp_path / "r").which_weights() == "last"
     assert len([line for line in said if line.startswith("warning")]) == 1

@@ -155,7 +155,9 @@ class Run:
         """Whether the head has anything to train; if not, the seed of the run changes nothing."""
         if not HEADS[self.config.head].trained:
             return False
-        return bool(self.results().get("training", {}).get("parameters", 1))
+        facts = self.results().get("training", {})
+        stepped = facts.get("steps") != 0 or self.config.episodes == 0  # runs of 0.2 say no more
+        return bool(facts.get("trainable", stepped))
 
     def load_head(self, which: str | None = None, device: "torch.device | str" = "cpu") -> "Head":
         """The trained head in evaluation mode."""

@@ -386,6 +386,7 @@ class Trainer:
         facts = {k: v for k, v in result.as_dict().items() if k not in ("run_dir", "config")}
         if self.val_episodes is not None:
             facts["val_episodes"] = {"n": len(self.val_episodes), "hash": self.val_episodes.hash}
+        facts["trainable"] = self.head.trainable
         facts["parameters"] = sum(p.numel() for p in self.head.parameters())
         run.update_results(version=clipspm.__version__, selection=result.selection, training=facts)
         return result
