@@ -9,8 +9,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line. Ctrl-C ends it in one line, whatever it was doing."""
-    # threads of PyTorch that wait for each other sleep instead of spinning: what else runs here is not slowed
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # threads of PyTorch spin while they wait for each other, and starve what else runs here: docs/speed.md
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         from clipspm.cli import main as run
 

@@ -59,12 +59,18 @@ def test_the_shell_completes_commands() -> None:
     assert found.stdout.split() == ["extract"]
 
 
-def test_threads_that_wait_sleep_unless_the_user_says_otherwise() -> None:
-    code = "import os, sys; sys.argv = ['clipspm', '--version']; from clipspm.__main__ import main\ntry: main()\nexcept SystemExit: print(os.environ['OMP_WAIT_POLICY'])"
-    for given, wanted in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-        env |= {"OMP_WAIT_POLICY": given} if given else {}
-        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+def test_threads_that_wait_spin_briefly_unless_the_user_says_otherwise() -> None:
+    code = (
+        "import os, sys; sys.argv = ['clipspm', '--version']; from clipspm.__main__ import main\n"
+        "try: main()\nexcept SystemExit: print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    for given, wanted in (
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+    ):
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean | given)
         assert said.stdout.split()[-1] == wanted
 
 
