@@ -197,7 +197,8 @@ class Plan:
 
     def run(self, *, banks: Banks | None = None, log: Say | None = None) -> AblationResult:
         """Train and score what is not finished."""
-        reporter, trained, selection = Reporter(log), 0, "none"
+        reporter, trained = Reporter(log), 0
+        selection: str | None = None  # of the first row, which the others are compared with
         if banks is None or not banks.serve(self.cache, self.layers, self.device):
             banks = self.banks()
         if self.spread_out:
@@ -206,17 +207,19 @@ class Plan:
         for name, config in self.rows.items():
             found: list[EvalResult] = []
             for cell in self.cells[name]:
-                reporter.say(f"{name}, {self.base.shots}-shot, seed {cell.config.seed}: {cell.path.name}")
+                reporter.say(f"{name}, {self.base.shots}-shot, seed {cell.config.seed}")
                 result, new = score_cell(
                     self.cache, cell, self.episodes, self.protocols, banks, log, self.keep_weights
                 )
                 found.append(result)
                 trained += new
-                selection = result.facts["selection"]
+                selection = selection or result.facts["selection"]
             paths = tuple(cell.path for cell in self.cells[name])
             accuracies = {p: np.stack([r.accuracies(p) for r in found]) for p in self.protocols}
             table.append(Row(name, config, paths, accuracies, name not in self.untrained))
-        return AblationResult(tuple(table), self.seeds, self.episodes, self._facts(selection), trained)
+        return AblationResult(
+            tuple(table), self.seeds, self.episodes, self._facts(selection or "none"), trained
+        )
 
     def _elsewhere(self, reporter: Reporter) -> int:
         """Let the engine do what is to do; how many cells that was."""

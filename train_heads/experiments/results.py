@@ -146,6 +146,16 @@ class Score:
         """A row per class, see :meth:`~.per_class.ClassTable.records`."""
         return [{**self._where(), **record} for record in self.classes().records()]
 
+    def unlike(self, usual: Basis) -> str:
+        """In what this score is not comparable with scores on the basis ``usual``; empty where it is.
+
+        Where nothing was trained or chosen it does not matter how others were.
+        """
+        basis = self.basis
+        if not self.seeds and basis.selection == "none":
+            basis = replace(basis, selection=usual.selection, trained_on=usual.trained_on)
+        return basis.differences(usual)
+
     def text(self) -> str:
         """For a cell: per cent with the interval over episodes, and the spread over several seeds."""
         score, seeds = estimate(self.accuracies.mean(0)), self.over_seeds
@@ -202,16 +212,12 @@ class Results:
     def table(self) -> Table:
         """Rows by columns, in per cent, with a mark at every score that is not on its column's basis."""
         columns = sorted({score.column for score in self.scores})
-        usual = {
-            column: Counter(s.basis for s in self.scores if s.column == column).most_common(1)[0][0]
-            for column in columns
-        }
+        usual = {column: self._usual_basis(column) for column in columns}
         marks: dict[str, str] = {}
         rows: dict[tuple[str, str], dict[Column, str]] = {}
         for score in self.scores:
             mark = ""
-            if score.basis != usual[score.column]:
-                what = score.basis.differences(usual[score.column])
+            if what := score.unlike(usual[score.column]):
                 mark = marks.setdefault(what, _letter(len(marks)))
             rows.setdefault((score.row, mark), {})[score.column] = f"{score.text()} {mark}".rstrip()
         lines = [
@@ -227,6 +233,12 @@ class Results:
             *(f"{mark}: not comparable with its column: {what}" for what, mark in marks.items()),
         ]
         return Table(["", *(column.name for column in columns)], lines, "Results", notes)
+
+    def _usual_basis(self, column: Column) -> Basis:
+        """The basis of most scores of a column: of those that were trained, if there are any."""
+        there = [score for score in self.scores if score.column == column]
+        trained = [score for score in there if score.seeds] or there
+        return Counter(score.basis for score in trained).most_common(1)[0][0]
 
     def _throughout_notes(self) -> list[str]:
         heads: dict[tuple[str, ...], list[str]] = defaultdict(list)

@@ -17,7 +17,7 @@ Selection = Literal["val", "held-out classes", "held-out videos", "none"]
 
 _CLASSES_LEFT = 8  # at least so many classes go on training, or no class is set aside
 _SHARE_OF_CLASSES, _SHARE_OF_VIDEOS = 5, 4  # one in so many
-_FEWEST = 2  # classes, or videos of a class, that can be validated on
+_FEWEST_CLASSES, _FEWEST_VIDEOS = 2, 3  # that something can be chosen on
 
 
 def set_aside(
@@ -29,12 +29,12 @@ def set_aside(
     the training episodes, which stay possible.
     """
     classes = len(pool.names)
-    held = max(_FEWEST, classes // _SHARE_OF_CLASSES)
+    held = max(_FEWEST_CLASSES, classes // _SHARE_OF_CLASSES)
     if classes - held >= max(way, _CLASSES_LEFT):
         chosen = _first(pool.names, held)
         if pool.sizes[chosen].min() > 1:
             return "held-out classes", np.isin(pool.labels, chosen)
-    each = np.maximum(_FEWEST, pool.sizes // _SHARE_OF_VIDEOS)
+    each = np.maximum(_FEWEST_VIDEOS, pool.sizes // _SHARE_OF_VIDEOS)
     if classes < way or (pool.sizes - each).min() < shot + queries:
         return None
     mask = np.zeros(len(pool.ids), dtype=bool)

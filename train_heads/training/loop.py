@@ -159,7 +159,8 @@ class Trainer:
         """Set a part of the training set aside, where it is large enough and there is something to choose."""
         config, spec = self.config, self.spec
         if not self.head.trainable or not config.episodes:
-            self.reporter.say(f"note: {why}: nothing is chosen or tuned (selection: none)")
+            if self.head.tunable():
+                self.reporter.say(f"note: {why}: nothing is tuned (selection: none)")
             return False
         found = None
         if config.hold_out:
