@@ -8,7 +8,8 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
@@ -161,6 +162,13 @@ CachePath = Annotated[Path | None, typer.Option("--cache", help="The cache (defa
 CacheOf = Annotated[str | None, typer.Option("--dataset", help="The newest cache of this data set.")]
 Splits = Annotated[
     Path | None, typer.Option(help='JSON or TOML: {"train": [class, ...], "val": [...], "test": [...]}.')
+]
+HoldOut = Annotated[
+    bool | None,
+    typer.Option(
+        "--hold-out/--no-hold-out",
+        help="Without validation classes, choose the weights on a part of the training set.  [default: on]",
+    ),
 ]
 SplitFiles = Annotated[
     Path | None,
@@ -584,10 +592,7 @@ def train_heads(
         ),
     ] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
-    hold_out: Annotated[
-        bool,
-        typer.Option(help="Without validation classes, choose the weights on a part of the training set."),
-    ] = True,
+    hold_out: HoldOut = None,
     allow_partial: AllowPartial = False,
     as_json: Json = False,
 ) -> None:
@@ -597,28 +602,42 @@ def train_heads(
         return
     from clipspm.train_heads.config import resolve_config
     from clipspm.train_heads.request import fit_to_cache
-    from clipspm.train_heads.runs import default_run_dir, unfinished_run
+    from clipspm.train_heads.runs import as_trained, default_run_dir, unfinished_run
 
     given = _overrides(
         shots=shots, way=way, queries=queries, frames=frames, episodes=episodes, head=head,
         protocol=protocol, lr=lr, seed=seed, device=device, head_config=_settings(settings),
-        hold_out=None if hold_out else False,
+        hold_out=hold_out,
     )  # fmt: skip
     chosen: dict[str, Any] = {"recipe": recipe, "preset": preset, "file": config_file, "overrides": given}
     resolve_config(**chosen)  # mistakes are said before anything is read
-    source = _open(cache, dataset, splits).require(("train", "val"), allow_partial=allow_partial)
+    run = _run_to_resume(run_dir) if resume and run_dir is not None else None
+    needed: Any = ("train", "val")
+    if run is not None and cache is None and dataset is None and splits is None:
+        source: Any = as_trained(run, splits=needed, allow_partial=allow_partial)
+        _say(f"cache: {source.path}")
+    else:
+        source = _open(cache, dataset, splits).require(needed, allow_partial=allow_partial)
     config = None
-    if run_dir is None or not resume or any(chosen.values()):
+    if run is not None and set(given) <= {"device"} and not (recipe or preset or config_file):
+        config = replace(run.config, **given)
+    elif run is None or any(chosen.values()):
         config = fit_to_cache(resolve_config(dataset=source.spec.dataset, **chosen), source, _silent)
-    if run_dir is None:
+    if run is not None:
+        run_dir = run.path
+    elif run_dir is None:
         assert config is not None
         run_dir = unfinished_run(config, source) if resume else default_run_dir(config, source)
     _load_torch(threads)
     from clipspm.train_heads import train
 
-    result = train(
-        source, config, run_dir, resume=resume, tensorboard=tensorboard, keep_checkpoints=keep_checkpoints
-    )
+    try:
+        result = train(
+            source, config, run_dir, resume=resume, tensorboard=tensorboard, keep_checkpoints=keep_checkpoints
+        )
+    finally:
+        with suppress(OSError):
+            run_dir.rmdir()  # only where nothing was begun in it
     if as_json:
         _print_json(result.as_dict())
     else:
@@ -666,6 +685,7 @@ def evaluate(
     """Score a run on episodes of the test classes, inductive and transductive."""
     from clipspm.train_heads import Episodes, Run
 
+    _check_file(out_path)
     if report_selection_bias and format is TableFormat.csv:
         raise UsageError("--report-selection-bias has no CSV: use --format json, or another")
     request = _overrides(way=way, shots=shots, queries=queries, seed=seed)
@@ -912,6 +932,7 @@ def ablate(
     threads: Threads = None,
     settings: Settings = None,
     config_file: ConfigFile = None,
+    hold_out: HoldOut = None,
     test_episodes: TestEpisodes = 10_000,
     out_path: Annotated[
         Path | None, typer.Option("--out", help="Where cells and tables go (default: under $CLIPSPM_HOME).")
@@ -937,6 +958,7 @@ def ablate(
     given = _overrides(
         way=way, queries=queries, frames=frames, episodes=episodes, protocol=protocol, lr=lr,
         device=spread.devices[0] if spread.devices else None, head_config=_settings(settings),
+        hold_out=hold_out,
     )  # fmt: skip
     chosen: dict[str, Any] = {"recipe": recipe, "preset": preset, "file": config_file, "overrides": given}
     rows: dict[str, Any] = {"drops": drop or (), "grid": grid, "heads": against or ()}
@@ -1033,6 +1055,16 @@ def _open(cache: Path | None, dataset: str | None, splits: Path | None) -> Any:
     return found
 
 
+def _run_to_resume(run_dir: Path) -> Any:
+    """The run in ``run_dir``, or of that name under the home; None, and a note, where there is none."""
+    from clipspm.train_heads.runs import Run, run_at
+
+    if (run_at(run_dir) / "config.json").exists():
+        return Run.open(run_dir)
+    _say(f"note: there is nothing to resume in {run_dir}: a new run begins there")
+    return None
+
+
 def _load_torch(threads: int | None) -> None:
     """Import PyTorch, which a cold disk makes a long wait, and set how many threads it computes with."""
     if threads is not None and not 1 <= threads <= _MOST_THREADS:
@@ -1127,6 +1159,12 @@ def _show(*tables: Any) -> None:
         if i:
             out.print()
         out.print(table, soft_wrap=True)
+
+
+def _check_file(path: Path | None) -> None:
+    """Refuse, before any work, a file that could not be written."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"--out {path}: there is no folder {path.parent}")
 
 
 def _write(

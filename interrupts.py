@@ -13,14 +13,18 @@ def undisturbed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held: list[tuple[Any, ...]] = []
-    before = signal.signal(signal.SIGINT, lambda *caught: held.append(caught))
+    before = signal.getsignal(signal.SIGINT)
+    if before is None:  # not Python's to change
+        yield
+        return
+    held: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *caught: held.append(caught))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if held and callable(before):
-        before(*held[-1])
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class LocalEngine:
             return
         context = multiprocessing.get_context("spawn")
         free = context.Queue()
+        others = set(multiprocessing.active_children())
         for device in self.devices:
             free.put(device)
         with ProcessPoolExecutor(
@@ -46,6 +47,10 @@ class LocalEngine:
                         result = future.result()
                         busy |= {pool.submit(_one, item) for item in islice(waiting, 1)}
                         yield result
+            except KeyboardInterrupt:  # workers never see Ctrl-C: what they are at is not waited for
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.terminate()
+                raise
             except BrokenProcessPool as error:
                 raise ClipspmError(
                     "a worker process died (killed, or out of memory): run the same command again, it goes "

@@ -1,5 +1,7 @@
 """Training without validation classes: what is set aside, and that it chooses the weights."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipspm.errors import UsageError
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.pool import Pool
-from clipspm.train_heads.runs import Run
+from clipspm.train_heads.request import fit_to_cache
+from clipspm.train_heads.runs import HeadShape, Run, default_run_dir, one_training, unfinished_run
 from clipspm.train_heads.training import loop
 from clipspm.train_heads.training.hold_out import set_aside
 from clipspm.train_heads.training.train import train
@@ -110,3 +114,37 @@ def test_training_stops_where_nothing_is_gained(tmp_path: Path, monkeypatch: pyt
     training = run.results()["training"]
     assert (training["best_step"], training["steps"]) == (4, 24)  # two steps apart: the second, and ten more
     assert any("stopped: best on what is held out after 32 episodes" in line for line in said)
+
+
+def test_runs_of_before_go_on_without_holding_out(tmp_path: Path) -> None:
+    """Their ``config.json`` does not speak of it, and what would be held out has trained them already."""
+    _, run = lines_of(12, tmp_path, hold_out=False)
+    file = run.path / "config.json"
+    content = json.loads(file.read_text())
+    del content["config"]["hold_out"]
+    file.write_text(json.dumps(content))
+    assert Run.open(run.path).config.hold_out is False
+
+
+def test_resuming_finds_runs_on_the_same_features_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path))
+    cache = fake_cache({"train": 5, "val": 5})
+    config = fit_to_cache(tiny_config(), cache, lambda line: None)
+    shape = HeadShape.of(cache, 4)
+    ours, other = (Run.create(default_run_dir(config, cache), config, shape, cache) for _ in range(2))
+    content = json.loads((other.path / "config.json").read_text())
+    content["cache"]["fingerprint"] = "other features"
+    (other.path / "config.json").write_text(json.dumps(content))
+    assert unfinished_run(config, cache) == ours.path
+    with one_training(ours.path), pytest.raises(UsageError, match="nothing to resume"):
+        unfinished_run(config, cache)
+    with pytest.raises(UsageError, match=r"is unfinished and differs \(there / here\): seed 0 / 3"):
+        unfinished_run(replace(config, seed=3), cache)
+
+
+def test_two_that_ask_for_a_directory_get_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path))
+    cache, config = fake_cache({"train": 5}), tiny_config()
+    assert default_run_dir(config, cache) != default_run_dir(config, cache)

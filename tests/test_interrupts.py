@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -131,6 +132,44 @@ def test_extraction_and_training_go_on_where_they_stopped(home: Path, clips: lis
     assert len(list(run.iterdir())) == 1
 
 
+def test_the_command_that_is_named_goes_on(home: Path, clips: list[object]) -> None:
+    """With the run's own cache and splits, whatever its directory is called; by another process not twice."""
+    if not (home / "c.zarr").exists():
+        subprocess.run([sys.executable, "-m", "clipspm", *map(str, clips)], cwd=home, check=True)
+    (home / "often.yaml").write_text("val_every: 16")
+    run = home / "my run"
+    command = Command(
+        "train-heads", "--cache", home / "c.zarr", "--way", "2", "--episodes", 100_000, "--run-dir", run,
+        "--config", home / "often.yaml", "--set", "heads=1", "--set", "head_width=8", "--no-hold-out", home=home,
+    )  # fmt: skip
+    while not (run / "trainer.safetensors").exists():
+        assert command.process.poll() is None
+        time.sleep(0.01)
+    again = [sys.executable, "-m", "clipspm", "train-heads", "--resume", "--run-dir", str(run)]
+    second = subprocess.run(again, cwd=home, capture_output=True, text=True)
+    assert second.returncode == 2
+    assert f"another process is training in {run}" in second.stderr
+    said = assert_one_line(*command.interrupt())
+    named = shlex.split(said.partition("go on with: clipspm ")[2])
+    command = Command(*named, "--device", "cpu", home=home)
+    command.until(f"resumed {run} at")
+    assert_one_line(*command.interrupt())
+
+
+def test_cells_on_several_devices_are_not_waited_for(home: Path, clips: list[object]) -> None:
+    if not (home / "c.zarr").exists():
+        subprocess.run([sys.executable, "-m", "clipspm", *map(str, clips)], cwd=home, check=True)
+    command = Command(
+        "ablate", "--cache", home / "c.zarr", "--way", "2", "--episodes", 1_000_000, "--against", "trx",
+        "--device", "cpu,cpu", "--threads", "1", "--out", home / "cells", home=home,
+    )  # fmt: skip
+    while len(list((home / "cells" / "cells").glob("*/trainer.safetensors"))) < 2:
+        assert command.process.poll() is None
+        time.sleep(0.05)
+    said = assert_one_line(*command.interrupt())
+    assert "finished cells and the last checkpoint are kept; go on with: clipspm ablate" in said
+
+
 # exactness, wherever it is interrupted
 
 CACHE = fake_cache(views=2, frames=6)
@@ -213,6 +252,16 @@ def test_ctrl_c_waits_for_the_end_of_a_block() -> None:
         block()
     assert done == [1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_block_that_fails_loses_no_ctrl_c() -> None:
+    def block() -> None:
+        with undisturbed():
+            signal.raise_signal(signal.SIGINT)
+            raise ValueError
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
 
 
 def test_blocks_in_other_threads_leave_signals_alone() -> None:

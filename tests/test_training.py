@@ -480,7 +480,6 @@ def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 def test_default_run_directory_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path))
     first = default_run_dir(tiny_config(), CACHE)
-    first.mkdir(parents=True)
     assert default_run_dir(tiny_config(), CACHE) == first.with_name(first.name + "-2")
 
 

@@ -10,7 +10,7 @@ training ended and every evaluation. ``episodes-HASH.npz``: the episodes of an e
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 import clipspm
 from clipspm.cache.disk import replacing, write_json
 from clipspm.cache.home import runs_dir
-from clipspm.errors import ClipspmError, UsageError
+from clipspm.cache.reader import open_cache
+from clipspm.errors import ClipspmError, UsageError, plain
 from clipspm.train_heads.config import TrainConfig, from_dict
-from clipspm.train_heads.episodes.pool import FeatureSource, content_digest
+from clipspm.train_heads.episodes.pool import FeatureSource, Split, content_digest
 from clipspm.train_heads.heads.registry import HEADS, build_head
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from clipspm.train_heads.heads.base import Head
 
+#: held by the process that trains a run
+_TRAINING = ".training.lock"
 _WEIGHTS = ("best.safetensors", "last.safetensors")
 
 
@@ -115,9 +118,7 @@ class Run:
     @classmethod
     def open(cls, path: str | Path) -> "Run":
         """Read a run directory; ``path`` may also be a name under the home's ``runs/``."""
-        path = Path(path)
-        if not path.exists() and not path.is_absolute() and (runs_dir() / path).is_dir():
-            path = runs_dir() / path
+        path = run_at(path)
         if not path.exists():
             raise UsageError(f"there is no run {path}; {_known_runs()}")
         file = path / "config.json"
@@ -126,6 +127,7 @@ class Run:
         try:
             content = json.loads(file.read_text("utf-8"))
             shape = HeadShape(**content["built_for"])
+            content["config"].setdefault("hold_out", False)  # before 0.3 nothing was held out
             return cls(path, from_dict(content["config"]), shape, dict(content["cache"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ClipspmError(f"{file} is not a run's configuration: {error}") from error
@@ -247,12 +249,33 @@ class Run:
 
     def changed(self) -> float:
         """When it was written to last, in seconds since the epoch."""
-        return max(file.stat().st_mtime for file in self.path.iterdir() if file.is_file())
+        return max(
+            (self.path / name).stat().st_mtime
+            for name in ("config.json", "trainer.safetensors")
+            if (self.path / name).exists()
+        )
+
+    def busy(self) -> bool:
+        """Whether a process is training this run now."""
+        try:
+            with FileLock(str(self.path / _TRAINING), timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # a folder that cannot be written to: nobody trains in it
+            return False
 
     @property
     def imported(self) -> bool:
         """Whether the weights come from elsewhere: there is no cache they were trained on here."""
         return self.cache["path"] is None
+
+
+def run_at(place: str | Path) -> Path:
+    """The directory ``place``, or the run of that name under the home."""
+    path = Path(place)
+    named = runs_dir() / path
+    return named if not path.exists() and not path.is_absolute() and named.is_dir() else path
 
 
 def holds_run(path: Path) -> bool:
@@ -283,16 +306,62 @@ def cache_title(cache: FeatureSource) -> str:
     return title
 
 
+@contextmanager
+def one_training(path: Path) -> Iterator[None]:
+    """Be the one process that trains in the run directory ``path`` (made here); a second is refused."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the run directory {path}: {plain(error)}") from error
+    try:
+        with FileLock(str(path / _TRAINING), timeout=0):
+            yield
+    except Timeout:
+        raise UsageError(f"another process is training in {path}: name another --run-dir") from None
+
+
 def default_run_dir(config: TrainConfig, cache: FeatureSource) -> Path:
-    """A new directory under the home's ``runs/``, named after the cache and the request."""
+    """A new directory under the home's ``runs/``, made and named after the cache and the request."""
     name = (
         f"{cache_title(cache)}-{config.head}-{config.way}w{config.shots}s-{config.recipe}-seed{config.seed}"
     )
     for count in range(1, 10_000):
         path = runs_dir() / (name if count == 1 else f"{name}-{count}")
-        if not path.exists():
-            return path
+        try:
+            path.mkdir(parents=True)  # taken: another process that asks now gets another one
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(
+                f"cannot make {path} ({plain(error)}): set CLIPSPM_HOME to another folder"
+            ) from error
+        return path
     raise ClipspmError(f"too many runs named {name} under {runs_dir()}: remove some or name a --run-dir")
+
+
+def as_trained(
+    run: Run,
+    path: str | Path | None = None,
+    splits: Sequence[Split] = ("test",),
+    *,
+    allow_partial: bool = False,
+) -> FeatureSource:
+    """The cache of ``run`` (or the one at ``path``), under the class splits that it was trained with.
+
+    A cache of other classes keeps its own splits, and so does every cache where ``run`` was imported. One
+    whose ``splits`` are not complete is refused unless ``allow_partial``.
+    """
+    if run.imported and path is None:
+        raise UsageError(f"{run.path} was imported and has no cache of its own: give one with --cache PATH")
+    try:
+        cache = open_cache(path or run.cache["path"])
+    except ClipspmError as error:
+        if path is not None:
+            raise
+        raise ClipspmError(f"{run.path} needs its cache (or another with --cache): {error}") from error
+    own = run.cache["class_splits"]
+    other = cache.class_splits == own or set(cache.class_names) != set(own)
+    return (cache if other else cache.with_splits(own)).require(splits, allow_partial=allow_partial)
 
 
 def unfinished_run(config: TrainConfig, cache: FeatureSource) -> Path:
@@ -304,7 +373,8 @@ def unfinished_run(config: TrainConfig, cache: FeatureSource) -> Path:
     for folder in sorted(runs_dir().iterdir()) if runs_dir().is_dir() else []:
         try:
             run = Run.open(folder)
-            if run.imported or run.cache["content"] != content_digest(cache):
+            here = (cache.spec.fingerprint, content_digest(cache))
+            if run.imported or (run.cache["fingerprint"], run.cache["content"]) != here or run.busy():
                 continue
             if run.config.identity != config.identity:
                 others += [] if run.finished else [run]

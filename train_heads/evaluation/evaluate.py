@@ -11,7 +11,7 @@ import torch
 import clipspm
 from clipspm.cache.reader import open_cache
 from clipspm.engines.allocator import keep_pages
-from clipspm.errors import ClipspmError, UsageError
+from clipspm.errors import UsageError
 from clipspm.progress import Reporter, Say
 from clipspm.train_heads.config import Precision
 from clipspm.train_heads.episodes.bank import Banks, check_frames
@@ -24,7 +24,7 @@ from clipspm.train_heads.evaluation.result import EvalResult, saved_predictions
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.request import resolve_device
-from clipspm.train_heads.runs import Run, save_arrays
+from clipspm.train_heads.runs import Run, as_trained, save_arrays
 
 
 def evaluate(
@@ -63,7 +63,7 @@ def evaluate(
     keep_pages()
     run = target if isinstance(target, Run) else None if isinstance(target, Head) else Run.open(target)
     if run is not None and (cache is None or isinstance(cache, str | Path)):
-        cache = as_trained(run, cache, split, allow_partial=allow_partial)
+        cache = as_trained(run, cache, (split,), allow_partial=allow_partial)
     elif cache is None:
         raise UsageError("evaluating a head needs a cache")
     elif isinstance(cache, str | Path):
@@ -192,27 +192,6 @@ def _unlike(run: Run, facts: dict[str, Any]) -> str:
     }
     other = {key: facts[key] for key, value in own.items() if facts[key] != value}
     return f"-{digest('clipspm-evaluation-v1', other).hex()[:8]}" if other else ""
-
-
-def as_trained(
-    run: Run, path: str | Path | None = None, split: Split = "test", *, allow_partial: bool = False
-) -> FeatureSource:
-    """The cache of ``run`` (or the one at ``path``), under the class splits that it was trained with.
-
-    A cache of other classes keeps its own splits, and so does every cache where ``run`` was imported. One
-    whose ``split`` is not complete is refused unless ``allow_partial``.
-    """
-    if run.imported and path is None:
-        raise UsageError(f"{run.path} was imported and has no cache of its own: give one with --cache PATH")
-    try:
-        cache = open_cache(path or run.cache["path"])
-    except ClipspmError as error:
-        if path is not None:
-            raise
-        raise ClipspmError(f"{run.path} needs its cache (or another with --cache): {error}") from error
-    splits = run.cache["class_splits"]
-    other = cache.class_splits == splits or set(cache.class_names) != set(splits)
-    return (cache if other else cache.with_splits(splits)).require((split,), allow_partial=allow_partial)
 
 
 def _write(run: Run, result: EvalResult) -> None:

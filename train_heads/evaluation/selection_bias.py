@@ -12,10 +12,10 @@ from clipspm.errors import UsageError
 from clipspm.progress import Reporter, Say
 from clipspm.tables import Table
 from clipspm.train_heads.episodes.pool import FeatureSource
-from clipspm.train_heads.evaluation.evaluate import as_trained, evaluate
+from clipspm.train_heads.evaluation.evaluate import evaluate
 from clipspm.train_heads.evaluation.result import EvalResult
 from clipspm.train_heads.heads.protocol import Protocol
-from clipspm.train_heads.runs import Run
+from clipspm.train_heads.runs import Run, as_trained
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,6 @@ class Plan:
     def run(self, *, banks: Banks | None = None, log: Say | None = None) -> AblationResult:
         """Train and score what is not finished."""
         reporter, trained = Reporter(log), 0
-        selection: str | None = None  # of the first row, which the others are compared with
         if banks is None or not banks.serve(self.cache, self.layers, self.device):
             banks = self.banks()
         if self.spread_out:
@@ -213,12 +212,13 @@ class Plan:
                 )
                 found.append(result)
                 trained += new
-                selection = selection or result.facts["selection"]
             paths = tuple(cell.path for cell in self.cells[name])
             accuracies = {p: np.stack([r.accuracies(p) for r in found]) for p in self.protocols}
-            table.append(Row(name, config, paths, accuracies, name not in self.untrained))
+            table.append(
+                Row(name, config, paths, accuracies, name not in self.untrained, result.facts["selection"])
+            )
         return AblationResult(
-            tuple(table), self.seeds, self.episodes, self._facts(selection or "none"), trained
+            tuple(table), self.seeds, self.episodes, self._facts(table[0].selection), trained
         )
 
     def _elsewhere(self, reporter: Reporter) -> int:

@@ -31,7 +31,8 @@ from clipspm.train_heads.heads.protocol import Protocol
 class Row:
     """One configuration over all seeds. ``accuracies``: by protocol, [seeds, n], on the same n episodes.
 
-    ``trained`` False: the head has nothing to train, and [1, n] stands for all seeds.
+    ``trained`` False: the head has nothing to train, and [1, n] stands for all seeds. ``selection``: what
+    chose the weights.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     cells: tuple[Path, ...]
     accuracies: dict[Protocol, npt.NDArray[np.float64]] = field(repr=False)
     trained: bool = True
+    selection: str = "none"
 
     def estimate(self, protocol: Protocol) -> Estimate:
         """Mean over episodes of the accuracy averaged over seeds, with its 95 % interval."""
@@ -133,7 +135,7 @@ class AblationResult:
                         "episodes": score.n,
                         "episode_hash": facts["episode_hash_full"],
                         "cache_fingerprint": facts["cache_fingerprint"],
-                        "selection": facts["selection"],
+                        "selection": row.selection,
                     }
                 )
         return lines
@@ -185,7 +187,7 @@ class ShotsResult:
             *["seeds: standard deviation over training seeds"] * several,
             f"{full} − row: paired difference [95 % bootstrap interval]",
             f"episodes {hashes}, cache {facts['cache_name']}, seeds {','.join(map(str, first.seeds))}, "
-            f"selection: {facts['selection']}",
+            f"selection: {'/'.join(dict.fromkeys(r.facts['selection'] for r in self.results))}",
         ]
         title = f"{facts['dataset']}: {request}"
         return Table(columns, rows, title, notes, block=1 + len(first.rows))
@@ -208,7 +210,7 @@ def together(results: Sequence[AblationResult]) -> AblationResult:
         same = [result[row.name] for result in results]
         accuracies = {p: np.concatenate([r.accuracies[p] for r in same], axis=1) for p in first.protocols}
         cells = tuple(cell for r in same for cell in r.cells)
-        rows.append(Row(row.name, row.config, cells, accuracies, row.trained))
+        rows.append(Row(row.name, row.config, cells, accuracies, row.trained, row.selection))
     facts = {
         **first.facts,
         "episodes": sum(r.facts["episodes"] for r in results),

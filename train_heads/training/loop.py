@@ -191,7 +191,7 @@ class Trainer:
         if len(self.kept()) < self.at.keep_checkpoints:
             self.reporter.say(
                 f"note: {len(self.kept())} of {self.at.keep_checkpoints} checkpoints are kept: there are no "
-                f"more validations (every {self.config.val_every} episodes: val_every in a --config file)"
+                f"more validations (every {self.every * self.config.batch} episodes; val_every sets it)"
             )
         self.head.train()
         self._began = time.monotonic() - self.at.seconds

@@ -3,6 +3,7 @@
 The test split is never opened here.
 """
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from clipspm.train_heads.episodes.bank import Banks
 from clipspm.train_heads.episodes.pool import FeatureSource, content_digest
 from clipspm.train_heads.episodes.random import derive_seed
 from clipspm.train_heads.request import fit_to_cache, resolve_device
-from clipspm.train_heads.runs import HeadShape, Run
+from clipspm.train_heads.runs import HeadShape, Run, one_training
 from clipspm.train_heads.training.curves import JsonLines, MetricLogger, Several, TensorBoard
 from clipspm.train_heads.training.loop import Trainer, TrainResult
 
@@ -59,31 +60,32 @@ def train(
     layers = ("final", head.shallow_layer) if head.shallow_layer else ("final",)
     if banks is None or not banks.serve(cache, layers, device):
         banks = Banks(cache, layers, device)
-    run = _open_run(cache, config, shape, Path(run_dir), resume)
-    if run.finished:
-        reporter.say(f"{run.path} is finished already")
-        if keep_checkpoints and not run.checkpoints():
-            raise UsageError(f"{run.path} is finished and kept no checkpoints: train into another --run-dir")
-        return _finished(run, device)
-    metrics: list[MetricLogger] = [JsonLines(run.path / "metrics.jsonl")]
-    if tensorboard:
-        metrics.append(TensorBoard(run.path / "tensorboard"))
-    logger = Several(metrics)
-    trainer = None
-    try:
-        with banks.closed("test"), _seeds_of_its_own(device):
-            trainer = Trainer(
-                cache, run, head.to(device), banks, logger, reporter, keep_checkpoints=keep_checkpoints
-            )
-            return trainer.run_to_end()
-    except KeyboardInterrupt as stop:
-        stop.add_note(
-            f"{trainer.episodes() if trainer else 0} of {config.episodes} episodes are saved; go on with: "
-            f"clipspm train-heads --resume --run-dir {run.path}"
-        )
-        raise
-    finally:
-        logger.close()
+    with one_training(Path(run_dir)):
+        run = _open_run(cache, config, shape, Path(run_dir), resume)
+        if run.finished:
+            reporter.say(f"{run.path} is finished already")
+            if keep_checkpoints and not run.checkpoints():
+                raise UsageError(f"{run.path} is finished and kept no checkpoints: name another --run-dir")
+            return _finished(run, device)
+        metrics: list[MetricLogger] = [JsonLines(run.path / "metrics.jsonl")]
+        if tensorboard:
+            metrics.append(TensorBoard(run.path / "tensorboard"))
+        logger = Several(metrics)
+        trainer = None
+        try:
+            with banks.closed("test"), _seeds_of_its_own(device):
+                trainer = Trainer(
+                    cache, run, head.to(device), banks, logger, reporter, keep_checkpoints=keep_checkpoints
+                )
+                return trainer.run_to_end()
+        except KeyboardInterrupt as stop:
+            done = trainer.episodes() if trainer else 0
+            kept = f"{done} of {config.episodes} episodes are" if done else "what was trained before is"
+            again = f"clipspm train-heads --resume --run-dir {shlex.quote(str(run.path))}"
+            stop.add_note(f"{kept} saved; go on with: {again}")
+            raise
+        finally:
+            logger.close()
 
 
 def _open_run(cache: FeatureSource, config: TrainConfig, shape: HeadShape, path: Path, resume: bool) -> Run:
