@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of a terminal")
 
 #: seconds that a command may take to end; four times what is promised, for machines that others use too
 PATIENCE = 8.0
+
+
+@pytest.fixture(autouse=True)
+def foreground() -> Iterator[None]:
+    """Ctrl-C means what it means in a terminal; shells have jobs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Command:
