@@ -137,7 +137,7 @@ def test_inductive_and_transductive_differ_where_padm_looks_at_all_queries(run: 
     head = Run.open(run).load_head()
     with torch.no_grad():
         for parameter in head.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter, generator=None))
+            parameter.add_(0.3 * torch.randn_like(parameter))
     bank = FeatureBank.from_cache(CACHE, "test")
     episodes = draw(EpisodeSpec(dataset="fake", split="test"), bank.pool, 40)
     found = [predict(head, bank, episodes, frames=4, protocol=p) for p in ("inductive", "transductive")]

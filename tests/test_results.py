@@ -549,7 +549,7 @@ def test_resuming_keeps_the_same_checkpoints(tmp_path: Path, monkeypatch: pytest
         (("eval", "full-0", "--shots", 0), "shot is 0", 2),
         (("eval", "full-0", "--test-episodes", 10**11), "at most 10,000,000", 2),
         (("eval", "full-0", "--source-pattern", ""), "says no source", 2),
-        (("train-heads", "--keep-checkpoints", -3), "greater than or equal to 0", 2),
+        (("train-heads", "--keep-checkpoints", -3), "--keep-checkpoints", 2),
     ],
 )
 def test_wrong_requests_are_one_line(
