@@ -3,12 +3,12 @@
 import os
 import sys
 
-#: exit code of a command that Ctrl-C ended, as shells count it
-INTERRUPTED = 130
+from clipspm.interrupts import INTERRUPTED, leave, never_inside_imports
 
 
 def main() -> None:
     """Run the command line. Ctrl-C ends it in one line, whatever it was doing."""
+    never_inside_imports()
     # threads of PyTorch spin while they wait for each other, and starve what else runs here: docs/speed.md
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -18,18 +18,11 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
-        _end()
+        leave()
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            _end()
+            leave()
         raise
-
-
-def _end() -> None:
-    """Leave at once: all is closed, and an interrupted import can upset what Python does at its end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,38 @@ def test_while_modules_are_imported(tmp_path: Path, seconds: float) -> None:
     assert_one_line(*command.interrupt())
 
 
+@pytest.mark.parametrize(
+    ("seconds", "code", "said"), [(0.6, 7, "whole\nafter it\n"), (60, 130, "error: interrupted\n")]
+)
+def test_an_import_is_never_cut_in_two(tmp_path: Path, seconds: float, code: int, said: str) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import sys, time\n"
+        "print('begun', flush=True)\n"
+        "try:\n"
+        f"    for _ in range({int(seconds * 100)}): time.sleep(0.01)\n"
+        "    sys.stderr.write('whole\\n')\n"
+        "except BaseException: pass\n"
+    )
+    (tmp_path / "main.py").write_text(
+        "import sys, time\n"
+        "from clipspm.interrupts import never_inside_imports\n"
+        "never_inside_imports()\n"
+        "try:\n"
+        "    import slow\n"
+        "    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.stderr.write('after it\\n')\n"
+        "    sys.exit(7)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "main.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=30)
+    assert (process.returncode, rest) == (code, said)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
