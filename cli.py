@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from clipspm import __version__
 from clipspm.errors import ClipspmError, Interrupted, UsageError
 from clipspm.progress import Reporter, shown
+from clipspm.terminal import Terminal, one_line
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -75,8 +75,8 @@ _CHOSEN_ON = {
     "held-out videos": "held-out training videos",
 }
 
-err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+err = Terminal(stderr=True)
+out = Terminal()
 
 
 class PrecisionName(StrEnum):
@@ -439,7 +439,7 @@ def datasets_check(
         _print_json(report.to_json())
     else:
         _show(report.table())
-        out.print(report.sentence(), markup=False, soft_wrap=True)
+        out.print(report.sentence())
     if not report.enough:
         raise typer.Exit(1)
 
@@ -455,7 +455,7 @@ def cache_info(path: Annotated[Path, typer.Argument(help="The cache.")], as_json
         return
     for key, value in summary.items():
         text = json.dumps(value) if isinstance(value, dict) else str(value)
-        out.print(f"{key:<12} {text}", markup=False, soft_wrap=True)
+        out.print(f"{key:<12} {text}")
 
 
 @cache_app.command("list")
@@ -489,10 +489,10 @@ def cache_verify(
         _print_json(report.to_json())
     else:
         for finding in report.findings:
-            out.print(f"{finding.where}: {finding.problem}", markup=False, soft_wrap=True)
+            out.print(f"{finding.where}: {finding.problem}")
         videos = ", ".join(f"{count} {status}" for status, count in report.statuses.items())
         verdict = "complete and undamaged" if report.ok else f"{len(report.findings)} findings"
-        out.print(f"{report.path}: {verdict} ({videos or 'no videos'})", markup=False, soft_wrap=True)
+        out.print(f"{report.path}: {verdict} ({videos or 'no videos'})")
     if repair:
         _say(queue(report))
     elif not report.ok:
@@ -560,7 +560,8 @@ def heads(as_json: Json = False) -> None:
     if as_json:
         _print_json({"heads": describe_heads()})
     else:
-        out.print(heads_text(), markup=False, soft_wrap=True)
+        for line in heads_text().splitlines():
+            out.print(line)
 
 
 @app.command("train-heads")
@@ -646,8 +647,8 @@ def train_heads(
             if result.val_accuracy is None
             else f"{result.val_accuracy:.1%} on {_CHOSEN_ON[result.selection]}"
         )
-        out.print(f"run: {run_dir} ({accuracy})", markup=False, soft_wrap=True)
-        out.print(f"next: clipspm eval {run_dir}", markup=False, soft_wrap=True)
+        out.print(f"run: {run_dir} ({accuracy})")
+        out.print(f"next: clipspm eval {run_dir}")
 
 
 @app.command("eval")
@@ -807,7 +808,7 @@ def episodes_make(
     if as_json:
         _print_json({"file": str(target), **summary(drawn)})
     else:
-        out.print(f"{target}: {len(drawn)} episodes, {drawn.hash}", markup=False, soft_wrap=True)
+        out.print(f"{target}: {len(drawn)} episodes, {drawn.hash}")
 
 
 @episodes_app.command("show")
@@ -826,11 +827,11 @@ def episodes_show(
         _print_json({**facts, "episode": chosen})
         return
     for key, value in facts.items():
-        out.print(f"{key:<15} {value}", markup=False, soft_wrap=True)
+        out.print(f"{key:<15} {value}")
     for name, videos in chosen.items():
-        out.print(f"episode {number}, {name}:", markup=False, soft_wrap=True)
+        out.print(f"episode {number}, {name}:")
         for part, ids in videos.items():
-            out.print(f"  {part:<8} {', '.join(ids) or '-'}", markup=False, soft_wrap=True)
+            out.print(f"  {part:<8} {', '.join(ids) or '-'}")
 
 
 @episodes_app.command("verify")
@@ -850,16 +851,14 @@ def episodes_verify(
         _print_json({"hash": episodes.hash, "checked_with": str(cache) if cache else None, "problems": found})
     else:
         for line in found:
-            out.print(line, markup=False, soft_wrap=True)
+            out.print(line)
         against = (
             f"drawn from {cache}"
             if cache
             else "well-formed; --cache PATH checks that they were drawn from it"
         )
         verdict = f"{len(found)} problems" if found else against
-        out.print(
-            f"{file}: {len(episodes)} episodes, {episodes.hash}: {verdict}", markup=False, soft_wrap=True
-        )
+        out.print(f"{file}: {len(episodes)} episodes, {episodes.hash}: {verdict}")
     if found:
         raise typer.Exit(1)
 
@@ -896,9 +895,9 @@ def import_checkpoint(
     if as_json:
         _print_json({"run": str(out_path), "preset": preset, "dim": found.head.dim, "encoder": encoder})
     else:
-        out.print(f"run: {out_path} (clip-spm, D = {found.head.dim})", markup=False, soft_wrap=True)
-        out.print(f"next: clipspm extract {taken}", markup=False, soft_wrap=True)
-        out.print(f"then: clipspm eval {out_path} --cache CACHE", markup=False, soft_wrap=True)
+        out.print(f"run: {out_path} (clip-spm, D = {found.head.dim})")
+        out.print(f"next: clipspm extract {taken}")
+        out.print(f"then: clipspm eval {out_path} --cache CACHE")
 
 
 @app.command()
@@ -992,7 +991,7 @@ def ablate(
         _print_json(result.as_dict())
     else:
         _show(result.table())
-        out.print(f"tables: {folder}/ablation.json, .csv, .tex", markup=False, soft_wrap=True)
+        out.print(f"tables: {folder}/ablation.json, .csv, .tex")
 
 
 # --------------------------------------------------------------------------------------------- together
@@ -1032,7 +1031,7 @@ def demo(
         _print_json(result.as_dict())
     else:
         _show(result.table())
-        out.print(result.sentence(), markup=False, soft_wrap=True)
+        out.print(result.sentence())
         _say(f"cache: {cache.path}; runs: {where / 'runs'} (`clipspm results`)")
         _say(f"next: clipspm train-heads --cache {cache.path}")
     if not result.convincing:
@@ -1158,7 +1157,7 @@ def _show(*tables: Any) -> None:
     for i, table in enumerate(tables):
         if i:
             out.print()
-        out.print(table, soft_wrap=True)
+        out.print(table)
 
 
 def _check_file(path: Path | None) -> None:
@@ -1190,7 +1189,7 @@ def _write(
 
 
 def _say(line: str) -> None:
-    err.print(line, markup=False, soft_wrap=True)
+    err.print(one_line(line))
 
 
 def _print_json(value: dict[str, Any]) -> None:
@@ -1224,7 +1223,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    err.print(f"error: {' '.join(message.split())}", markup=False, soft_wrap=True)
+    err.print(f"error: {one_line(message)}")
     sys.exit(code)
 
 

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Column
 from rich.text import Text
 
+from clipspm.terminal import Terminal, one_line
+
 Say = Callable[[str], None]
 #: ``advance(count, note)``: so many more are done; the note stands beside the bar
 Advance = Callable[[int, str], None]
@@ -56,7 +58,7 @@ class Reporter:
 
     def __init__(self, log: Say | None = None) -> None:
         self._log = log
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Terminal(stderr=True)
         self._live = log is None and self.console.is_terminal
 
     def say(self, line: str) -> None:
@@ -64,9 +66,9 @@ class Reporter:
         if self._log is not None:
             self._log(line)
         elif self._live:
-            self.console.print(line, markup=False)
+            self.console.print(one_line(line))
         else:
-            print(line, file=sys.stderr, flush=True)
+            print(one_line(line), file=sys.stderr, flush=True)
 
     @contextmanager
     def task(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
@@ -79,10 +81,10 @@ class Reporter:
 
     def _bar(self, title: str, total: int, unit: str, done: int) -> Iterator[Advance]:
         with bar(self.console) as progress:
-            row = progress.add_task(title, total=total, completed=done, unit=unit, note="")
+            row = progress.add_task(one_line(title), total=total, completed=done, unit=unit, note="")
 
             def move(count: int, note: str = "") -> None:
-                progress.update(row, advance=count, note=note)
+                progress.update(row, advance=count, note=one_line(note))
 
             yield move
 

@@ -18,6 +18,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from clipspm.terminal import escaped, one_line
+
 #: fractions among the values of a record, and what their columns in CSV end with
 _UNITS = {
     **dict.fromkeys(("accuracy", "interval95", "classes95_low", "classes95_high", "seed_std"), "percent"),
@@ -40,10 +42,6 @@ _LATEX = str.maketrans(
     }
 )
 _MARKDOWN = str.maketrans({c: "\\" + c for c in "\\|`*_<"})
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ class Table:
         return self._only(kept)
 
     def _only(self, columns: Sequence[int]) -> "Table":
-        rows = [[_line(row[i]) for i in columns] for row in self.rows]
-        return replace(self, columns=[_line(self.columns[i]) for i in columns], rows=rows)
+        rows = [[one_line(row[i]) for i in columns] for row in self.rows]
+        return replace(self, columns=[one_line(self.columns[i]) for i in columns], rows=rows)
 
     def _ends_block(self, row: int) -> bool:
         return bool(self.block) and (row + 1) % (self.block or 1) == 0 and row + 1 < len(self.rows)
@@ -83,7 +81,7 @@ class Table:
         than the terminal (print with ``soft_wrap=True`` so that they are not cut off).
         """
         if self.title:
-            yield Text(self.title, style="bold", no_wrap=False, overflow="fold")
+            yield Text(one_line(self.title), style="bold", no_wrap=False, overflow="fold")
         shown = self._shown()
         for count, columns in enumerate(shown._blocks(options.max_width)):
             part = shown._only(columns)
@@ -92,7 +90,7 @@ class Table:
             narrow = _total(part._widths()) > options.max_width
             yield part._listed() if narrow else part._grid(options.max_width)
         for note in self.notes:
-            yield Text(note, style="dim", no_wrap=False, overflow="fold")
+            yield Text(one_line(note), style="dim", no_wrap=False, overflow="fold")
 
     def _widths(self) -> list[int]:
         """Of each column: its widest cell, or the longest word of its heading."""
@@ -143,11 +141,10 @@ class Table:
         return Text("\n".join(lines), no_wrap=True, overflow="ignore")
 
     def csv(self) -> str:
-        """Comma-separated values with a header line."""
+        """Comma-separated values with a header line; a text that a spreadsheet would compute gets a ``'``."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows(self.rows)
+        writer.writerows([_plain(cell) for cell in row] for row in (self.columns, *self.rows))
         return out.getvalue()
 
     def markdown(self) -> str:
@@ -156,13 +153,13 @@ class Table:
         cells = [[cell.translate(_MARKDOWN) for cell in row] for row in (shown.columns, *shown.rows)]
         lines = ["| " + " | ".join(row) + " |" for row in cells]
         lines.insert(1, "|" + "---|" * len(shown.columns))
-        parts = [_line(self.title), "\n".join(lines), "\n".join(_line(note) for note in self.notes)]
+        parts = [one_line(self.title), "\n".join(lines), "\n".join(one_line(note) for note in self.notes)]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def latex(self) -> str:
         """A ``tabular`` with booktabs rules; title and notes as comments, notes of marks (``[a]:``) below."""
-        head = [f"% {_line(line)}" for line in (self.title, *self.notes) if line]
-        marks = [_line(note).translate(_LATEX) for note in self.notes if note.startswith("[")]
+        head = [f"% {one_line(line)}" for line in (self.title, *self.notes) if line]
+        marks = [one_line(note).translate(_LATEX) for note in self.notes if note.startswith("[")]
         body, shown = [], self._shown()
         for i, row in enumerate(shown.rows):
             body.append(" & ".join(cell.translate(_LATEX) for cell in row) + r" \\")
@@ -183,6 +180,15 @@ class Table:
                 "",
             ]
         )
+
+
+def _plain(cell: str) -> str:
+    if cell.startswith(("=", "+", "-", "@")) and len(cell) > 1:
+        try:
+            float(cell)
+        except ValueError:
+            cell = "'" + cell
+    return escaped(cell)
 
 
 def _total(widths: Sequence[int]) -> int:
