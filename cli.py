@@ -1164,6 +1164,10 @@ def _check_file(path: Path | None) -> None:
     """Refuse, before any work, a file that could not be written."""
     if path is not None and not path.absolute().parent.is_dir():
         raise UsageError(f"--out {path}: there is no folder {path.parent}")
+    if path is not None:
+        from clipspm.cache.home import check_outside
+
+        check_outside(path)
 
 
 def _write(

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+from clipspm.cache.spec import SPEC, VIDEOS
+from clipspm.errors import UsageError
+
 
 def home() -> Path:
     """The folder that holds ``caches/`` and ``runs/``."""
@@ -22,3 +25,10 @@ def runs_dir() -> Path:
 def demo_dir() -> Path:
     """Where ``demo`` writes without ``--out``: ``videos/``, ``cache.zarr`` and ``runs/``."""
     return home() / "demo"
+
+
+def check_outside(path: Path) -> None:
+    """Refuse a place for a new file or folder that lies inside a cache, which it would damage."""
+    for folder in path.absolute().resolve().parents:
+        if (folder / SPEC).is_file() and (folder / VIDEOS).is_file():
+            raise UsageError(f"{path} would lie inside the cache {folder}: name another path")

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from clipspm.errors import ClipspmError
 
-#: seconds between signs of life, and after how many without one a writer on another host counts as dead
+#: seconds between signs of life, and after how many without one a writer on another host may be dead
 BEAT, DEAD_AFTER = 20.0, 300.0
 
 
@@ -39,12 +39,8 @@ def writing(cache: Path) -> Iterator[str]:
         news = ""
         found = _read(holder)
         if found:
-            quiet = time.time() - holder.stat().st_mtime
-            if found.get("host") != socket.gethostname() and quiet < DEAD_AFTER:
-                raise ClipspmError(
-                    f"{cache} is being written by {_who(found)} (last sign of life {quiet:.0f} s ago); "
-                    f"wait for it, stop it, or if it is gone try again after {DEAD_AFTER:.0f} s"
-                )
+            if found.get("host") != socket.gethostname():
+                _check_dead(cache, holder, found)
             news = f"a writer that is gone left its lock: {_who(found)}"
         me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
         holder.write_text(json.dumps(me))
@@ -59,6 +55,34 @@ def writing(cache: Path) -> Iterator[str]:
             holder.unlink(missing_ok=True)
     finally:
         lock.release()
+
+
+def _check_dead(cache: Path, holder: Path, found: dict[str, Any]) -> None:
+    """Refuse where a writer on another host may be alive.
+
+    The clocks of two machines can be far apart: a sign of life that is long ago, or in the future, is
+    believed only if no other comes while we watch.
+    """
+    last = _sign_of_life(holder)
+    quiet = time.time() - last
+    if 0 <= quiet < DEAD_AFTER:
+        raise ClipspmError(
+            f"{cache} is being written by {_who(found)} (last sign of life {quiet:.0f} s ago); "
+            f"wait for it, stop it, or if it is gone try again after {DEAD_AFTER:.0f} s"
+        )
+    until = time.monotonic() + 3 * BEAT
+    while time.monotonic() < until:
+        time.sleep(BEAT / 10)
+        if _sign_of_life(holder) != last:
+            raise ClipspmError(
+                f"{cache} is being written by {_who(found)}, whose clock differs from this machine's; "
+                "wait for it, or stop it"
+            )
+
+
+def _sign_of_life(holder: Path) -> float:
+    with holder.open("rb") as file:  # opened, so that a network file system asks its server
+        return os.fstat(file.fileno()).st_mtime
 
 
 def _beat(holder: Path, done: threading.Event) -> None:

@@ -13,8 +13,8 @@ from clipspm.cache.home import caches_dir, demo_dir
 from clipspm.cache.ledger import TEXT_SHARD, apply, digests, values_digest
 from clipspm.cache.mapped import MappedFeatures
 from clipspm.cache.seal import check_metadata
-from clipspm.cache.spec import CacheSpec, PlannedClass, Split, VideoRecord, format_of
-from clipspm.cache.store import CLASSES, SPEC, TEXT, DamagedShard, Store, find_store, layer_key, readable
+from clipspm.cache.spec import CLASSES, SPEC, CacheSpec, PlannedClass, Split, VideoRecord, format_of
+from clipspm.cache.store import TEXT, DamagedShard, Store, find_store, layer_key, readable
 from clipspm.errors import ClipspmError
 from clipspm.tables import Table
 

@@ -1,6 +1,7 @@
 """The seal of a finished cache: a SHA-256 of every byte, in the format that ``sha256sum -c`` reads.
 
-A Zarr cache holds it as ``SHA256SUMS``, a line per file; an HDF5 cache has it beside it, ``PATH.sha256``.
+A Zarr cache holds it as ``SHA256SUMS``, a line per file; an HDF5 cache has it beside it, ``PATH.sha256``, and
+may be renamed with it: the name in that line counts for nothing.
 """
 
 import hashlib
@@ -55,6 +56,11 @@ def broken(cache: Path, *, metadata_only: bool = False) -> list[tuple[str, str]]
             expected[name] = digest
         elif line:
             wrong.append((seal.name, "holds a line that is no digest of a file"))
+    if not cache.is_dir() and len(expected) == 1:
+        (sealed_as,) = expected
+        expected = {cache.name: expected[sealed_as]}
+    else:
+        sealed_as = ""
     files = dict(_files(cache, metadata_only))
     if metadata_only:
         expected = {name: digest for name, digest in expected.items() if _is_metadata(name)}
@@ -69,7 +75,7 @@ def broken(cache: Path, *, metadata_only: bool = False) -> list[tuple[str, str]]
         elif expected[name] != found:
             wrong.append((name, "is not what it was when the cache was finished"))
     if not wrong and not metadata_only:
-        whole = os.fsencode("".join(_line(expected[name], name) for name, _ in _files(cache)))
+        whole = os.fsencode("".join(_line(expected[name], sealed_as or name) for name, _ in _files(cache)))
         if whole != seal.read_bytes():
             wrong.append((seal.name, "is damaged"))
     return wrong

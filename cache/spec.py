@@ -15,6 +15,10 @@ from clipspm.errors import ClipspmError
 #: raised whenever a reader of today could misread what a writer of tomorrow writes
 FORMAT_VERSION = 3
 
+#: the files of a Zarr cache, which an HDF5 one holds as arrays of the same names
+SPEC, CLASSES, VIDEOS, LEDGER = "spec.json", "classes.json", "videos.jsonl", "ledger.jsonl"
+BLOBS = (SPEC, CLASSES, VIDEOS, LEDGER)
+
 Split = Literal["train", "val", "test", "none"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "none")
 Format = Literal["zarr", "hdf5"]

@@ -18,8 +18,8 @@ import numpy as np
 
 from clipspm.cache.disk import remove, room_on, sync
 from clipspm.cache.ledger import Entry, read_ledger, values_digest
-from clipspm.cache.spec import CacheSpec, VideoRecord
-from clipspm.cache.store import SPEC, STAGED, check_regular, layer_key
+from clipspm.cache.spec import SPEC, CacheSpec, VideoRecord
+from clipspm.cache.store import STAGED, check_regular, layer_key
 from clipspm.errors import ClipspmError
 
 _ENTRY = "entry.jsonl"

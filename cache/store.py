@@ -46,11 +46,20 @@ from clipspm.cache.ledger import (
     values_digest,
 )
 from clipspm.cache.seal import seal_path
-from clipspm.cache.spec import CacheSpec, Plan, PlannedClass, Split, VideoRecord
+from clipspm.cache.spec import (
+    BLOBS,
+    CLASSES,
+    LEDGER,
+    SPEC,
+    VIDEOS,
+    CacheSpec,
+    Plan,
+    PlannedClass,
+    Split,
+    VideoRecord,
+)
 from clipspm.errors import ClipspmError, plain
 
-SPEC, CLASSES, VIDEOS, LEDGER = "spec.json", "classes.json", "videos.jsonl", "ledger.jsonl"
-BLOBS = (SPEC, CLASSES, VIDEOS, LEDGER)
 TEXT = "text"
 #: a Zarr group's own metadata
 GROUP = "zarr.json"

@@ -15,12 +15,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from clipspm.cache.disk import append, check_room, hidden, remove, replacing, room_on
+from clipspm.cache.home import check_outside
 from clipspm.cache.ledger import Entry, shards, values_digest
 from clipspm.cache.lock import writing
 from clipspm.cache.reader import Cache, open_cache, size_on_disk
 from clipspm.cache.seal import write_seal
-from clipspm.cache.spec import SPLITS, Format, Plan, Split, VideoRecord, format_of
-from clipspm.cache.store import LEDGER, Hdf5Store, ZarrStore, layer_key
+from clipspm.cache.spec import LEDGER, SPLITS, Format, Plan, Split, VideoRecord, format_of
+from clipspm.cache.store import Hdf5Store, ZarrStore, layer_key
 from clipspm.cache.verify import verify
 from clipspm.cache.writer import parts_path
 from clipspm.errors import ClipspmError, UsageError
@@ -133,9 +134,18 @@ def export(
         raise UsageError(f"{target}: export writes .npz or .safetensors")
     if target.exists():
         raise UsageError(f"{target} exists already: name another file")
+    check_outside(target)
     number = {name: i for i, name in enumerate(cache.class_names)}
     arrays = {f"features.{layer}": cache.features(layer) for layer in cache.spec.layers}
     arrays["text"] = cache.text(templates=True)
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            row = int(np.argwhere(~np.isfinite(array))[0][0])
+            whose = f"class {cache.class_names[row]!r}" if name == "text" else f"video {cache.good[row].id!r}"
+            raise ClipspmError(
+                f"{cache.path} holds NaN or infinite values ({name}, {whose}): `clipspm cache verify "
+                f"{cache.path}` names them all, with --repair they are extracted again"
+            )
     arrays["labels"] = np.array([number[v.class_name] for v in cache.good], np.int64)
     words = {
         "ids": [v.id for v in cache.good],
@@ -162,9 +172,7 @@ def _write(
     """Write ``rows`` as a finished cache at ``target`` and verify it."""
     if target.exists() or parts_path(target).exists():
         raise UsageError(f"{target} exists already: name another path")
-    inside = [cache.path for cache in sources if cache.path.resolve() in target.resolve().parents]
-    if inside:
-        raise UsageError(f"{target} would lie inside {inside[0]}: name another path")
+    check_outside(target)
     check_room(target, (2 if format == "hdf5" else 1) * sum(size_on_disk(cache.path) for cache in sources))
     splits = {name: cache.class_splits[name] for cache in reversed(sources) for name in cache.class_names}
     names = tuple(dict.fromkeys(name for cache in sources for name in cache.class_names))

@@ -20,15 +20,11 @@ from clipspm.cache.disk import append, discard, hidden, remove, write_atomically
 from clipspm.cache.ledger import TEXT_SHARD, Entry, apply, digests, read_ledger, values_digest
 from clipspm.cache.lock import writing
 from clipspm.cache.seal import IRREGULAR, broken, irregular, seal_path
-from clipspm.cache.spec import Plan, VideoRecord
+from clipspm.cache.spec import CLASSES, LEDGER, SPEC, VIDEOS, Plan, VideoRecord
 from clipspm.cache.staging import DamagedStage, place_for, read_staged, staged, unstage
 from clipspm.cache.store import (
-    CLASSES,
-    LEDGER,
-    SPEC,
     STAGED,
     TEXT,
-    VIDEOS,
     Hdf5Store,
     Store,
     ZarrStore,

@@ -18,9 +18,9 @@ import numpy as np
 from clipspm.cache.disk import append, discard, hidden, remove, room_on, write_atomically
 from clipspm.cache.ledger import TEXT_SHARD, Entry, apply, digests, read_ledger, values_digest
 from clipspm.cache.seal import check_metadata, seal_path, write_seal
-from clipspm.cache.spec import CacheSpec, Format, Plan, VideoRecord
+from clipspm.cache.spec import BLOBS, LEDGER, CacheSpec, Format, Plan, VideoRecord
 from clipspm.cache.staging import DamagedStage, place_for, read_staged, stage, staged, unstage
-from clipspm.cache.store import BLOBS, LEDGER, Hdf5Store, Store, ZarrStore, find_store, layer_key, readable
+from clipspm.cache.store import Hdf5Store, Store, ZarrStore, find_store, layer_key, readable
 from clipspm.errors import ClipspmError, UsageError
 
 

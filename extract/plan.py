@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from clipspm.cache.home import caches_dir, home
+from clipspm.cache.home import caches_dir, check_outside, home
 from clipspm.engines.base import check_installed
 from clipspm.errors import ClipspmError
 from clipspm.extract.config import ExtractConfig, parse_layers
@@ -102,6 +102,8 @@ def _with_missing_files_noted(index: Index) -> Index:
 
 def _check_writable(out: Path | None) -> None:
     """Refuse a place in which no cache can be made."""
+    if out is not None:
+        check_outside(out)
     wanted = out.absolute().parent if out else caches_dir().absolute()
     place = wanted
     while not place.exists() and place != place.parent:

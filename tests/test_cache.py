@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipspm.cache import CacheSpec, CacheWriter, Plan, VideoRecord, find_cache, list_caches, open_cache
-from clipspm.cache.store import LEDGER
+from clipspm.cache.spec import LEDGER
 from clipspm.errors import ClipspmError
 
 SPEC = CacheSpec(

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from clipspm.cache import CacheWriter, open_cache
 from clipspm.cache import lock as lock_module
 from clipspm.cache.lock import writing
 from clipspm.cache.seal import seal_path
+from clipspm.cache.spec import LEDGER
 from clipspm.cache.staging import stage
-from clipspm.cache.store import LEDGER
 from clipspm.cache.transform import convert, export, merge, pack
 from clipspm.cache.verify import repair, verify
 from clipspm.errors import ClipspmError, UsageError
@@ -82,7 +83,8 @@ def test_every_flipped_bit_is_reported(tmp_path: Path, format: str) -> None:
             rng.choice(small) if number % 5 < 2 else rng.choices(files, [f.stat().st_size for f in files])[0]
         )
         target = copy / file.relative_to(path.parent)
-        bit = rng.randrange(target.stat().st_size * 8)
+        size = 64 if file.suffix == ".sha256" else target.stat().st_size  # the name there counts for nothing
+        bit = rng.randrange(size * 8)
         flip(target, bit)
         report = verify(copy / path.name)
         assert not report.ok and report.findings, f"bit {bit} of {file.name} was not noticed"
@@ -336,9 +338,26 @@ def test_a_writer_on_another_host_counts_while_it_gives_signs_of_life(tmp_path: 
         writing(path),
     ):
         pass
-    os.utime(holder, (1e9, 1e9))
-    with writing(path) as news:
-        assert "node17" in news
+
+
+@pytest.mark.parametrize("seen", [-1e8, -400, 400, 1e8])
+@pytest.mark.parametrize("alive", [True, False])
+def test_clocks_that_differ_neither_block_for_ever_nor_let_two_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: float, alive: bool
+) -> None:
+    monkeypatch.setattr(lock_module, "BEAT", 0.1)
+    path, holder = tmp_path / "c.zarr", tmp_path / ".c.zarr.writer.json"
+    holder.write_text(json.dumps({"host": "node17", "pid": 4711, "started": time.time() + seen}))
+    at = time.time() + seen
+    os.utime(holder, (at, at))
+    beat = threading.Timer(0.1, os.utime, (holder, (at + 0.1, at + 0.1)))
+    if alive:
+        beat.start()
+        with pytest.raises(ClipspmError, match="whose clock differs"), writing(path):
+            pass
+    else:
+        with writing(path) as news:
+            assert "node17" in news
 
 
 def test_the_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,6 +526,46 @@ def test_export_is_readable_without_this_package(tmp_path: Path, kind: str) -> N
     assert [cache.class_names[i] for i in found["labels"]] == [v.class_name for v in cache.good]
     with pytest.raises(UsageError, match=r"\.npz or \.safetensors"):
         export(path, tmp_path / "e.csv")
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_what_is_not_finite_is_not_exported(tmp_path: Path, kind: str) -> None:
+    writer = CacheWriter(tmp_path / "c.zarr", SPEC, plan_of(IDS), TEXT, shard_size=4)
+    for shard, rows in writer.pending_shards():
+        outcomes = {row: replace(writer.records[row], status="ok") for row in rows}
+        features = {layer: np.stack([values(row, layer) for row in rows]) for layer in SPEC.layers}
+        features["final"][:, 0, 0, 0] = np.inf if 5 in rows else 1
+        writer.commit(shard, outcomes, features)
+    path = writer.finish()
+    file = tmp_path / f"e.{kind}"
+    with pytest.raises(ClipspmError, match=r"NaN or infinite values \(features.final, video 'v04'\)"):
+        export(path, file)
+    assert not file.exists()
+
+
+def test_nothing_is_written_into_a_cache(tmp_path: Path) -> None:
+    one, other = make(tmp_path / "one.zarr"), make(tmp_path / "other.h5", "hdf5")
+    (tmp_path / "linked").symlink_to(one)
+    for place in (one / "x", one / "layers" / "y", tmp_path / "linked" / "x"):
+        for call in (convert, pack):
+            with pytest.raises(UsageError, match=r"would lie inside the cache .*one.zarr: name another path"):
+                call(other, place.with_suffix(".zarr"))
+        with pytest.raises(UsageError, match="would lie inside"):
+            export(other, place.with_suffix(".npz"))
+        with pytest.raises(UsageError, match="would lie inside"):
+            merge([other, one], place.with_suffix(".h5"))
+    assert verify(one).ok
+
+
+def test_an_hdf5_cache_may_be_renamed_with_its_seal(tmp_path: Path) -> None:
+    path = make(tmp_path / "c.h5", "hdf5")
+    moved = path.rename(tmp_path / "d.h5")
+    seal_path(path).rename(seal_path(moved))
+    assert verify(moved).ok
+    flip(moved, 8 * 3000)
+    assert not verify(moved).ok
+    flip(moved, 8 * 3000)
+    assert verify(moved).ok
 
 
 # ------------------------------------------------------------------------------------------------ a full disk

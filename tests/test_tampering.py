@@ -16,9 +16,9 @@ from clipspm.cache import store as store_module
 from clipspm.cache.disk import DiskFull, hidden
 from clipspm.cache.ledger import Entry
 from clipspm.cache.seal import seal_path
-from clipspm.cache.spec import Plan
+from clipspm.cache.spec import LEDGER, Plan
 from clipspm.cache.staging import is_staged, read_staged, stage
-from clipspm.cache.store import LEDGER, ZarrStore
+from clipspm.cache.store import ZarrStore
 from clipspm.cache.transform import convert, export, merge, pack
 from clipspm.cache.verify import repair, verify
 from clipspm.cache.writer import parts_path
