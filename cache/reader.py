@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from clipspm.cache.content import read_content
 from clipspm.cache.home import caches_dir, demo_dir
-from clipspm.cache.ledger import TEXT_SHARD, apply, digests, values_digest
+from clipspm.cache.ledger import TEXT_SHARD, values_digest
 from clipspm.cache.mapped import MappedFeatures
 from clipspm.cache.seal import check_metadata
 from clipspm.cache.spec import CLASSES, SPEC, CacheSpec, PlannedClass, Split, VideoRecord, format_of
-from clipspm.cache.store import TEXT, DamagedShard, Store, find_store, layer_key, readable
+from clipspm.cache.store import TEXT, DamagedShard, Store, find_store, readable
 from clipspm.errors import ClipspmError
 from clipspm.tables import Table
 
@@ -89,7 +90,7 @@ class Cache:
 
     def _has_changed(self) -> bool:
         try:
-            return digests(find_store(self.path).entries()) != self._digests
+            return find_store(self.path).digests() != self._digests
         except Exception:  # damaged bytes can fail in any way
             return False
 
@@ -212,21 +213,18 @@ def open_cache(path: str | Path) -> Cache:
     store = find_store(path)
     if path.is_dir():
         check_metadata(path)
-    with readable(path):
-        spec, classes, entries = store.spec(), store.classes(), store.entries()
-        videos = tuple(apply(entries, store.planned()))
-        for layer in spec.layers:
-            shape = store.shape(layer_key(layer))
-            if shape != (len(videos), spec.views, spec.frames, spec.dims[layer]):
-                raise ClipspmError(f"{path}: layer {layer} has the shape {shape} for {len(videos)} videos")
-        shape = store.shape(TEXT)
-        classes, absent = classes[: shape[0]], classes[shape[0] :]
-        if shape != (len(classes), len(spec.prompts), spec.dims["final"]):
-            raise ClipspmError(f"{path}: the class texts have the shape {shape} for {len(classes)} classes")
-    splits = {name: split for name, split, _ in classes}
-    expected = {name: count for name, _, count in classes}
-    sums = digests(entries)
-    return Cache(path, spec, videos, tuple(splits), splits, expected, tuple(absent), store, sums)
+    content = read_content(store)
+    return Cache(
+        path=path,
+        spec=content.spec,
+        videos=content.videos,
+        class_names=tuple(content.class_splits),
+        class_splits=content.class_splits,
+        expected={name: count for name, _, count in content.classes},
+        absent=content.absent,
+        store=store,
+        _digests=content.sums,
+    )
 
 
 def list_caches(folder: Path | None = None) -> list[Path]:

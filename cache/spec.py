@@ -8,9 +8,10 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from clipspm.errors import ClipspmError
+from clipspm.settings import typed
 
 #: raised whenever a reader of today could misread what a writer of tomorrow writes
 FORMAT_VERSION = 3
@@ -91,8 +92,7 @@ class CacheSpec:
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
             raise ClipspmError(f"cache format {version} found, this version reads format {FORMAT_VERSION}")
-        kept: dict[str, Any] = {f.name: raw[f.name] for f in fields(cls)}
-        spec = cls(**_tuples(kept))
+        spec = cls(**typed({f.name: raw[f.name] for f in fields(cls)}, get_type_hints(cls)))
         if raw.get("fingerprint") != spec.fingerprint:
             raise ClipspmError("the spec's fingerprint does not match its fields: the cache was altered")
         return spec
@@ -123,10 +123,6 @@ class VideoRecord:
     def repeats(self) -> bool:
         """Whether the video has fewer frames than were asked for, so that some were taken twice."""
         return len(set(self.indices)) < len(self.indices)
-
-
-def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ filter but checksums, and symbolic, external and virtual links are refused.
 """
 
 import json
+import math
 import os
 import re
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,6 +69,8 @@ STAGED = "staged"
 
 _LAYER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _DTYPES = ("float16", "float32")
+#: a chunk of so many bytes is not believed to hold nothing but zeros, which Zarr leaves out
+_MOST_ZEROS = 2**30
 
 
 def layer_key(layer: str) -> str:
@@ -128,6 +131,14 @@ class Store(ABC):
         """The type of an array's values."""
 
     @abstractmethod
+    def chunks(self, key: str) -> tuple[int, ...]:
+        """The shape of an array's chunks."""
+
+    @abstractmethod
+    def stored(self, key: str, number: int) -> int:
+        """How many bytes the container holds of a chunk: values and checksum, or nothing where all are 0."""
+
+    @abstractmethod
     def map_rows(self, key: str, number: int, rows: int) -> np.ndarray:
         """The first ``rows`` rows of chunk ``number`` of an array, mapped from its file and not checked."""
 
@@ -137,8 +148,19 @@ class Store(ABC):
         """Videos per shard."""
 
     def array(self, key: str) -> np.ndarray:
-        """A whole array."""
-        return self.rows(key, 0, self.shape(key)[0])
+        """A whole array that is one chunk."""
+        return self.chunk(key, 0, range(self.shape(key)[0]))
+
+    def chunk(self, key: str, number: int, rows: range) -> np.ndarray:
+        """The ``rows`` of a chunk, which are all of it.
+
+        A shape that promises what the container does not hold is refused before memory is taken for it.
+        """
+        chunks = self.chunks(key)
+        promised, held = math.prod(chunks) * self.dtype(key).itemsize, self.stored(key, number)
+        if held not in (0, promised + 4) or (held == 0 and promised > _MOST_ZEROS):
+            raise ValueError(f"chunk {number} has {held} bytes of {promised + 4}")
+        return self.rows(key, rows.start, rows.stop)
 
     def spec(self) -> CacheSpec:
         """What the numbers depend on."""
@@ -164,6 +186,10 @@ class Store(ABC):
             )
         return entries
 
+    def digests(self) -> dict[int, Mapping[str, str]]:
+        """The digests that hold, by shard."""
+        return digests(self.entries())
+
     def records(self) -> list[VideoRecord]:
         """One record per planned video, in row order."""
         return apply(self.entries(), self.planned())
@@ -176,7 +202,7 @@ class Store(ABC):
     def shard(self, layer: str, number: int, rows: range, digest: str | None) -> np.ndarray:
         """All rows of a shard, [rows, V, T, D]; :class:`DamagedShard` if it is not what its digest says."""
         try:
-            block = self.rows(layer_key(layer), rows.start, rows.stop)
+            block = self.chunk(layer_key(layer), number, rows)
         except Exception as error:  # damaged bytes can fail in any way
             raise DamagedShard(self.path, layer, number, plain(error)) from error
         if values_digest(block) != digest:
@@ -233,11 +259,21 @@ class ZarrStore(Store):
     def dtype(self, key: str) -> np.dtype[Any]:
         return np.dtype(self._open(key).dtype)
 
+    def chunks(self, key: str) -> tuple[int, ...]:
+        return self._open(key).chunks
+
+    def stored(self, key: str, number: int) -> int:
+        file = self._chunk_file(key, number)
+        return file.stat().st_size if file.exists() else 0
+
     def map_rows(self, key: str, number: int, rows: int) -> np.ndarray:
         array = self._open(key)
-        file = self.path.joinpath(key, "c", str(number), *["0"] * (array.ndim - 1))
         shape = (rows, *array.shape[1:])
+        file = self._chunk_file(key, number)
         return np.memmap(file, self.dtype(key).newbyteorder("<"), "r", shape=shape)
+
+    def _chunk_file(self, key: str, number: int) -> Path:
+        return self.path.joinpath(key, "c", str(number), *["0"] * (len(self.shape(key)) - 1))
 
     @property
     def shard_size(self) -> int:
@@ -399,10 +435,23 @@ class Hdf5Store(Store):
         with h5py.File(self.path, "r") as file:
             return np.dtype(self._dataset(file, key).dtype)
 
+    def chunks(self, key: str) -> tuple[int, ...]:
+        with h5py.File(self.path, "r") as file:
+            found = self._dataset(file, key)
+            return tuple(found.chunks or found.shape)
+
+    def stored(self, key: str, number: int) -> int:
+        with h5py.File(self.path, "r") as file:
+            return int(self._chunk(self._dataset(file, key), number).size or 0)
+
+    @staticmethod
+    def _chunk(array: h5py.Dataset, number: int) -> Any:
+        return array.id.get_chunk_info_by_coord((number * array.chunks[0], *[0] * (array.ndim - 1)))
+
     def map_rows(self, key: str, number: int, rows: int) -> np.ndarray:
         with h5py.File(self.path, "r") as file:
             array = self._dataset(file, key)
-            place = array.id.get_chunk_info_by_coord((number * array.chunks[0], *[0] * (array.ndim - 1)))
+            place = self._chunk(array, number)
             shape, kind = (rows, *array.shape[1:]), np.dtype(array.dtype)
         if place.byte_offset is None:
             raise KeyError(f"{key} has no chunk {number}")

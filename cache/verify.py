@@ -5,7 +5,7 @@ and the values (NaN, infinity, vectors that are one number throughout).
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
+from clipspm.cache.content import problems, text_problems
 from clipspm.cache.disk import append, discard, hidden, remove, write_atomically
 from clipspm.cache.ledger import TEXT_SHARD, Entry, apply, digests, read_ledger, values_digest
 from clipspm.cache.lock import writing
 from clipspm.cache.seal import IRREGULAR, broken, irregular, seal_path
-from clipspm.cache.spec import CLASSES, LEDGER, SPEC, VIDEOS, Plan, VideoRecord
+from clipspm.cache.spec import CLASSES, LEDGER, SPEC, VIDEOS, CacheSpec, Plan, VideoRecord
 from clipspm.cache.staging import DamagedStage, place_for, read_staged, staged, unstage
 from clipspm.cache.store import (
     STAGED,
@@ -128,18 +129,20 @@ def _look_apart(path: Path) -> _Inside:
 def _look(path: Path) -> _Inside:
     store = find_store(path)
     try:
-        spec, planned, ranges = store.spec(), store.planned(), store.shards()
-        store.classes()
         entries, lines = read_ledger(store.blob(LEDGER))
-        records = apply(entries, planned)
+        spec, ranges = store.spec(), store.shards()
+        records = apply(entries, store.planned())
+        unsound = tuple(Finding(*found) for found in problems(store, spec, records, store.classes()))
     except Exception as error:  # damaged bytes can fail in any way
         why = plain(error)
         return _Inside((Finding(path.name, f"its metadata cannot be read ({why})"),))
+    if unsound:
+        return _Inside(unsound)
     findings = [
         Finding(f"{LEDGER}, line {line}", "is damaged: what it said is not data any more") for line in lines
     ]
     sums, bad = digests(entries), []
-    findings += _look_at_text(store, sums.get(TEXT_SHARD, {}).get(TEXT))
+    findings += _look_at_text(store, spec, sums.get(TEXT_SHARD, {}).get(TEXT))
     for shard, rows in track(enumerate(ranges), "verifying", len(ranges), "shards"):
         good = [row for row in rows if records[row].status == "ok"]
         if not good:
@@ -170,8 +173,10 @@ def _damaged_stages(store: Store) -> Iterator[int]:
             yield shard
 
 
-def _look_at_text(store: Store, digest: str | None) -> list[Finding]:
+def _look_at_text(store: Store, spec: CacheSpec, digest: str | None) -> list[Finding]:
     try:
+        for found in text_problems(store, spec, store.classes()):
+            return [Finding(*found)]
         text = store.array(TEXT)
     except Exception as error:
         return [Finding(TEXT, f"cannot be read ({' '.join(str(error).split())})")]
@@ -186,12 +191,12 @@ def _look_at_shard(
     shard: int,
     rows: range,
     good: list[int],
-    records: list[VideoRecord],
+    records: Sequence[VideoRecord],
     sums: Any,
 ) -> Iterator[Finding]:
     where = f"shard {shard}, layer {layer}"
     try:
-        values = store.rows(layer_key(layer), rows.start, rows.stop)
+        values = store.chunk(layer_key(layer), shard, rows)
     except Exception as error:
         yield Finding(where, f"cannot be read ({' '.join(str(error).split())})")
         return

@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from clipspm.cache.content import read_records
 from clipspm.cache.disk import append, discard, hidden, remove, room_on, write_atomically
 from clipspm.cache.ledger import TEXT_SHARD, Entry, apply, digests, read_ledger, values_digest
 from clipspm.cache.seal import check_metadata, seal_path, write_seal
@@ -69,9 +70,7 @@ class CacheWriter:
                 if previous.path.is_dir():
                     check_metadata(previous.path)
                 check_same(path, previous.spec(), spec)
-                for layer in spec.layers:
-                    previous.shape(layer_key(layer))
-                old = previous.records()
+                old = read_records(previous)
             self.assembled = isinstance(previous, Hdf5Store) and self._holds_all(previous, old, plan)
         if self.assembled and previous is not None:
             self.records, self.shards = old, previous.shards()

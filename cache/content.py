@@ -1,0 +1,252 @@
+"""What a container says that it holds: read in one piece, and every value of it checked.
+
+A digest proves that nothing changed since it was written, not that it made sense then. Whoever opens,
+verifies or extends a cache comes through here.
+
+Shapes: N videos, V views, T frames, D feature width, C classes, P prompt templates.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from clipspm.cache.spec import (
+    CLASSES,
+    LEDGER,
+    SPEC,
+    SPLITS,
+    VIDEOS,
+    CacheSpec,
+    PlannedClass,
+    Split,
+    Status,
+    VideoRecord,
+)
+from clipspm.cache.store import TEXT, Store, layer_key, readable
+from clipspm.errors import ClipspmError
+
+#: sizes beyond these are no features of videos
+_MOST_WIDE, _MOST_FRAMES, _MOST_PIXELS = 2**20, 2**16, 2**16
+
+
+@dataclass(frozen=True)
+class Content:
+    """``classes``: name, split and complete number of videos, in the order of the rows of the text;
+    ``absent``: likewise, of classes without videos; ``videos`` in row order; ``sums``: digests by shard."""
+
+    spec: CacheSpec
+    classes: tuple[PlannedClass, ...]
+    absent: tuple[PlannedClass, ...]
+    videos: tuple[VideoRecord, ...]
+    sums: Mapping[int, Mapping[str, str]]
+
+    @property
+    def class_splits(self) -> dict[str, Split]:
+        """The split of each class that has a text."""
+        return {name: split for name, split, _ in self.classes}
+
+
+def read_content(store: Store) -> Content:
+    """All that ``store`` says; :class:`ClipspmError` with the first thing that cannot be."""
+    with readable(store.path):
+        classes, texts = store.classes(), store.shape(TEXT)
+        count = texts[0] if texts else 0
+        spec, videos = store.spec(), tuple(store.records())
+        _refuse(store, problems(store, spec, videos, classes))
+        _refuse(store, text_problems(store, spec, classes))
+        return Content(spec, tuple(classes[:count]), tuple(classes[count:]), videos, store.digests())
+
+
+def read_records(store: Store) -> list[VideoRecord]:
+    """The videos of a cache that is to be extended: its classes and texts are made again where need be."""
+    with readable(store.path):
+        videos = store.records()
+        _refuse(store, problems(store, store.spec(), videos))
+    return videos
+
+
+def _refuse(store: Store, found: Iterable[tuple[str, str]]) -> None:
+    for where, what in found:
+        raise ClipspmError(
+            f"{store.path} is no sound cache: {where}: {what}; `clipspm cache verify {store.path}` says more"
+        )
+
+
+def problems(
+    store: Store,
+    spec: CacheSpec,
+    videos: Sequence[VideoRecord],
+    classes: Sequence[PlannedClass] | None = None,
+) -> Iterator[tuple[str, str]]:
+    """(file or array, what cannot be) for everything that makes no sense, the first of its kind each.
+
+    ``classes`` None: not known.
+    """
+    wrong = list(_in_spec(spec))
+    if classes is not None:
+        wrong += _in_classes(classes)
+    yield from wrong
+    if not wrong:  # what follows is understood by these
+        splits = None if classes is None else {name: split for name, split, _ in classes}
+        yield from _in_videos(videos, spec.frames, splits)
+        size, kind = store.shard_size, {"fp16": "float16", "fp32": "float32"}[spec.store_dtype]
+        for layer in spec.layers:
+            row = (spec.views, spec.frames, spec.dims[layer])
+            yield from _in_array(store, layer_key(layer), (len(videos), *row), kind, size)
+
+
+def text_problems(
+    store: Store, spec: CacheSpec, classes: Sequence[PlannedClass]
+) -> Iterator[tuple[str, str]]:
+    """:func:`problems` of the texts, which may be missing for the last classes."""
+    count = min(len(classes), *store.shape(TEXT)[:1])
+    yield from _in_array(store, TEXT, (count, len(spec.prompts), spec.dims["final"]), "float32", count)
+
+
+def _in_spec(spec: CacheSpec) -> Iterator[tuple[str, str]]:
+    for name, most in (
+        ("frames", _MOST_FRAMES),
+        ("views", _MOST_FRAMES),
+        ("resize", _MOST_PIXELS),
+        ("crop", _MOST_PIXELS),
+    ):
+        if not _is_whole(getattr(spec, name), 1, most):
+            yield SPEC, f"{name} is {getattr(spec, name)!r}"
+    if len(set(spec.layers)) < len(spec.layers) or "final" not in spec.layers:
+        yield SPEC, f"layers are {', '.join(map(str, spec.layers))}"
+    if set(spec.dims) != set(spec.layers) or not all(_is_whole(d, 1, _MOST_WIDE) for d in spec.dims.values()):
+        yield SPEC, f"dims are {spec.dims}"
+    if not spec.prompts:
+        yield SPEC, "there are no prompts"
+    for name in ("mean", "std"):
+        if len(getattr(spec, name)) != 3 or not all(map(math.isfinite, getattr(spec, name))):
+            yield SPEC, f"{name} is {getattr(spec, name)}"
+
+
+def _in_classes(classes: Sequence[PlannedClass]) -> Iterator[tuple[str, str]]:
+    if not classes:
+        yield CLASSES, "there are no classes"
+    names = [name for name, _, _ in classes]
+    yield from _odd(CLASSES, "the name of class", names, range(len(names)), _is_name)
+    yield from _twice(CLASSES, "class", names)
+    yield from _odd(
+        CLASSES, "the split of class", [split for _, split, _ in classes], names, SPLITS.__contains__
+    )
+    yield from _odd(CLASSES, "the number of videos of class", [n for _, _, n in classes], names, _is_count)
+
+
+def _in_videos(
+    videos: Sequence[VideoRecord], frames: int, splits: Mapping[str, Split] | None
+) -> Iterator[tuple[str, str]]:
+    ids = [video.id for video in videos]
+    yield from _odd(VIDEOS, "the id of row", ids, range(len(ids)), _is_text)
+    yield from _twice(VIDEOS, "id", ids)
+    wrong = [
+        finding
+        for where, name, right in (
+            (VIDEOS, "path", _is_text),
+            (VIDEOS, "class_name", _is_text if splits is None else splits.__contains__),
+            (VIDEOS, "split", _is_split),
+            (LEDGER, "status", get_args(Status).__contains__),
+            (LEDGER, "category", _is_text),
+            (LEDGER, "error", _is_text),
+            (LEDGER, "backend", _is_text),
+            (LEDGER, "frames", _is_count),
+            (LEDGER, "fps", lambda fps: fps is None or (_is_time(fps) and fps > 0)),
+            (LEDGER, "indices", lambda found: len(found) in (0, frames) and all(map(_is_count, found))),
+            (LEDGER, "pts_seconds", lambda found: all(time is None or _is_time(time) for time in found)),
+        )
+        for finding in _odd(where, f"{name} of video", [getattr(v, name) for v in videos], ids, right)
+    ]
+    yield from wrong
+    for video in videos if not wrong else ():
+        taken, timed = len(video.indices), len(video.pts_seconds)
+        if splits is not None and video.split != splits[video.class_name]:
+            yield VIDEOS, f"video {video.id!r} is in split {video.split}, its class in another"
+        elif timed not in (0, taken):
+            yield LEDGER, f"video {video.id!r} has {timed} times of {taken} frames"
+        elif taken and video.frames and max(video.indices) >= video.frames:
+            yield LEDGER, f"video {video.id!r} gave frame {max(video.indices)} of {video.frames}"
+        else:
+            continue
+        return
+
+
+def _in_array(
+    store: Store, key: str, shape: tuple[int, ...], kind: str, size: int
+) -> Iterator[tuple[str, str]]:
+    """Of an array in chunks of ``size`` rows."""
+    chunks = (max(1, min(size, shape[0])), *(max(1, n) for n in shape[1:]))
+    if store.shape(key) != shape:
+        yield key, f"its shape is {store.shape(key)}, not {shape}"
+    elif store.dtype(key).name != kind:
+        yield key, f"its type is {store.dtype(key)}, not {kind}"
+    elif shape[0] and store.chunks(key) != chunks:
+        yield key, f"its chunks are {store.chunks(key)}, not {chunks}"
+
+
+# ------------------------------------------------------------------------------------------------- values
+
+
+def _odd(
+    where: str, what: str, values: Sequence[Any], names: Sequence[Any], right: Callable[[Any], bool]
+) -> Iterator[tuple[str, str]]:
+    """The first of ``values`` that is not ``right``; values that occur often are looked at once."""
+
+    def is_right(value: Any) -> bool:
+        return isinstance(value, Hashable) and right(value)
+
+    try:
+        if all(map(is_right, dict.fromkeys(values))):
+            return
+    except TypeError:  # a list among them, or a number where there should be many
+        pass
+    for name, value in zip(names, values, strict=True):
+        try:
+            if is_right(value):
+                continue
+        except TypeError:
+            pass
+        yield where, f"{what} {name!r} is {_short(value)}"
+        return
+
+
+def _twice(where: str, what: str, names: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    seen = set()
+    for name in names:
+        if not isinstance(name, str):
+            continue
+        if name in seen:
+            yield where, f"{what} {name!r} occurs twice"
+            return
+        seen.add(name)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_count(value: Any) -> bool:
+    return _is_whole(value, 0, 2**40)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_split(value: Any) -> bool:
+    return value in SPLITS
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
