@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from clipspm.cache.ledger import apply, digests
 from clipspm.cache.spec import (
     CLASSES,
     LEDGER,
@@ -52,10 +53,11 @@ def read_content(store: Store) -> Content:
     with readable(store.path):
         classes, texts = store.classes(), store.shape(TEXT)
         count = texts[0] if texts else 0
-        spec, videos = store.spec(), tuple(store.records())
+        spec, entries = store.spec(), store.entries()
+        videos = tuple(apply(entries, store.planned()))
         _refuse(store, problems(store, spec, videos, classes))
         _refuse(store, text_problems(store, spec, classes))
-        return Content(spec, tuple(classes[:count]), tuple(classes[count:]), videos, store.digests())
+        return Content(spec, tuple(classes[:count]), tuple(classes[count:]), videos, digests(entries))
 
 
 def read_records(store: Store) -> list[VideoRecord]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from clipspm.cache.content import read_content
 from clipspm.cache.home import caches_dir, demo_dir
-from clipspm.cache.ledger import TEXT_SHARD, values_digest
+from clipspm.cache.ledger import TEXT_SHARD, digests, values_digest
 from clipspm.cache.mapped import MappedFeatures
 from clipspm.cache.seal import check_metadata
 from clipspm.cache.spec import CLASSES, SPEC, CacheSpec, PlannedClass, Split, VideoRecord, format_of
@@ -90,7 +90,7 @@ class Cache:
 
     def _has_changed(self) -> bool:
         try:
-            return find_store(self.path).digests() != self._digests
+            return digests(find_store(self.path).entries()) != self._digests
         except Exception:  # damaged bytes can fail in any way
             return False
 

@@ -22,7 +22,7 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -185,10 +185,6 @@ class Store(ABC):
                 "lost; with --repair, that is queued for extraction"
             )
         return entries
-
-    def digests(self) -> dict[int, Mapping[str, str]]:
-        """The digests that hold, by shard."""
-        return digests(self.entries())
 
     def records(self) -> list[VideoRecord]:
         """One record per planned video, in row order."""
