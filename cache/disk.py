@@ -1,4 +1,7 @@
-"""Files that are whole or absent, and a full disk that is one clear line."""
+"""Files that are whole or absent, also after a loss of power, and a full disk that is one clear line.
+
+What a function here has written, renamed or made is on the disk when it returns: content and name.
+"""
 
 import errno
 import json
@@ -75,23 +78,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The file gets the permissions of any new one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     aside = hidden(path, f"{secrets.token_hex(4)}.new")
     try:
         yield aside
         aside.chmod(0o666 & ~_UMASK)
+        sync(aside)
         aside.replace(path)
+        sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write aside, flush to disk, rename: a reader sees the old content or the new one."""
-    with replacing(path) as aside, aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    sync(path.parent)
+    """Write aside, flush, rename: a reader sees the old content or the new one."""
+    with replacing(path) as aside:
+        aside.write_bytes(data)
 
 
 def write_json(path: Path, payload: Any) -> None:
@@ -102,20 +104,46 @@ def write_json(path: Path, payload: Any) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append and flush to disk."""
+    """Append to a file that is there."""
     with path.open("ab") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
+
+
+def move(path: Path, target: Path) -> None:
+    """Rename within a folder."""
+    path.rename(target)
+    sync(target.parent)
+
+
 def sync(path: Path) -> None:
-    """Flush a file or a folder's entries to disk."""
+    """Flush a file's content or a folder's entries to disk."""
+    if os.name == "nt" and path.is_dir():
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_all(path: Path) -> None:
+    """Flush a file, or a folder with all that is in it."""
+    for place, _, files in os.walk(path):
+        for name in files:
+            sync(Path(place, name))
+        sync(Path(place))
+    if not path.is_dir():
+        sync(path)
 
 
 def hidden(path: Path, suffix: str) -> Path:
@@ -128,7 +156,7 @@ def discard(path: Path) -> None:
     dead = hidden(path, "dead")
     remove(dead)
     if path.exists():
-        path.rename(dead)
+        move(path, dead)
         remove(dead)
 
 

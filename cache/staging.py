@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clipspm.cache.disk import remove, room_on, sync
+from clipspm.cache.disk import make_folder, remove, room_on, sync, sync_all
 from clipspm.cache.ledger import Entry, read_ledger, values_digest
 from clipspm.cache.spec import SPEC, CacheSpec, VideoRecord
 from clipspm.cache.store import STAGED, check_regular, layer_key
@@ -46,19 +46,13 @@ def stage(
     aside = place / f".{shard}.{socket.gethostname()}.{os.getpid()}"
     with room_on(cache):
         remove(aside)
-        aside.mkdir(parents=True)
+        make_folder(aside)
         for layer, values in features.items():
             layer_key(layer)
-            with (aside / f"{layer}.npy").open("wb") as file:
-                np.save(file, values, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
+            np.save(aside / f"{layer}.npy", values, allow_pickle=False)
         sums = {layer: values_digest(values) for layer, values in features.items()}
-        with (aside / _ENTRY).open("wb") as file:
-            file.write(Entry.of(shard, outcomes, sums).to_line())
-            file.flush()
-            os.fsync(file.fileno())
-        sync(aside)
+        (aside / _ENTRY).write_bytes(Entry.of(shard, outcomes, sums).to_line())
+        sync_all(aside)
         remove(target)
         try:
             aside.rename(target)

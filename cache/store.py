@@ -34,7 +34,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore
 
-from clipspm.cache.disk import DiskFull, append, free_bytes, hidden, remove, sync, write_atomically
+from clipspm.cache.disk import DiskFull, append, free_bytes, hidden, remove, sync, sync_all, write_atomically
 from clipspm.cache.ledger import (
     TEXT_SHARD,
     Entry,
@@ -282,12 +282,12 @@ class ZarrStore(Store):
         """Write one shard of an array and flush it to disk."""
         array = self._open(key, mode="r+")
         array[start:stop] = values
-        for file in self._chunk(key, start // array.chunks[0]):
-            sync(file)
-
-    def _chunk(self, key: str, number: int) -> list[Path]:
-        folder = self.path / key / "c" / str(number)
-        return [p for p in folder.rglob("*") if p.is_file()]
+        chunks = self.path / key / "c"
+        if (chunk := chunks / str(start // array.chunks[0])).exists():  # nothing is written of zeros
+            sync_all(chunk)
+        for folder in (chunks, chunks.parent):
+            if folder.exists():
+                sync(folder)
 
     def _open(self, key: str, mode: str = "r") -> "zarr.Array[Any]":
         """The array, looked at closely the first time."""
@@ -328,6 +328,7 @@ class ZarrStore(Store):
         write_atomically(self.path / SPEC, spec.to_json().encode())
         write_atomically(self.path / LEDGER, b"")
         self.write_plan(plan, text)
+        sync_all(self.path)
 
     def write_plan(self, plan: Plan, text: np.ndarray) -> None:
         """Write videos, classes and text (float32 [C, P, D]) where they are not what they were.
@@ -357,8 +358,8 @@ class ZarrStore(Store):
             )
             array[...] = text
             self._arrays.clear()
-            for file in (self.path / TEXT).rglob("*"):
-                sync(file)
+            sync_all(self.path / TEXT)
+            sync(self.path)
             append(self.path / LEDGER, Entry.of_text(text).to_line())
 
     def _text_is_whole(self) -> bool:
@@ -387,6 +388,7 @@ class ZarrStore(Store):
         """Take back what only a finished cache has: its seal and :meth:`describe`."""
         remove(seal_path(self.path))
         self._write_group({"attributes": {}})
+        sync(self.path)
 
     def _write_group(self, content: dict[str, Any]) -> None:
         data = json.dumps({"zarr_format": 3, "node_type": "group", **content}, indent=1).encode("ascii")

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from clipspm.cache.disk import append, check_room, hidden, remove, replacing, room_on
+from clipspm.cache.disk import append, check_room, hidden, make_folder, move, remove, replacing, room_on
 from clipspm.cache.home import check_outside
 from clipspm.cache.ledger import Entry, shards, values_digest
 from clipspm.cache.lock import writing
@@ -188,7 +188,7 @@ def _write(
     work = hidden(target, "new.parts")
     with writing(target), room_on(target.parent):
         remove(work)
-        work.mkdir(parents=True)
+        make_folder(work)
         try:
             store = ZarrStore(work)
             store.create(sources[0].spec, plan, np.stack([texts[name] for name in names]), shard_size)
@@ -197,7 +197,7 @@ def _write(
                 Hdf5Store.write(target, store)
             else:
                 store.describe()
-                work.rename(target)
+                move(work, target)
         finally:
             remove(work)
         if all(record.status != "pending" for record in plan.videos):

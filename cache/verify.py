@@ -17,7 +17,7 @@ import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from clipspm.cache.content import problems, text_problems
-from clipspm.cache.disk import append, discard, hidden, remove, write_atomically
+from clipspm.cache.disk import append, discard, hidden, make_folder, move, remove, write_atomically
 from clipspm.cache.ledger import TEXT_SHARD, Entry, apply, digests, read_ledger, values_digest
 from clipspm.cache.lock import writing
 from clipspm.cache.seal import IRREGULAR, broken, irregular, seal_path
@@ -276,7 +276,7 @@ def _to_parts(store: Hdf5Store, records: list[VideoRecord], lost: set[int]) -> N
     aside = hidden(parts, "new")
     discard(parts)
     remove(aside)
-    aside.mkdir()
+    make_folder(aside)
     videos = tuple(apply((), store.planned()))
     planned = {video.class_name for video in videos}
     present = [c for c in store.classes() if c[0] in planned]
@@ -290,4 +290,4 @@ def _to_parts(store: Hdf5Store, records: list[VideoRecord], lost: set[int]) -> N
     remove(aside / TEXT)
     kept = [replace(r, status="pending") if row in lost else r for row, r in enumerate(records)]
     carry_over(store, kept, target, plan)
-    aside.rename(parts)
+    move(aside, parts)

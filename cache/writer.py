@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from clipspm.cache.content import read_records
-from clipspm.cache.disk import append, discard, hidden, remove, room_on, write_atomically
+from clipspm.cache.disk import append, discard, hidden, make_folder, move, remove, room_on, write_atomically
 from clipspm.cache.ledger import TEXT_SHARD, Entry, apply, digests, read_ledger, values_digest
 from clipspm.cache.seal import check_metadata, seal_path, write_seal
 from clipspm.cache.spec import BLOBS, LEDGER, CacheSpec, Format, Plan, VideoRecord
@@ -61,7 +61,7 @@ class CacheWriter:
                 discard(place)
         else:
             check_format(path, format)
-        self.work.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.work.parent)
         self._recover()
         old: list[VideoRecord] = []
         with readable(path):
@@ -92,7 +92,7 @@ class CacheWriter:
         """Put back what a kill left between the two renames of :meth:`_prepare`; forget what is dead."""
         old = hidden(self.work, "old")
         if old.exists() and not self.work.exists():
-            old.rename(self.work)
+            move(old, self.work)
         for place in (old, hidden(self.work, "dead"), hidden(self.path, "dead")):
             remove(place)
 
@@ -129,14 +129,14 @@ class CacheWriter:
             return
         aside = hidden(self.work, "new")
         remove(aside)
-        aside.mkdir(parents=True)
+        make_folder(aside)
         store = ZarrStore(aside)
         store.create(self.spec, plan, text, shard_size)
         if previous is not None:
             carry_over(previous, old, store, plan)
         if self.work.exists():
-            self.work.rename(hidden(self.work, "old"))
-        aside.rename(self.work)
+            move(self.work, hidden(self.work, "old"))
+        move(aside, self.work)
         remove(hidden(self.work, "old"))
 
     @staticmethod
@@ -163,11 +163,21 @@ class CacheWriter:
         self.adopt(shard)
 
     def adopt(self, shard: int) -> None:
-        """Make a staged shard data. Rows that the shard already held stay."""
+        """Make a staged shard data. Rows that the shard already held stay.
+
+        While its chunks are written over, the ledger claims nothing of them: what was held waits staged too.
+        """
         entry, features = read_staged(self.staging, shard)
         outcomes = entry.records(self.records)
+        held = [row for row in self.shards[shard] if self.records[row].status == "ok" and row not in outcomes]
         with room_on(self.work):
             self.store.begin_change()
+            if held:
+                features = self._joined(shard, held, outcomes, features)
+                pending = {row: _pending(self.records[row]) for row in held}
+                outcomes = {**{row: self.records[row] for row in held}, **outcomes}
+                stage(self.staging, shard, outcomes, features)
+                append(self.work / LEDGER, Entry.of(shard, pending, {}).to_line())
             sums = self._put(shard, outcomes, features)
             append(self.work / LEDGER, Entry.of(shard, outcomes, sums).to_line())
         self._digests[shard] = sums
@@ -175,24 +185,36 @@ class CacheWriter:
             self.records[row] = record
         unstage(self.staging, shard)
 
+    def _joined(
+        self,
+        shard: int,
+        held: list[int],
+        outcomes: Mapping[int, VideoRecord],
+        features: Mapping[str, np.ndarray],
+    ) -> dict[str, np.ndarray]:
+        """The features of the rows that the shard held and of the new ones, in the order of the rows."""
+        rows, sums = self.shards[shard], self._digests.get(shard, {})
+        new = [row for row in sorted(outcomes) if outcomes[row].status == "ok"]
+        order = np.argsort([*held, *new], kind="stable")
+        joined = {}
+        for layer in self.spec.layers:
+            old = self.store.shard(layer, shard, rows, sums.get(layer))[[row - rows.start for row in held]]
+            joined[layer] = np.concatenate([old, features[layer]])[order] if new else old
+        return joined
+
     def _put(
         self, shard: int, outcomes: Mapping[int, VideoRecord], features: Mapping[str, np.ndarray]
     ) -> dict[str, str]:
         """Write the shard's chunks; returns the digest of each layer's values."""
         rows = self.shards[shard]
         good = [row - rows.start for row in sorted(outcomes) if outcomes[row].status == "ok"]
-        held = any(self.records[row].status == "ok" for row in rows)
         sums = {}
         for layer in self.spec.layers:
-            key = layer_key(layer)
-            if held:
-                block = self.store.shard(layer, shard, rows, self._digests.get(shard, {}).get(layer))
-            else:
-                shape = (len(rows), self.spec.views, self.spec.frames, self.spec.dims[layer])
-                block = np.zeros(shape, np.float16 if self.spec.store_dtype == "fp16" else np.float32)
+            shape = (len(rows), self.spec.views, self.spec.frames, self.spec.dims[layer])
+            block = np.zeros(shape, np.float16 if self.spec.store_dtype == "fp16" else np.float32)
             if good:
                 block[good] = features[layer]
-            self.store.write_rows(key, rows.start, rows.stop, block)
+            self.store.write_rows(layer_key(layer), rows.start, rows.stop, block)
             sums[layer] = values_digest(block)
         return sums
 
@@ -226,6 +248,10 @@ class CacheWriter:
             if outcomes:
                 lines.append(Entry.of(shard, outcomes, self._digests[shard]).to_line())
         return b"".join(lines)
+
+
+def _pending(record: VideoRecord) -> VideoRecord:
+    return VideoRecord(record.id, record.path, record.class_name, record.split)
 
 
 def check_ours(place: Path) -> None:

@@ -1,0 +1,110 @@
+"""A loss of power at any moment: what a cache says it holds is there, and the same command goes on."""
+
+import random
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipspm.cache import CacheWriter, open_cache
+from clipspm.cache.ledger import apply, read_ledger
+from clipspm.cache.seal import seal_path
+from clipspm.cache.spec import LEDGER
+from clipspm.cache.store import find_store
+from clipspm.cache.verify import verify
+from clipspm.cache.writer import parts_path
+from tests.power import Disk, PowerLoss
+from tests.test_cache import SPEC, TEXT, fill, plan_of, suffix, values
+from tests.test_integrity import FORMATS, IDS, everything, make
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at open files through /proc")
+MORE = [*IDS, "v11", "v12"]
+
+
+def extend(path: Path, format: str) -> Path:
+    """Two more videos, and the one that had failed."""
+    writer = CacheWriter(
+        path, SPEC, plan_of(MORE), TEXT, format=format, shard_size=4, retry_failed=True  # type: ignore[arg-type]
+    )  # fmt: skip
+    fill(writer, number={name: i for i, name in enumerate(MORE)})
+    return writer.finish()
+
+
+def assert_true(path: Path) -> None:
+    """Every row that the cache has is what it should be; nothing of it is damaged."""
+    for place in (path, parts_path(path)):
+        if not place.exists():
+            continue
+        report = verify(place)
+        assert not report.shards and not report.lines, report.findings
+        if place == path and seal_path(path).exists():
+            assert report.ok, report.findings
+        store = find_store(place)
+        videos = apply(read_ledger(store.blob(LEDGER))[0], store.planned())
+        if any(video.status == "ok" for video in videos):
+            cache = open_cache(place)
+            for video, features in zip(cache.good, cache.features("final"), strict=True):
+                np.testing.assert_array_equal(features, values(MORE.index(video.id), "final"))
+
+
+def run(
+    folder: Path, format: str, until: int, rng: random.Random | None, survived: Path, *, more: bool
+) -> int:
+    """Write (or extend) a cache until the power fails; check what is left and go on. Returns the flushes."""
+    folder.mkdir()
+    path = folder / suffix(format)
+    if more:
+        make(path, format)
+    disk = Disk(folder, until)
+    with pytest.MonkeyPatch.context() as patch:
+        disk.follow(patch)
+        with suppress(PowerLoss):
+            (extend if more else make)(path, format)
+    left = disk.survivors(survived, rng) / path.name
+    assert_true(left)
+    (extend if more else make)(left, format)
+    assert verify(left).ok
+    return disk.flushes
+
+
+def check(tmp_path: Path, format: str, more: bool, at: range, seeds: int) -> None:
+    whole = (tmp_path / "whole").joinpath(suffix(format))
+    make(whole, format)
+    if more:
+        extend(whole, format)
+    for until in at:
+        for seed in range(-1, seeds):
+            name = f"{until}-{seed}"
+            rng = random.Random(f"{format} {name}") if seed >= 0 else None
+            flushes = run(tmp_path / name, format, until, rng, tmp_path / f"left-{name}", more=more)
+            left = tmp_path / f"left-{name}"
+            for file in everything(whole):
+                assert (left / file.relative_to(whole.parent)).read_bytes() == file.read_bytes(), file.name
+            if flushes <= until:
+                return  # the power came back before it failed
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["new", "extended"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_at_some_moments(tmp_path: Path, format: str, more: bool) -> None:
+    check(tmp_path, format, more, range(0, 10_000, 23), seeds=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [False, True], ids=["new", "extended"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_at_every_moment(tmp_path: Path, format: str, more: bool) -> None:
+    check(tmp_path, format, more, range(10_000), seeds=3)
+
+
+def test_the_model_forgets_what_was_not_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "old").write_bytes(b"old")
+    disk = Disk(root).follow(monkeypatch)
+    (root / "old").write_bytes(b"new")
+    (root / "added").write_bytes(b"x")
+    left = disk.survivors(tmp_path / "left")
+    assert {path.name: path.read_bytes() for path in left.iterdir()} == {"old": b"old"}
