@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clipspm.cache import CacheWriter, open_cache
+from clipspm.cache.disk import append, make_folder, move, sync, sync_all, write_atomically, write_json
 from clipspm.cache.ledger import apply, read_ledger
 from clipspm.cache.seal import seal_path
 from clipspm.cache.spec import LEDGER
@@ -108,3 +109,33 @@ def test_the_model_forgets_what_was_not_flushed(tmp_path: Path, monkeypatch: pyt
     (root / "added").write_bytes(b"x")
     left = disk.survivors(tmp_path / "left")
     assert {path.name: path.read_bytes() for path in left.iterdir()} == {"old": b"old"}
+
+
+def test_what_is_written_is_on_the_disk_when_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    disk = Disk(root).follow(monkeypatch)
+    write_atomically(root / "a" / "b" / "whole", b"1")
+    write_json(root / "json", {"a": 1})
+    make_folder(root / "c" / "d")
+    write_atomically(root / "log", b"")
+    append(root / "log", b"line\n")
+    write_atomically(root / "c" / "old name", b"2")
+    move(root / "c" / "old name", root / "c" / "new name")
+    (root / "e").mkdir()
+    (root / "e" / "f").write_bytes(b"3")
+    sync_all(root / "e")
+    sync_all(root / "log")
+    sync(root)
+    left = disk.survivors(tmp_path / "left")
+    found = {p.relative_to(left).as_posix(): p.read_bytes() for p in left.rglob("*") if p.is_file()}
+    assert found == {
+        "a/b/whole": b"1",
+        "json": b'{\n  "a": 1\n}\n',
+        "log": b"line\n",
+        "c/new name": b"2",
+        "e/f": b"3",
+    }
+    assert (left / "c" / "d").is_dir()
