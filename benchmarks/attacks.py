@@ -465,8 +465,9 @@ def _full(
     if not trouble and left and name != "extract to HDF5":
         trouble = f"left {left[0]}"
     ballast.unlink()
-    again = place.call(*words, *(["--resume"] if _unfinished(words) else []))
-    trouble = trouble or (f"with room again: {again.unsound(0)}" if again.unsound(0) else None)
+    if ended.code:
+        again = place.call(*words, *(["--resume"] if _unfinished(words) else [])).unsound(0)
+        trouble = trouble or (again and f"with room again: {again}")
     tally.note(f"{name}, {room} bytes free", trouble)
 
 

@@ -59,9 +59,8 @@ def fill(
             if record.id in failing:
                 outcomes[row] = replace(record, status="failed", category="unreadable", error="bad")
             else:
-                outcomes[row] = replace(
-                    record, status="ok", frames=9, indices=(0, 1, 2, 3), pts_seconds=(0.0, None, 0.5, 1.0)
-                )
+                taken = {"frames": 9, "indices": (0, 1, 2, 3), "pts_seconds": (0.0, None, 0.5, 1.0)}
+                outcomes[row] = replace(record, status="ok", category="", error="", **taken)
                 good.append(number[record.id])
         features = {layer: np.stack([values(n, layer) for n in good]) for layer in SPEC.layers if good}
         writer.commit(shard, outcomes, features)
