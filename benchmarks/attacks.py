@@ -107,9 +107,9 @@ class Place:
         """The command that makes a cache of the clips at ``out``."""
         settings = {
             "--dataset": "folder", "--videos": self.root / "clips", "--splits": self.root / "splits.json",
-            "--model": f"local-dir:{self.root / 'tiny'}", "--layers": "1,final", "--frames": 4, "--precision": "fp32",
-            "--device": "cpu", "--threads": 1, "--workers": 2, "--batch-size": 8, "--shard-size": 3,
-            "--out": out,
+            "--model": f"local-dir:{self.root / 'tiny'}", "--layers": "1,final", "--frames": 4,
+            "--precision": "fp32", "--device": "cpu", "--threads": 1, "--workers": 2, "--batch-size": 8,
+            "--shard-size": 3, "--out": out,
         }  # fmt: skip
         return ["extract", *(word for pair in settings.items() for word in pair), *more]
 
