@@ -252,7 +252,7 @@ class Run:
                 f"{file} is not the one that training ended with: `clipspm doctor {self.path}` says more",
             )
         with reading(file, "does not fit the head"):
-            _put(head, arrays)
+            put(head, arrays)
         return {**facts, "sha256": digest}
 
     # trainer state
@@ -288,7 +288,7 @@ class Run:
                 else:
                     index, slot = name.split(".", 1)
                     slots.setdefault(int(index), {})[slot] = torch.tensor(value)
-            _put(head, weights)
+            put(head, weights)
             if optimizer is not None:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 for number, slot_values in slots.items():
@@ -529,7 +529,7 @@ def check_results(content: Mapping[str, Any]) -> None:
         raise ValueError("its training names no validation episodes")
 
 
-def _put(head: "Head", arrays: Arrays) -> None:
+def put(head: "Head", arrays: Arrays) -> None:
     """Copy ``arrays`` into ``head``; ValueError for other names, types or shapes, and values not finite."""
     import torch
 

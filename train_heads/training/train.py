@@ -89,7 +89,7 @@ def train(
             kept = f"{done} of {config.episodes} episodes are" if done else "what was trained before is"
             again = f"go on with: clipspm train-heads --resume --run-dir {shlex.quote(str(run.path))}"
             if isinstance(stop, DiskFull):
-                raise stop.but(f"{again} ({kept} saved)") from stop
+                raise stop.but(f"{again} ({kept} saved)" if done else again) from stop
             stop.add_note(f"{kept} saved; {again}")
             raise
         finally:
