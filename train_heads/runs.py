@@ -209,9 +209,10 @@ class Run:
     def which_weights(self) -> str:
         """``best`` where one is or should be, else ``last``; neither is an error that says what to do."""
         results = self.results()
-        kept = set(results.get("files", ())) - set(results.get("dropped", ()))
-        for name in _WEIGHTS:
-            if name in kept or os.path.lexists(self.path / name):
+        should = set(results.get("files", ())) - set(results.get("dropped", ()))
+        there = {name for name in _WEIGHTS if os.path.lexists(self.path / name)}
+        for name in _WEIGHTS if there else ():
+            if name in should | there:
                 return name.removesuffix(".safetensors")
         raise ClipspmError(f"{self.path} holds no weights yet: finish it with train-heads --resume")
 
