@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failure, 2 wrong usage, 3 done with videos skipped, 130 in
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -722,6 +723,26 @@ def evaluate(
 
 
 @app.command()
+def doctor(
+    run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")], as_json: Json = False
+) -> None:
+    """Which files of a run are whole, damaged, missing or unknown, and what to do next."""
+    from clipspm.train_heads import examine
+    from clipspm.train_heads.doctor import run_to_examine
+
+    path = run_to_examine(run)
+    _load_torch(None)
+    found = examine(path)
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        _show(found.table())
+    if not found.ok:
+        bad = [file.name for file in found.files if file.state in ("damaged", "missing")]
+        raise ClipspmError(f"{found.run}: {', '.join(bad)} {'are' if len(bad) > 1 else 'is'} not whole")
+
+
+@app.command()
 def results(
     places: Annotated[
         list[Path] | None,
@@ -739,6 +760,7 @@ def results(
     """One table of any number of evaluated runs; what is not comparable is marked."""
     from clipspm.train_heads import collect
 
+    _check_file(out_path)
     found = collect(places or (), dataset=dataset)
     for line in found.skipped:
         _say(f"note: left out: {line}")
@@ -889,7 +911,12 @@ def import_checkpoint(
     if found.tower and not heads_only:
         weights = weights_out or out_path / "encoder.safetensors"
         encoder = save_encoder(found.tower, weights, model=model, base=base, dim=found.head.dim).as_dict()
-    found.save(out_path, encoder)
+    try:
+        found.save(out_path, encoder)
+    except BaseException:
+        if encoder:
+            Path(encoder["file"]).unlink(missing_ok=True)  # the same command would refuse it
+        raise
     chosen = encoder or {"model": "ITS-ARCHITECTURE", "file": "ITS-WEIGHTS"}
     taken = f"--dataset {preset} --model {chosen['model']} --pretrained {chosen['file']} --pixel-norm none"
     if as_json:
@@ -1056,9 +1083,9 @@ def _open(cache: Path | None, dataset: str | None, splits: Path | None) -> Any:
 
 def _run_to_resume(run_dir: Path) -> Any:
     """The run in ``run_dir``, or of that name under the home; None, and a note, where there is none."""
-    from clipspm.train_heads.runs import Run, run_at
+    from clipspm.train_heads.runs import CONFIG, Run, run_at
 
-    if (run_at(run_dir) / "config.json").exists():
+    if os.path.lexists(run_at(run_dir) / CONFIG):
         return Run.open(run_dir)
     _say(f"note: there is nothing to resume in {run_dir}: a new run begins there")
     return None
@@ -1078,9 +1105,13 @@ def _load_torch(threads: int | None) -> None:
 
 @contextmanager
 def _resumable(what: str) -> Iterator[None]:
-    """Say after Ctrl-C that ``what`` is kept, and that the same command goes on."""
+    """Say after Ctrl-C that ``what`` is kept, and on a full disk, that the same command goes on."""
+    from clipspm.cache.disk import DiskFull
+
     try:
         yield
+    except DiskFull as full:
+        raise full.but() from full
     except KeyboardInterrupt as stop:
         stop.__notes__ = [f"{what} kept; go on with: clipspm {shlex.join(sys.argv[1:])}"]
         raise
@@ -1164,6 +1195,8 @@ def _check_file(path: Path | None) -> None:
     """Refuse, before any work, a file that could not be written."""
     if path is not None and not path.absolute().parent.is_dir():
         raise UsageError(f"--out {path}: there is no folder {path.parent}")
+    if path is not None and path.is_dir():
+        raise UsageError(f"--out {path} is a folder: name a file in it")
     if path is not None:
         from clipspm.cache.home import check_outside
 
@@ -1182,13 +1215,14 @@ def _write(
     if format is TableFormat.terminal and path is None:
         _show(*tables)
         return
+    from clipspm.cache.disk import write_text
     from clipspm.tables import written
 
     text = written(format.value, tables, csv=csv, content=content)
     if path is None:
         sys.stdout.write(text)
     else:
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         _say(f"table: {path}")
 
 
@@ -1207,6 +1241,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except ClipspmError as error:
         _fail(str(error), error.exit_code)
     except _WrongUsage as error:
@@ -1219,7 +1254,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:  # disk full, no permission: the message names the file
-        _fail(f"{error.strerror or error}: {error.filename or 'file'}", 1)
+        with suppress(OSError, ValueError):  # what is not written yet would fail again as Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(f"{error.strerror or error}: {error.filename or 'standard output'}", 1)
     else:
         if code == Interrupted.exit_code:  # typer's own word for Ctrl-C, before a command began
             _fail("interrupted", code)

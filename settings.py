@@ -2,12 +2,17 @@
 
 import difflib
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
 #: other people's words for a setting, and ours
 SYNONYMS = {"shot": "shots", "ways": "way", "learning_rate": "lr", "batch_size": "batch", "steps": "episodes"}
+
+#: how a value is shown in a message: a nested one can be endless
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 80, 80, 80
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -31,7 +36,7 @@ def typed(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") 
         try:
             out[name] = coerced(value, hints[name])
         except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(f"setting {name}{where}: found {value!r}; {error}") from error
+            raise ValueError(f"setting {name}{where}: found {_SHORT.repr(value)}; {error}") from error
     return out
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, also after a loss of power, and a full disk that is one clear line.
+"""Files that are whole or absent, also after a loss of power; what cannot be read or written is one line.
 
 What a function here has written, renamed or made is on the disk when it returns: content and name.
 """
@@ -8,39 +8,55 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipspm.errors import ClipspmError
+from clipspm.errors import ClipspmError, plain
+
+_AGAIN = "run the same command again: it goes on where it stopped"
 
 
 class DiskFull(ClipspmError):
-    """No room to write on. ``path``: where."""
+    """No room to write on. ``path``: what was being written; ``then``: what to do once there is room."""
 
-    def __init__(self, path: Path, detail: str = "") -> None:
-        self.path, self.detail = path, detail
-        free = free_bytes(path)
-        super().__init__(
-            f"the disk is full: {free / 1e6:.1f} MB are free at {path}{detail}. Free some space and run the "
-            "same command again: it goes on where it stopped"
-        )
+    def __init__(
+        self, path: Path, detail: str = "", then: str = _AGAIN, *, reason: str = "the disk is full"
+    ) -> None:
+        self.path, self.detail, self.then, self.reason = path, detail, then, reason
+        free = size_text(free_bytes(path))
+        super().__init__(f"cannot write {path}: {reason} ({free} free{detail}). Free some space and {then}")
 
-    def __reduce__(self) -> tuple[type["DiskFull"], tuple[Path, str]]:
-        return DiskFull, (self.path, self.detail)
+    def but(self, then: str = _AGAIN) -> "DiskFull":
+        """The same with other advice."""
+        return DiskFull(self.path, self.detail, then, reason=self.reason)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _disk_full, (self.path, self.detail, self.then, self.reason)
+
+
+def _disk_full(path: Path, detail: str, then: str, reason: str) -> DiskFull:
+    return DiskFull(path, detail, then, reason=reason)
+
+
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk is full for this user",
+    errno.EFBIG: "the disk is full for a file of that size",
+}
 
 
 @contextmanager
 def room_on(path: Path) -> Iterator[None]:
-    """Turn "no space left" (or over quota) inside the block into :class:`DiskFull`."""
+    """Turn "no space left" (over quota, too large) inside the block into :class:`DiskFull`."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(path) from error
-        if "errno = 28" in str(error):  # HDF5 tells it in words only
-            raise DiskFull(path) from error
+        code = errno.ENOSPC if "errno = 28" in str(error) else error.errno  # HDF5 tells it in words only
+        if code in _NO_ROOM:
+            raise DiskFull(path, reason=_NO_ROOM[code]) from error
         raise
 
 
@@ -49,12 +65,23 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(_existing(path)).free
 
 
+def size_text(count: float) -> str:
+    """Bytes for people: ``0 B``, ``3.4 kB``, ``12.0 MB``."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        count /= 1000
+        if count < 999.95:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} PB"
+
+
 def check_room(path: Path, needed: int) -> None:
     """Refuse to start what cannot fit. ``needed`` in bytes."""
     free = free_bytes(path)
     if free < needed:
         raise ClipspmError(
-            f"{_existing(path)} has {free / 1e6:.0f} MB free, the cache needs {needed / 1e6:.0f} MB: "
+            f"{_existing(path)} has {size_text(free)} free, the cache needs {size_text(needed)}: "
             "free some space or choose another --out"
         )
 
@@ -76,18 +103,19 @@ os.umask(_UMASK)
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path, of this caller alone, that replaces ``path`` when the block succeeds.
 
-    The file gets the permissions of any new one.
+    The file gets the permissions of any new one. Raises :class:`DiskFull` where there is no room.
     """
-    make_folder(path.parent)
     aside = hidden(path, f"{secrets.token_hex(4)}.new")
-    try:
-        yield aside
-        aside.chmod(0o666 & ~_UMASK)
-        sync(aside)
-        aside.replace(path)
-        sync(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+    with room_on(path):
+        make_folder(path.parent)
+        try:
+            yield aside
+            aside.chmod(0o666 & ~_UMASK)
+            sync(aside)
+            aside.replace(path)
+            sync(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -103,12 +131,31 @@ def write_json(path: Path, payload: Any) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file that a user named: whole or not at all, and straight into what is no regular file.
+
+    Where ``path`` is a link, the file that it leads to is written.
+    """
+    data, real = text.encode("utf-8", "backslashreplace"), Path(os.path.realpath(path))
+    if real.exists() and not real.is_file():
+        with room_on(path):
+            real.write_bytes(data)
+        return
+    with replacing(real) as aside:
+        aside.write_bytes(data)
+
+
 def append(path: Path, data: bytes) -> None:
-    """Append to a file that is there."""
-    with path.open("ab") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Append to a file that is there; nothing is added where there is no room for all of it."""
+    with room_on(path), path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def make_folder(path: Path) -> None:
@@ -166,3 +213,59 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+class Unreadable(ClipspmError):
+    """A file that is not what it should be. ``file``: which one."""
+
+    def __init__(self, file: Path, said: str) -> None:
+        self.file, self.said = file, said
+        super().__init__(said)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Unreadable, (self.file, self.said)
+
+
+_KINDS = (
+    (stat.S_ISDIR, "it is a folder"),
+    (stat.S_ISFIFO, "it is a pipe"),
+    (lambda mode: not stat.S_ISREG(mode), "it is no regular file"),
+)
+_LONGEST = 300  # characters of what a library says
+
+
+@contextmanager
+def reading(file: Path, problem: str = "") -> Iterator[None]:
+    """Whatever the content of ``file`` makes fail inside the block is one line that names it.
+
+    Raises :class:`Unreadable`: "cannot read FILE: WHY", or "FILE PROBLEM: WHY". What is no regular file is
+    refused before the block begins: a pipe may never end.
+    """
+    begins = f"{file} {problem}" if problem else f"cannot read {file}"
+    try:
+        mode = file.stat().st_mode
+    except (OSError, ValueError) as error:
+        why = "it is a link to nothing" if file.is_symlink() else plain(error)
+        raise Unreadable(file, f"{begins}: {why}") from error
+    for is_kind, why in _KINDS:
+        if is_kind(mode):
+            raise Unreadable(file, f"{begins}: {why}")
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, DiskFull):
+        raise
+    except BaseException as error:  # damaged bytes can fail in any way, in libraries of Rust as a panic
+        if isinstance(error, ClipspmError) and str(file) in str(error):
+            raise
+        raise Unreadable(file, f"{begins}: {_why(error)}") from error
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "it would take more memory than there is"
+    said = plain(error)
+    return said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."

@@ -1,4 +1,4 @@
-"""One writer per cache: the second stops and says who the first one is."""
+"""One process at a time: the second stops and says who the first one is."""
 
 import json
 import os
@@ -6,59 +6,66 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from clipspm.cache.disk import room_on
 from clipspm.errors import ClipspmError
 
-#: seconds between signs of life, and after how many without one a writer on another host may be dead
+#: seconds between signs of life, and after how many without one a holder on another host may be dead
 BEAT, DEAD_AFTER = 20.0, 300.0
 
 
+def writing(cache: Path) -> AbstractContextManager[str]:
+    """:func:`alone` as the writer of ``cache``, with files beside it."""
+    lock, holder = (cache.with_name(f".{cache.name}.{end}") for end in ("lock", "writer.json"))
+    return alone(lock, holder, f"{cache} is being written")
+
+
 @contextmanager
-def writing(cache: Path) -> Iterator[str]:
-    """Be the only writer of ``cache`` inside the block; yields what a user should know, or "".
+def alone(lock: Path, holder: Path, doing: str, also: str = "") -> Iterator[str]:
+    """Be the only process in such a block; yields what a user should know, or "".
 
     The lock ends with its process, however that dies. Where a file system keeps locks to one host, the
-    holder's sign of life (a file beside the cache) stands in for it. Raises :class:`ClipspmError` with the
-    holder's host, pid and age.
+    holder's sign of life (the file ``holder``) stands in for it. Raises :class:`ClipspmError` with what is
+    being done (``doing``), the holder's host, pid and age, and what can be done (wait, or ``also``).
     """
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    holder = cache.with_name(f".{cache.name}.writer.json")
-    lock = FileLock(str(cache.with_name(f".{cache.name}.lock")), is_singleton=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise ClipspmError(
-            f"{cache} is being written by {_who(_read(holder))}; wait for it or stop it"
-        ) from None
+    with room_on(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        one = FileLock(str(lock), is_singleton=False)
+        try:
+            one.acquire(blocking=False)
+        except Timeout:
+            raise ClipspmError(f"{doing} by {_who(_read(holder))}; wait for it or stop it{also}") from None
     try:
         news = ""
         found = _read(holder)
         if found:
             if found.get("host") != socket.gethostname():
-                _check_dead(cache, holder, found)
+                _check_dead(holder, f"{doing} by {_who(found)}", also)
             news = f"a writer that is gone left its lock: {_who(found)}"
         me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
-        holder.write_text(json.dumps(me))
         done = threading.Event()
         beat = threading.Thread(target=_beat, args=(holder, done), daemon=True)
-        beat.start()
         try:
+            with room_on(holder):
+                holder.write_text(json.dumps(me))
+            beat.start()
             yield news
         finally:
             done.set()
-            beat.join()
+            if beat.is_alive():
+                beat.join()
             holder.unlink(missing_ok=True)
     finally:
-        lock.release()
+        one.release()
 
 
-def _check_dead(cache: Path, holder: Path, found: dict[str, Any]) -> None:
-    """Refuse where a writer on another host may be alive.
+def _check_dead(holder: Path, doing: str, also: str) -> None:
+    """Refuse where a holder on another host may be alive.
 
     The clocks of two machines can be far apart: a sign of life that is long ago, or in the future, is
     believed only if no other comes while we watch.
@@ -67,16 +74,15 @@ def _check_dead(cache: Path, holder: Path, found: dict[str, Any]) -> None:
     quiet = time.time() - last
     if 0 <= quiet < DEAD_AFTER:
         raise ClipspmError(
-            f"{cache} is being written by {_who(found)} (last sign of life {quiet:.0f} s ago); "
-            f"wait for it, stop it, or if it is gone try again after {DEAD_AFTER:.0f} s"
+            f"{doing} (last sign of life {quiet:.0f} s ago); wait for it, stop it, or if it is gone "
+            f"try again after {DEAD_AFTER:.0f} s{also}"
         )
     until = time.monotonic() + 3 * BEAT
     while time.monotonic() < until:
         time.sleep(BEAT / 10)
         if _sign_of_life(holder) != last:
             raise ClipspmError(
-                f"{cache} is being written by {_who(found)}, whose clock differs from this machine's; "
-                "wait for it, or stop it"
+                f"{doing}, whose clock differs from this machine's; wait for it, or stop it{also}"
             )
 
 

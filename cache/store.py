@@ -34,7 +34,17 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore
 
-from clipspm.cache.disk import DiskFull, append, free_bytes, hidden, remove, sync, sync_all, write_atomically
+from clipspm.cache.disk import (
+    DiskFull,
+    append,
+    free_bytes,
+    hidden,
+    remove,
+    size_text,
+    sync,
+    sync_all,
+    write_atomically,
+)
 from clipspm.cache.ledger import (
     TEXT_SHARD,
     Entry,
@@ -490,7 +500,7 @@ class Hdf5Store(Store):
         """
         size_needed = sum(file.stat().st_size for file in source.path.rglob("*") if file.is_file())
         if free_bytes(path) < 1.02 * size_needed + 200_000:
-            raise DiskFull(path.parent, f", {size_needed / 1e6:.1f} MB are needed")
+            raise DiskFull(path.parent, f", {size_text(size_needed)} are needed")
         aside = hidden(path, "new")
         with h5py.File(aside, "w") as file:
             for name in BLOBS:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from clipspm.cache.disk import size_text
 from clipspm.progress import Advance, Reporter
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def summary(result: "ExtractResult", reporter: Reporter) -> None:
     """Say what was done, with a table of failures by reason."""
     if result.dry_run:
         reporter.say(
-            f"dry run: {result.videos} videos would take about {result.bytes_needed / 1e6:.1f} MB "
-            f"({result.bytes_free / 1e6:.0f} MB are free) at "
+            f"dry run: {result.videos} videos would take about {size_text(result.bytes_needed)} "
+            f"({size_text(result.bytes_free)} are free) at "
             f"{result.path} (fingerprint {result.fingerprint[:16]}); {result.already} are done already"
         )
         return

@@ -8,10 +8,9 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.pretrained import get_pretrained_cfg
-from safetensors.torch import save_file
 from torch import Tensor
 
-from clipspm.cache.disk import replacing
+from clipspm.cache.checked import save_tensors
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.weights import (
     LOCAL_DIR,
@@ -69,8 +68,7 @@ def save_encoder(
     if dim is not None and width != dim:
         raise ClipspmError(f"the visual tower gives {width} values per frame, the heads take {dim}")
     whole.load_state_dict(state | fitted)
-    with replacing(out) as temporary:
-        save_file({k: v.contiguous() for k, v in whole.state_dict().items()}, temporary)
+    save_tensors(out, {k: v.contiguous() for k, v in whole.state_dict().items()}, {})
     shown = Path(base).name if Path(base).is_file() else base
     return SavedEncoder(name, str(out), shown, weights_digest(whole))
 

@@ -1,6 +1,5 @@
 """Training without validation classes: what is set aside, and that it chooses the weights."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from clipspm.train_heads.runs import HeadShape, Run, default_run_dir, one_traini
 from clipspm.train_heads.training import loop
 from clipspm.train_heads.training.hold_out import set_aside
 from clipspm.train_heads.training.train import train
+from tests.edits import edit_json
 from tests.synthetic import fake_cache, tiny_config
 
 
@@ -120,9 +120,7 @@ def test_runs_of_before_go_on_without_holding_out(tmp_path: Path) -> None:
     """Their ``config.json`` does not speak of it, and what would be held out has trained them already."""
     _, run = lines_of(12, tmp_path, hold_out=False)
     file = run.path / "config.json"
-    content = json.loads(file.read_text())
-    del content["config"]["hold_out"]
-    file.write_text(json.dumps(content))
+    edit_json(file, lambda content: content["config"].pop("hold_out"))
     assert Run.open(run.path).config.hold_out is False
 
 
@@ -134,9 +132,9 @@ def test_resuming_finds_runs_on_the_same_features_only(
     config = fit_to_cache(tiny_config(), cache, lambda line: None)
     shape = HeadShape.of(cache, 4)
     ours, other = (Run.create(default_run_dir(config, cache), config, shape, cache) for _ in range(2))
-    content = json.loads((other.path / "config.json").read_text())
-    content["cache"]["fingerprint"] = "other features"
-    (other.path / "config.json").write_text(json.dumps(content))
+    edit_json(
+        other.path / "config.json", lambda content: content["cache"].update(fingerprint="other features")
+    )
     assert unfinished_run(config, cache) == ours.path
     with one_training(ours.path), pytest.raises(UsageError, match="nothing to resume"):
         unfinished_run(config, cache)

@@ -96,7 +96,7 @@ def test_dry_run_and_run_refuse_the_same(config: ExtractConfig, tmp_path: Path, 
             )  # type: ignore[arg-type]
     with monkeypatch.context() as patch:
         patch.setattr("clipspm.cache.disk.free_bytes", lambda path: 100)
-        refused("MB free, the cache needs")
+        refused("free, the cache needs")
     refused(r"cannot write to /proc \(.*choose another --out", out=Path("/proc/c.zarr"))
     (tmp_path / "file").touch()
     refused(

@@ -336,7 +336,7 @@ def test_no_room_for_hdf5_is_said_before_the_library_meets_it(
     path, whole = tmp_path / "c.h5", contents(make(tmp_path / "whole" / "c.h5", "hdf5"))
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "free_bytes", lambda path: 1000)
-        with pytest.raises(DiskFull, match=r"MB are needed"):
+        with pytest.raises(DiskFull, match=r"kB are needed"):
             make(path, "hdf5")
     make(path, "hdf5")
     assert contents(path) == whole

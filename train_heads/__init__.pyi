@@ -2,6 +2,8 @@ from .config import TrainConfig as TrainConfig
 from .config import load_recipe as load_recipe
 from .config import recipe_names as recipe_names
 from .config import resolve_config as resolve_config
+from .doctor import Diagnosis as Diagnosis
+from .doctor import examine as examine
 from .episodes.bank import Banks as Banks
 from .episodes.bank import FeatureBank as FeatureBank
 from .episodes.draw import Episodes as Episodes

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from clipspm.cache.disk import Unreadable, reading, size_text
 from clipspm.errors import UsageError, plain
 from clipspm.settings import near, typed
 from clipspm.train_heads.episodes.random import digest
@@ -25,6 +26,8 @@ DEFAULT_HEAD = "clip-spm"
 DEFAULT_PRESET = "hmdb51"
 #: fields that name where values came from or where to compute; the numbers do not depend on them
 _INFORMATIVE = ("recipe", "preset", "device")
+#: bytes of a file of settings beyond which it is none
+_MOST_YAML = 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +148,15 @@ def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
 def read_config_file(path: str | Path) -> dict[str, Any]:
     """Values of a ``--config`` YAML file; a run's ``config.json`` is one too."""
     try:
-        content = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the configuration {path}: {plain(error)}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        with reading(Path(path), "is no configuration"):
+            if (size := Path(path).stat().st_size) > _MOST_YAML:
+                raise ValueError(f"it has {size_text(size)}, at most {size_text(_MOST_YAML)} are read")
+            try:
+                content = yaml.safe_load(Path(path).read_text("utf-8"))
+            except yaml.YAMLError as error:
+                raise ValueError(f"it is not YAML: {plain(error)}") from error
+    except Unreadable as error:
+        raise UsageError(str(error)) from error
     if isinstance(content, dict) and isinstance(content.get("config"), dict):
         content = content["config"]
     if not isinstance(content, dict):

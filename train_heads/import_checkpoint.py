@@ -1,6 +1,6 @@
 """The authors' checkpoints: read without running anything in them, kept as a run that can be scored."""
 
-import hashlib
+import os
 import pickle
 import re
 import warnings
@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clipspm.cache.checked import file_digest
+from clipspm.cache.disk import DiskFull, reading
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.config import TrainConfig, resolve_config
 from clipspm.train_heads.heads.clipspm import CLIPSPM
 from clipspm.train_heads.heads.reference import split_reference
-from clipspm.train_heads.runs import HeadShape, Run, holds_run
+from clipspm.train_heads.runs import CONFIG, HeadShape, Run, holds_run
 
 #: frames per video in the authors' code; the head itself takes any number
 REFERENCE_FRAMES = 8
@@ -35,13 +37,19 @@ class ImportedHead:
     config: TrainConfig = field(repr=False)
 
     def save(self, path: str | Path, encoder: Mapping[str, Any] | None = None) -> Run:
-        """Write a run directory; ``encoder`` is what is known about the tower's file."""
-        run = Run.create(path, self.config, HeadShape(self.head.dim, REFERENCE_FRAMES, {}), None)
-        run.save_weights("last", self.head, imported=self.file.name)
-        with open(self.file, "rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        source = {"file": self.file.name, "sha256": digest, "preset": self.preset}
-        run.update_results(selection="imported", imported={**source, "encoder": encoder})
+        """Write a run directory, or nothing; ``encoder`` is what is known about the tower's file."""
+        source = {"file": self.file.name, "sha256": file_digest(self.file), "preset": self.preset}
+        made = not Path(path).exists()
+        try:
+            run = Run.create(path, self.config, HeadShape(self.head.dim, REFERENCE_FRAMES, {}), None)
+            run.save_weights("last", self.head, imported=self.file.name)
+            run.end(selection="imported", imported={**source, "encoder": encoder})
+        except DiskFull as full:
+            for name in (CONFIG, "last.safetensors", ".results.lock"):
+                Path(path, name).unlink(missing_ok=True)
+            if made:
+                Path(path).rmdir()
+            raise full.but("run the same command again") from full
         return run
 
 
@@ -67,19 +75,17 @@ def read_checkpoint(file: str | Path, preset: str, out: str | Path | None = None
 
 
 def _load(file: Path) -> Mapping[str, Any]:
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise ClipspmError(f"there is no checkpoint {file}")
-    try:
+    with reading(file, "cannot be read as a checkpoint"):
         if file.suffix == ".safetensors":
             return load_file(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ClipspmError(_refused(file, str(error))) from error
-    except Exception as error:  # a damaged file fails in any way
-        reason = " ".join(str(error).split())[:200]
-        raise ClipspmError(f"{file} cannot be read as a checkpoint: {reason}") from error
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickle protocols
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ClipspmError(_refused(file, str(error))) from error
     if not isinstance(content, Mapping):
         raise ClipspmError(f"{file} holds a {type(content).__name__}: expected a dict with model_state_dict")
     return content

@@ -5,24 +5,37 @@
 ``step-NNNNNN.safetensors``: those kept on the way.
 ``trainer.safetensors``: weights, optimiser and position, for an exact resume. ``results.json``: how
 training ended and every evaluation. ``episodes-HASH.npz``: the episodes of an evaluation;
-``eval-HASH.npz``: what was predicted in them, [n, Q] per protocol.
+``eval-HASH.npz``: what was predicted in them, [n, Q] per protocol, and the facts of the evaluation.
+
+Every file but the metrics carries a digest of what it holds (:mod:`clipspm.cache.checked`), and is refused
+when it is read and holds something else. ``results.json`` of a finished run names the digests of its weights
+and metrics. Each file is replaced as a whole, so that a process may be killed at any moment.
 """
 
-import json
+import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 import clipspm
-from clipspm.cache.disk import replacing, write_json
+from clipspm.cache.checked import (
+    Arrays,
+    file_digest,
+    load_json,
+    load_tensors,
+    save_json,
+    save_tensors,
+    tensors_digest,
+)
+from clipspm.cache.disk import Unreadable, reading, room_on, size_text
 from clipspm.cache.home import runs_dir
+from clipspm.cache.lock import alone
 from clipspm.cache.reader import open_cache
 from clipspm.errors import ClipspmError, UsageError, plain
 from clipspm.train_heads.config import TrainConfig, from_dict
@@ -38,6 +51,15 @@ if TYPE_CHECKING:
 #: held by the process that trains a run
 _TRAINING = ".training.lock"
 _WEIGHTS = ("best.safetensors", "last.safetensors")
+CONFIG, RESULTS, METRICS, STATE = "config.json", "results.json", "metrics.jsonl", "trainer.safetensors"
+#: what the two JSON files may hold
+IN_CONFIG = ("version", "config", "built_for", "cache")
+IN_RESULTS = ("version", "selection", "training", "imported", "evaluations", "files", "dropped")
+#: widths and frames per clip beyond which no head is built
+_MOST_WIDE, _MOST_FRAMES = 1 << 20, 1 << 12
+#: an evaluation's name: the hash of its episodes, and a mark of what was unlike the run's own
+_EVALUATION = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{8})?")
+_SPLITS = ("train", "val", "test", "none")
 
 
 @dataclass(frozen=True)
@@ -54,8 +76,46 @@ class HeadShape:
         dims = {layer: int(width) for layer, width in cache.spec.dims.items()}
         return cls(dims.pop("final"), frames, dims)
 
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> "HeadShape":
+        """What ``config.json`` says; ValueError or TypeError where a number is none that a head can have."""
+        shape = cls(**values)
+        shape.layer_dims.items()
+        for name, value, most in (
+            ("dim", shape.dim, _MOST_WIDE),
+            ("frames", shape.frames, _MOST_FRAMES),
+            *(
+                (f"the width of layer {layer}", width, _MOST_WIDE)
+                for layer, width in shape.layer_dims.items()
+            ),
+        ):
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 to {most}")
+        return shape
+
     def build(self, config: TrainConfig) -> "Head":
-        """A new head; settings it refuses are a :class:`UsageError`."""
+        """A new head; settings it refuses, and weights that memory cannot hold, are a :class:`UsageError`."""
+        self.plan(config)
+        return self._build(config)
+
+    def plan(self, config: TrainConfig) -> "Head":
+        """The head without memory for its weights: their names, types and shapes."""
+        import torch
+
+        from clipspm.train_heads.episodes.bank import free_memory
+
+        with torch.device("meta"):
+            head = self._build(config)
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in head.state_dict().values())
+        free = free_memory(torch.device("cpu"))
+        if needed > free:
+            raise UsageError(
+                f"head {config.head}: its weights would take {size_text(needed)}, {size_text(free)} of "
+                "memory are free: choose smaller widths"
+            )
+        return head
+
+    def _build(self, config: TrainConfig) -> "Head":
         try:
             return build_head(
                 config.head,
@@ -64,9 +124,9 @@ class HeadShape:
                 config=config.head_config,
                 layer_dims=self.layer_dims,
             )
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, MemoryError) as error:
             said = "" if f" of {config.head}" in str(error) else f"head {config.head}: "
-            raise UsageError(f"{said}{error}") from error
+            raise UsageError(f"{said}{plain(error)[:400]}") from error
 
 
 @dataclass(frozen=True)
@@ -104,8 +164,8 @@ class Run:
                 "dataset": cache.spec.dataset,
                 "class_splits": dict(cache.class_splits),
             }
-        write_json(
-            path / "config.json",
+        save_json(
+            path / CONFIG,
             {
                 "version": clipspm.__version__,
                 "config": config.as_dict(),
@@ -121,16 +181,20 @@ class Run:
         path = run_at(path)
         if not path.exists():
             raise UsageError(f"there is no run {path}; {_known_runs()}")
-        file = path / "config.json"
-        if not file.is_file():
-            raise UsageError(f"{path} is not a run directory: it holds no config.json")
-        try:
-            content = json.loads(file.read_text("utf-8"))
-            shape = HeadShape(**content["built_for"])
-            content["config"].setdefault("hold_out", False)  # before 0.3 nothing was held out
-            return cls(path, from_dict(content["config"]), shape, dict(content["cache"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ClipspmError(f"{file} is not a run's configuration: {error}") from error
+        file = path / CONFIG
+        if not os.path.lexists(file):
+            raise UsageError(f"{path} is not a run directory: it holds no {CONFIG}")
+        content, _ = load_json(
+            file,
+            IN_CONFIG,
+            problem="is not a run's configuration",
+            advice="put it back as it was, or train a new run with its settings, "
+            f"clipspm train-heads --config {shlex.quote(str(file))}",
+        )
+        with reading(file, "is not a run's configuration"):
+            shape = HeadShape.read(content["built_for"])
+            settings = {"hold_out": False, **content["config"]}  # before 0.3 nothing was held out
+            return cls(path, from_dict(settings), shape, _made_for(content["cache"]))
 
     # weights
 
@@ -140,13 +204,16 @@ class Run:
         ``facts`` go into the file's metadata.
         """
         tensors = {name: value.detach().cpu().clone() for name, value in head.state_dict().items()}
-        _save(self.path / f"{which}.safetensors", tensors, {"head": self.config.head, **facts})
+        save_tensors(self.path / f"{which}.safetensors", tensors, {"head": self.config.head, **facts})
 
     def which_weights(self) -> str:
-        """``best`` where there is one, else ``last``; neither is an error that says what to do."""
-        for which in ("best", "last"):
-            if (self.path / f"{which}.safetensors").is_file():
-                return which
+        """``best`` where one is or should be, else ``last``; neither is an error that says what to do."""
+        results = self.results()
+        should = set(results.get("files", ())) - set(results.get("dropped", ()))
+        there = {name for name in _WEIGHTS if os.path.lexists(self.path / name)}
+        for name in _WEIGHTS if there else ():
+            if name in should | there:
+                return name.removesuffix(".safetensors")
         raise ClipspmError(f"{self.path} holds no weights yet: finish it with train-heads --resume")
 
     def checkpoints(self) -> list[str]:
@@ -161,21 +228,33 @@ class Run:
         stepped = facts.get("steps") != 0 or self.config.episodes == 0  # runs of 0.2 say no more
         return bool(facts.get("trainable", stepped))
 
+    def build_head(self) -> "Head":
+        """A head with the settings of this run, not its weights."""
+        with reading(self.path / CONFIG, "asks for a head that cannot be built"):
+            return self.shape.build(self.config)
+
     def load_head(self, which: str | None = None, device: "torch.device | str" = "cpu") -> "Head":
         """The trained head in evaluation mode."""
-        head = self.shape.build(self.config)
+        head = self.build_head()
         self.load_weights(head, which)
         return head.to(device).eval()
 
     def load_weights(self, head: "Head", which: str | None = None) -> dict[str, Any]:
-        """Load weights into ``head``; returns the facts saved with them."""
+        """Load weights into ``head``; returns the facts saved with them, and ``sha256``.
+
+        Refuses a file that is damaged, or not the one that training ended with.
+        """
         file = self.path / f"{which or self.which_weights()}.safetensors"
-        tensors, facts = _load(file)
-        try:
-            head.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ClipspmError(f"{file} does not fit the head: {' '.join(str(error).split())}") from error
-        return facts
+        arrays, facts, digest = load_tensors(file)
+        kept = self.results().get("files", {}).get(file.name, digest)
+        if digest != kept:
+            raise Unreadable(
+                file,
+                f"{file} is not the one that training ended with: `clipspm doctor {self.path}` says more",
+            )
+        with reading(file, "does not fit the head"):
+            put(head, arrays)
+        return {**facts, "sha256": digest}
 
     # trainer state
 
@@ -190,52 +269,82 @@ class Run:
         for index, slot in slots.items():
             for name, value in slot.items():
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
-        _save(self.path / "trainer.safetensors", tensors, dict(facts))
+        save_tensors(self.path / STATE, tensors, facts)
 
     def load_state(self, head: "Head", optimizer: "torch.optim.Optimizer | None") -> dict[str, Any] | None:
         """Restore what :meth:`save_state` wrote; None if nothing was written yet."""
-        file = self.path / "trainer.safetensors"
-        if not file.is_file():
+        import torch
+
+        file = self.path / STATE
+        if not os.path.lexists(file):
             return None
-        tensors, facts = _load(file)
-        slots: dict[int, dict[str, Tensor]] = {}
-        weights = {}
-        for key, value in tensors.items():
-            part, name = key.split(".", 1)
-            if part == "head":
-                weights[name] = value
-            else:
-                index, slot = name.split(".", 1)
-                slots.setdefault(int(index), {})[slot] = value
-        head.load_state_dict(weights)
-        if optimizer is not None:
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+        arrays, facts, _ = load_tensors(file)
+        with reading(file, "does not fit the head"):
+            weights: Arrays = {}
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, value in arrays.items():
+                part, name = key.split(".", 1)
+                if part == "head":
+                    weights[name] = value
+                else:
+                    index, slot = name.split(".", 1)
+                    slots.setdefault(int(index), {})[slot] = torch.tensor(value)
+            put(head, weights)
+            if optimizer is not None:
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                for number, slot_values in slots.items():
+                    for name, kept in slot_values.items():
+                        _check_slot(f"optimizer.{number}.{name}", kept, parameters[number])
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
         return facts
 
     def drop_state(self) -> None:
         """Delete the trainer state (a finished run that will not be resumed)."""
-        (self.path / "trainer.safetensors").unlink(missing_ok=True)
+        (self.path / STATE).unlink(missing_ok=True)
 
     # results
 
     def results(self) -> dict[str, Any]:
         """The content of ``results.json``, or nothing yet."""
-        file = self.path / "results.json"
-        if not file.is_file():
+        file = self.path / RESULTS
+        if not os.path.lexists(file):
             return {}
-        try:
-            content: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ClipspmError(f"{file} is damaged: {error}") from error
+        again = f"`clipspm doctor {shlex.quote(str(self.path))}` says what to do"
+        content, _ = load_json(file, IN_RESULTS, advice=again)
+        with reading(file, "is damaged"):
+            check_results(content)
         return content
+
+    def end(self, **parts: Any) -> None:
+        """Set parts of ``results.json``, and the digests of weights and metrics: they will not change."""
+        self.update_results(**parts, files=self.digests(), dropped=[])
+
+    def digests(self) -> dict[str, str]:
+        """By name, the digests of the weights and metrics that are there."""
+        found = {}
+        for which in ("best", "last", *self.checkpoints()):
+            file = self.path / f"{which}.safetensors"
+            if file.is_file() and (digest := tensors_digest(file)):
+                found[file.name] = digest
+        if (self.path / METRICS).is_file():
+            found[METRICS] = file_digest(self.path / METRICS)
+        return found
+
+    def drop(self, *which: str) -> None:
+        """Delete weights for good, and say so in ``results.json``."""
+        names = [f"{name}.safetensors" for name in which]
+        with self.editing() as content:
+            content["dropped"] = sorted({*content.get("dropped", ()), *names})
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
 
     @contextmanager
     def editing(self) -> Iterator[dict[str, Any]]:
         """The content of ``results.json``, written back when the block ends; one process at a time."""
-        with FileLock(str(self.path / ".results.lock")):
+        with room_on(self.path / RESULTS), FileLock(str(self.path / ".results.lock")):
             content = self.results()
             yield content
-            write_json(self.path / "results.json", content)
+            save_json(self.path / RESULTS, content)
 
     def update_results(self, **parts: Any) -> None:
         """Set top-level parts of ``results.json``."""
@@ -250,9 +359,7 @@ class Run:
     def changed(self) -> float:
         """When it was written to last, in seconds since the epoch."""
         return max(
-            (self.path / name).stat().st_mtime
-            for name in ("config.json", "trainer.safetensors")
-            if (self.path / name).exists()
+            (self.path / name).stat().st_mtime for name in (CONFIG, STATE) if (self.path / name).exists()
         )
 
     def busy(self) -> bool:
@@ -280,7 +387,7 @@ def run_at(place: str | Path) -> Path:
 
 def holds_run(path: Path) -> bool:
     """Whether the directory holds weights or results already."""
-    return any((path / name).exists() for name in ("trainer.safetensors", "results.json", *_WEIGHTS))
+    return any((path / name).exists() for name in (STATE, RESULTS, *_WEIGHTS))
 
 
 def _known_runs() -> str:
@@ -308,16 +415,14 @@ def cache_title(cache: FeatureSource) -> str:
 
 @contextmanager
 def one_training(path: Path) -> Iterator[None]:
-    """Be the one process that trains in the run directory ``path`` (made here); a second is refused."""
+    """Be the one process that trains in the run directory ``path`` (made here); a second is told by whom."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the run directory {path}: {plain(error)}") from error
-    try:
-        with FileLock(str(path / _TRAINING), timeout=0):
-            yield
-    except Timeout:
-        raise UsageError(f"another process is training in {path}: name another --run-dir") from None
+    doing, holder = f"{path} is being trained", path / ".training.json"
+    with alone(path / _TRAINING, holder, doing, ", or name another --run-dir"):
+        yield
 
 
 def default_run_dir(config: TrainConfig, cache: FeatureSource) -> Path:
@@ -399,27 +504,55 @@ def unfinished_run(config: TrainConfig, cache: FeatureSource) -> Path:
     raise UsageError(f"nothing to resume: no run on this cache under {runs_dir()}; leave --resume out")
 
 
-def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write arrays to a compressed ``.npz`` (no pickle), atomically."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
+def _made_for(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of ``config.json`` about the cache; ValueError or KeyError where it is none."""
+    found, splits = dict(values), dict(values["class_splits"])
+    if any(split not in _SPLITS for split in splits.values()):
+        raise ValueError("its class_splits are no splits of classes")
+    if found["path"] is not None:
+        for name in ("path", "fingerprint", "content", "dataset"):
+            if not isinstance(found[name], str) or "\0" in found[name]:
+                raise ValueError(f"{name} of its cache is {found[name]!r:.80}, which is no text")
+    return {**found, "class_splits": splits}
 
 
-def _save(path: Path, tensors: "dict[str, Tensor]", facts: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
+def check_results(content: Mapping[str, Any]) -> None:
+    """ValueError where ``results.json`` does not hold what it should."""
+    kinds = {"training": dict, "evaluations": dict, "files": dict, "dropped": list, "selection": str}
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name, kind()), kind):
+            raise ValueError(f"its {name} are {content[name]!r:.80}")
+    for name, facts in content.get("evaluations", {}).items():
+        if not _EVALUATION.fullmatch(name) or not isinstance(facts, dict):
+            raise ValueError(f"it holds no evaluation under the name {name!r:.80}")
+    named = content.get("training", {}).get("val_episodes", {})
+    if not isinstance(named, dict) or not isinstance(named.get("hash", ""), str):
+        raise ValueError("its training names no validation episodes")
 
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"facts": json.dumps(facts)})
+
+def put(head: "Head", arrays: Arrays) -> None:
+    """Copy ``arrays`` into ``head``; ValueError for other names, types or shapes, and values not finite."""
+    import torch
+
+    state, found = head.state_dict(), {}
+    if strange := sorted(state.keys() ^ arrays.keys()):
+        has = "lacks" if strange[0] in state else "holds"
+        raise ValueError(f"it {has} {strange[0]} ({len(strange)} names differ)")
+    for name, tensor in state.items():
+        found[name] = value = torch.tensor(arrays[name])
+        if (value.dtype, value.shape) != (tensor.dtype, tensor.shape):
+            raise ValueError(f"its {name} is {_kind(value)}, the head's is {_kind(tensor)}")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"its {name} holds values that are not finite")
+    head.load_state_dict(found)
 
 
-def _load(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
+def _check_slot(name: str, value: "Tensor", parameter: "Tensor") -> None:
+    """ValueError unless an optimiser can keep ``value`` for ``parameter``: one number, or one for each."""
+    whole = value.shape == parameter.shape or not value.dim()
+    if not whole or not value.is_floating_point() or not value.isfinite().all():
+        raise ValueError(f"its {name} is {_kind(value)}, the parameter is {_kind(parameter)}")
 
-    try:
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ClipspmError(f"cannot read {path}: {error}") from error
-    return tensors, facts
+
+def _kind(tensor: "Tensor") -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

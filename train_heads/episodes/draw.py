@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipspm.cache.disk import replacing
-from clipspm.errors import ClipspmError, UsageError, plain
+from clipspm.cache.checked import load_arrays
+from clipspm.cache.disk import reading, replacing
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.episodes.pool import SPLITS, Pool, Split
 from clipspm.train_heads.episodes.queries import pick_queries, words_needed
 from clipspm.train_heads.episodes.random import blocks, digest, sample_distinct
@@ -212,24 +213,20 @@ class Episodes:
     @classmethod
     def load(cls, path: Path) -> "Episodes":
         """Read what :meth:`save` wrote; a file whose content is not what its hash says is an error."""
-        try:
-            with open(path, "rb") as start:
-                if start.read(2) != b"PK":
-                    raise ValueError("it is no .npz archive")
-            with np.load(path, allow_pickle=False) as file:
-                episodes = cls(
-                    EpisodeSpec(**json.loads(str(file["spec"]))),
-                    _integers(file, "classes"),
-                    _integers(file, "support"),
-                    _integers(file, "query"),
-                    tuple(map(str, file["class_names"].tolist())),
-                    tuple(map(str, file["video_ids"].tolist())),
-                    _integers(file, "counts") if "counts" in file else None,
-                )
-                written = str(file["hash"])
+        problem = "is not a file of episodes"
+        file, _ = load_arrays(path, problem=problem)
+        with reading(path, problem):
+            episodes = cls(
+                EpisodeSpec(**json.loads(str(file["spec"]))),
+                _integers(file, "classes"),
+                _integers(file, "support"),
+                _integers(file, "query"),
+                tuple(map(str, file["class_names"].tolist())),
+                tuple(map(str, file["video_ids"].tolist())),
+                _integers(file, "counts") if "counts" in file else None,
+            )
+            written = str(file["hash"])
             episodes.check()
-        except Exception as error:  # damaged bytes can fail in any way
-            raise ClipspmError(f"{path} is not a file of episodes: {plain(error)}") from error
         if episodes.full_hash != written:
             raise ClipspmError(f"{path} says hash {written[:16]} but holds episodes {episodes.hash}")
         return episodes

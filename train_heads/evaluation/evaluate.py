@@ -1,6 +1,7 @@
 """Score a head on test episodes that are drawn once, saved and named by a hash."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy.typing as npt
 import torch
 
 import clipspm
+from clipspm.cache.disk import Unreadable
 from clipspm.cache.reader import open_cache
 from clipspm.engines.allocator import keep_pages
-from clipspm.errors import UsageError
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import Reporter, Say
 from clipspm.train_heads.config import Precision
 from clipspm.train_heads.episodes.bank import Banks, check_frames
@@ -20,11 +22,11 @@ from clipspm.train_heads.episodes.pool import FeatureSource, Split
 from clipspm.train_heads.episodes.random import digest
 from clipspm.train_heads.evaluation.leaks import guard_labels, guard_test_classes
 from clipspm.train_heads.evaluation.predict import autocast, evaluating, predict, recall_videos
-from clipspm.train_heads.evaluation.result import EvalResult, saved_predictions
+from clipspm.train_heads.evaluation.result import EvalResult, save_predictions, saved_predictions
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.request import resolve_device
-from clipspm.train_heads.runs import Run, as_trained, save_arrays
+from clipspm.train_heads.runs import Run, as_trained
 
 
 def evaluate(
@@ -69,11 +71,13 @@ def evaluate(
     elif isinstance(cache, str | Path):
         cache = open_cache(cache).require((split,), allow_partial=allow_partial)
     if isinstance(target, Head):
-        head, chosen, config = target, None, None
+        head, chosen, config, weights_digest = target, None, None, None
     else:
         assert run is not None
         config, chosen = run.config, weights or run.which_weights()
-        head = run.load_head(chosen)
+        head = run.build_head()
+        weights_digest = run.load_weights(head, chosen)["sha256"]
+        head.eval()
     frames = frames or (config.frames if config else None) or min(8, cache.spec.frames)
     check_frames(cache.spec.frames, frames)
     shuffle = shuffle_time if shuffle_time is not None else bool(config and config.shuffle_time)
@@ -142,6 +146,7 @@ def evaluate(
         "precision": arithmetic,
         "device": str(found_device),
         "weights": chosen,
+        "weights_sha256": weights_digest,
         **_selection(run, chosen),
         "cache_name": Path(cache.path).name,
         "cache_fingerprint": cache.spec.fingerprint,
@@ -195,15 +200,23 @@ def _unlike(run: Run, facts: dict[str, Any]) -> str:
 
 
 def _write(run: Run, result: EvalResult) -> None:
-    """Episodes, predictions and a part of ``results.json``; another protocol of the same stays beside it."""
-    name, content = result.name, result.as_dict()
+    """Episodes, predictions and a part of ``results.json``; another protocol of the same stays beside it.
+
+    That of other weights does not, nor what is damaged. Refuses scores of weights that are not the run's any
+    more: training ended meanwhile.
+    """
+    name, content, digest = result.name, result.as_dict(), result.facts["weights_sha256"]
     result.episodes.save(run.path / f"episodes-{result.episodes.hash}.npz")
     with run.editing() as results:
+        if results.get("files", {}).get(f"{result.facts['weights']}.safetensors", digest) != digest:
+            raise ClipspmError(f"training of {run.path} ended meanwhile: run the same command again")
         evaluations = results.setdefault("evaluations", {})
         before = evaluations.pop(name, {})
-        arrays = saved_predictions(run, name, result.episodes) if before else {}
-        arrays |= {str(p): found.astype(np.int16) for p, found in result.predictions.items()}
-        save_arrays(run.path / f"eval-{name}.npz", arrays)
+        predictions: dict[Protocol, npt.NDArray[np.int64]] = {}
+        if before and before.get("weights_sha256", digest) == digest:
+            with suppress(Unreadable):
+                predictions = saved_predictions(run, name, result.episodes)[0]
+        arrays = save_predictions(run, name, predictions | result.predictions, result.facts)
         protocols = {**before.get("protocols", {}), **content["protocols"]}
         kept = {k: before[k] for k in ("selection_bias",) if k in before}
         content["protocols"] = {p: protocols[p] for p in PROTOCOLS if p in arrays and p in protocols}

@@ -1,5 +1,6 @@
 """What an evaluation found, and how a run keeps it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,13 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clipspm.errors import ClipspmError, plain
+from clipspm.cache.checked import load_arrays, save_arrays
+from clipspm.cache.disk import reading
+from clipspm.errors import ClipspmError
 from clipspm.tables import Table, chance, records_csv
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.per_class import ClassTable, class_interval
 from clipspm.train_heads.evaluation.stats import Estimate, accuracies, estimate
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
-from clipspm.train_heads.runs import Run
+from clipspm.train_heads.runs import RESULTS, Run
 
 
 @dataclass(frozen=True)
@@ -130,12 +133,41 @@ def _gap(facts: dict[str, Any]) -> list[str]:
     return [f"coverage: {coverage['found']} of {coverage['expected']} {facts['split']} videos"]
 
 
-def saved_predictions(run: Run, name: str, episodes: Episodes) -> dict[str, npt.NDArray[np.int64]]:
-    """By protocol, what was predicted in an evaluation, [n, Q]."""
-    path = run.path / f"eval-{name}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {str(p): file[p] for p in PROTOCOLS if p in file}
+#: facts that tables and comparisons are made of, and their types
+_FACTS = {
+    "dataset": str,
+    "split": str,
+    "episode_hash_full": str,
+    "frames": int,
+    "shuffle_time": bool,
+    "precision": str,
+    "selection": str,
+    "cache_fingerprint": str,
+    "head": str,
+    "version": str,
+}
+
+
+def save_predictions(
+    run: Run, name: str, predictions: Mapping[Protocol, npt.NDArray[np.int64]], facts: Mapping[str, Any]
+) -> set[Protocol]:
+    """Write what was predicted in an evaluation, [n, Q] by protocol, and its facts; returns the protocols.
+
+    They lie in one file, so that no reader finds the facts of one evaluation beside the numbers of another.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {str(p): found.astype(np.int16) for p, found in predictions.items()}
+    save_arrays(_predictions_file(run, name), {**arrays, "facts": np.array(json.dumps(facts))})
+    return set(predictions)
+
+
+def saved_predictions(
+    run: Run, name: str, episodes: Episodes
+) -> tuple[dict[Protocol, npt.NDArray[np.int64]], dict[str, Any] | None]:
+    """By protocol, what was predicted in an evaluation, [n, Q], and its facts (None: of before 0.3)."""
+    path = _predictions_file(run, name)
+    arrays, _ = load_arrays(path)
+    with reading(path):
+        found = {p: arrays[p] for p in PROTOCOLS if p in arrays}
         for array in found.values():
             if array.dtype.kind not in "iu" or array.shape != episodes.query.shape:
                 raise ValueError(f"predictions of shape {array.shape} for queries of {episodes.query.shape}")
@@ -143,10 +175,26 @@ def saved_predictions(run: Run, name: str, episodes: Episodes) -> dict[str, npt.
                 raise ValueError(f"a prediction is no class of {episodes.spec.way}")
         if not found:
             raise ValueError("it holds no predictions")
-    except Exception as error:  # damaged bytes can fail in any way
-        what = plain(error)
-        raise ClipspmError(f"cannot read {path}: {what}") from error
-    return {p: array.astype(np.int64) for p, array in found.items()}
+        facts = json.loads(str(arrays["facts"])) if "facts" in arrays else None
+        if facts is not None:
+            check_facts(facts, episodes)
+    return {p: array.astype(np.int64) for p, array in found.items()}, facts
+
+
+def check_facts(facts: Mapping[str, Any], episodes: Episodes) -> None:
+    """ValueError where the facts of an evaluation on ``episodes`` are none."""
+    for name, kind in _FACTS.items():
+        if type(facts.get(name)) is not kind:
+            raise ValueError(f"{name} of an evaluation is {facts.get(name)!r:.80}")
+    if facts["episode_hash_full"] != episodes.full_hash:
+        raise ValueError(f"an evaluation is of other episodes ({facts['episode_hash_full']:.16})")
+    covered = facts.get("coverage") or {"found": 0, "expected": 0}
+    if not isinstance(covered, dict) or {type(covered.get(k)) for k in ("found", "expected")} != {int}:
+        raise ValueError(f"coverage of an evaluation is {covered!r:.80}")
+
+
+def _predictions_file(run: Run, name: str) -> Path:
+    return run.path / f"eval-{name}.npz"
 
 
 def load_evaluation(run: Run | str | Path, name: str | None = None) -> EvalResult:
@@ -163,6 +211,9 @@ def load_evaluation(run: Run | str | Path, name: str | None = None) -> EvalResul
     episodes = Episodes.load(file)
     if episodes.hash != hashed:
         raise ClipspmError(f"{file} holds other episodes ({episodes.hash}) than its name says")
-    predictions = saved_predictions(run, name, episodes)
-    facts = {k: v for k, v in evaluations[name].items() if k not in ("protocols", "selection_bias")}
-    return EvalResult(episodes, {p: predictions[p] for p in PROTOCOLS if p in predictions}, facts)
+    predictions, facts = saved_predictions(run, name, episodes)
+    if facts is None:
+        facts = {k: v for k, v in evaluations[name].items() if k not in ("protocols", "selection_bias")}
+        with reading(run.path / RESULTS, "is damaged"):
+            check_facts(facts, episodes)
+    return EvalResult(episodes, predictions, facts)

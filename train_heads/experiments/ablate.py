@@ -7,6 +7,7 @@ table asks for it.
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 import clipspm
+from clipspm.cache.lock import alone
 from clipspm.engines import EngineConfig, make_engine
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import Reporter, Say
@@ -48,8 +50,9 @@ def ablate(
     :class:`UsageError` before any work if the cache cannot give what is asked.
     """
     plan = plan_ablation(cache, base, out_dir=out_dir, log=log, **asked)
-    result = plan.run(banks=banks, log=log)
-    ShotsResult((result,)).save(plan.out)
+    with _one_ablation(plan.out):
+        result = plan.run(banks=banks, log=log)
+        ShotsResult((result,)).save(plan.out)
     return result
 
 
@@ -65,10 +68,17 @@ def ablate_shots(
 ) -> ShotsResult:
     """:func:`ablate` at several numbers of ``shots``, all of them checked before any work, in one table."""
     plans = plan_shots(cache, base, shots=shots, out_dir=out_dir, log=log, **asked)
-    banks = banks or plans[0].banks()
-    result = ShotsResult(tuple(plan.run(banks=banks, log=log) for plan in plans))
-    result.save(plans[0].out)
+    with _one_ablation(plans[0].out):
+        banks = banks or plans[0].banks()
+        result = ShotsResult(tuple(plan.run(banks=banks, log=log) for plan in plans))
+        result.save(plans[0].out)
     return result
+
+
+def _one_ablation(out: Path) -> AbstractContextManager[str]:
+    """Be the one process that writes cells and tables into ``out``; a second is told by whom."""
+    lock, holder = out / ".ablation.lock", out / ".ablation.json"
+    return alone(lock, holder, f"the ablation in {out} is being done", ", or name another --out")
 
 
 def plan_shots(

@@ -1,5 +1,6 @@
 """A cell of an ablation: a configuration with its seed, in a run directory that is named after both."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from clipspm.train_heads.evaluation.evaluate import evaluate
 from clipspm.train_heads.evaluation.result import EvalResult, load_evaluation
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.request import resolve_device
-from clipspm.train_heads.runs import Run
+from clipspm.train_heads.runs import CONFIG, RESULTS, Run
 from clipspm.train_heads.training.train import train
 
 #: of a cell: to be trained from the start, interrupted in training, trained and to be scored, done
@@ -38,7 +39,7 @@ class Cell:
         """One of :data:`STATES`."""
         if self.scored(episodes, protocols):
             return "finished"
-        if not (self.path / "config.json").exists():
+        if not os.path.lexists(self.path / CONFIG):
             return "to train"
         if not Run.open(self.path).finished:
             return "to finish"
@@ -46,7 +47,7 @@ class Cell:
 
     def scored(self, episodes: Episodes, protocols: Sequence[Protocol]) -> EvalResult | None:
         """What a finished cell says of these episodes, if it was asked before."""
-        if not ((self.path / "config.json").exists() and Run.open(self.path).finished):
+        if not (os.path.lexists(self.path / CONFIG) and Run.open(self.path).finished):
             return None
         try:
             known = load_evaluation(self.path, episodes.hash)
@@ -137,7 +138,7 @@ def score_cell(
     if known is not None:
         return known, False
     config, path = cell.config, cell.path
-    new = not ((path / "config.json").exists() and Run.open(path).finished)
+    new = not (os.path.lexists(path / CONFIG) and Run.open(path).finished)
     if new or not list(path.glob("*.safetensors")):
         _forget(path, finished=not new)
         train(cache, config, path, resume=True, log=log, banks=banks)
@@ -148,12 +149,11 @@ def score_cell(
     run = Run.open(path)
     run.drop_state()
     spare = ["last"] if (path / "best.safetensors").exists() else []
-    for which in spare if keep_weights else ["best", "last"]:
-        (path / f"{which}.safetensors").unlink(missing_ok=True)
+    run.drop(*(spare if keep_weights else ["best", "last"]))
     return result, new
 
 
 def _forget(path: Path, *, finished: bool) -> None:
     """A finished cell whose weights were not kept has to be trained again: drop what says it is finished."""
     if finished:
-        (path / "results.json").unlink(missing_ok=True)
+        (path / RESULTS).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Two runs, or two sets of runs that differ in their seeds, on the same episodes."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from clipspm.train_heads.evaluation.result import cache_name, load_evaluation
 from clipspm.train_heads.evaluation.stats import Difference, Spread, estimate, paired, paired_over_seeds
 from clipspm.train_heads.experiments.results import runs_below
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
-from clipspm.train_heads.runs import Run
+from clipspm.train_heads.runs import CONFIG, Run
 
 #: facts of an evaluation in which two sides should agree, and what to call them
 _COMPARED = {
@@ -121,7 +122,8 @@ def compare(
     :class:`UsageError` where they have no episodes in common.
     """
     sides = [_runs(side) for side in (first, second)]
-    held = [[set(run.results().get("evaluations", {})) for run in side] for side in sides]
+    found = [[list(run.results().get("evaluations", {})) for run in side] for side in sides]
+    held = [[set(names) for names in side] for side in found]
     common = set.intersection(*(names for side in held for names in side))
     if episodes is not None:
         common &= {name for name in common if name.startswith(episodes)}
@@ -132,8 +134,7 @@ def compare(
             f"the two sides have no episodes{wanted} in common: they were evaluated on {said}. Run `clipspm "
             "eval` on both with the same split, way, shots, queries, number of episodes and seed"
         )
-    order = list(sides[0][0].results()["evaluations"])
-    name = max(common, key=order.index)
+    name = max(common, key=found[0][0].index)
     (one, facts, request), (two, others, _) = (_side(side, name) for side in sides)
     if not set(one.accuracies) & set(two.accuracies):
         raise UsageError(f"{one.name} and {two.name} were scored on {name} under no protocol in common")
@@ -150,7 +151,7 @@ def _runs(side: str | Path | Sequence[str | Path]) -> list[Run]:
     runs = []
     for place in places:
         path = Path(place)
-        alone = (path / "config.json").is_file() or not path.is_dir()
+        alone = os.path.lexists(path / CONFIG) or not path.is_dir()
         runs += [Run.open(path)] if alone else [Run.open(below) for below in runs_below(path)]
     if not runs:
         raise UsageError(f"{' '.join(map(str, places))} holds no evaluated run")

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from clipspm.cache.disk import reading
 from clipspm.cache.home import demo_dir, runs_dir
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import track
@@ -31,7 +32,7 @@ from clipspm.train_heads.evaluation.result import EvalResult, cache_name, load_e
 from clipspm.train_heads.evaluation.stats import Spread, estimate, spread
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.request import DEFAULT_FRAMES, DEFAULT_QUERIES
-from clipspm.train_heads.runs import Run
+from clipspm.train_heads.runs import CONFIG, RESULTS, Run
 
 #: settings that are not part of a row's name: seeds, and where values came from or were computed
 _NOT_IN_ROWS = ("recipe", "preset", "device", "head", "head_config", "seed")
@@ -332,7 +333,7 @@ def runs_below(place: Path) -> list[Path]:
     if not place.is_dir():
         raise UsageError(f"{place} is not a folder of runs")
     return [
-        Path(folder) for folder, _, files in os.walk(place) if {"config.json", "results.json"} <= set(files)
+        Path(folder) for folder, folders, files in os.walk(place) if {CONFIG, RESULTS} <= {*folders, *files}
     ]
 
 
@@ -341,23 +342,19 @@ def _read(path: Path, split: str, skipped: list[str]) -> list[_One]:
     found = []
     try:
         run = Run.open(path)
-        evaluations = dict(run.results().get("evaluations", {}))
-    except (ClipspmError, TypeError, ValueError, AttributeError) as error:
-        skipped.append(_said(path, error))
+        evaluations = run.results().get("evaluations", {})
+    except ClipspmError as error:
+        skipped.append(str(error))
         return []
     for name in evaluations:
         try:
             result = load_evaluation(run, name)
             if result.facts["split"] == split:
-                found += [_one(run, result, protocol) for protocol in result.protocols]
-        except (ClipspmError, KeyError, TypeError, ValueError, AttributeError) as error:
-            skipped.append(_said(path, error))
+                with reading(path / RESULTS):
+                    found += [_one(run, result, protocol) for protocol in result.protocols]
+        except ClipspmError as error:
+            skipped.append(str(error))
     return found
-
-
-def _said(path: Path, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ClipspmError) else f"{path}: an evaluation lacks or garbles {text}"
 
 
 def _one(run: Run, result: EvalResult, protocol: Protocol) -> _One:

@@ -1,5 +1,6 @@
 """TRX (arXiv 2101.06184): cross-attention from each tuple of query frames to all tuples of a class."""
 
+import math
 from itertools import combinations
 
 import torch
@@ -10,6 +11,9 @@ from clipspm.train_heads.heads.blocks import sinusoidal_positions
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.otam import full
 
+#: sets of frames per clip beyond which no memory would hold their attention
+_MOST_TUPLES = 100_000
+
 
 class TupleAttention(nn.Module):
     """One set size: ordered frame tuples, their keys and values, distances to query-specific prototypes."""
@@ -18,6 +22,8 @@ class TupleAttention(nn.Module):
 
     def __init__(self, dim: int, frames: int, size: int, width: int) -> None:
         super().__init__()
+        if math.comb(frames, size) > _MOST_TUPLES:
+            raise ValueError(f"frames: found {frames}; needed fewer, there are too many sets of {size}")
         self.register_buffer("tuples", torch.tensor([*combinations(range(frames), size)]), persistent=False)
         self.key = nn.Linear(size * dim, width)
         self.value = nn.Linear(size * dim, width)

@@ -1,11 +1,12 @@
 """Where training curves go: a logger is anything with these three methods."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from clipspm.cache.disk import replacing
+from clipspm.cache.disk import append, reading, replacing
 from clipspm.errors import UsageError
 
 
@@ -24,21 +25,22 @@ class JsonLines:
         self.path = path
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        append(self.path, (json.dumps({"step": step, **values}) + "\n").encode())
 
     def rewind(self, step: int) -> None:
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return
         kept = []
-        for line in self.path.read_text("utf-8").splitlines():
+        with reading(self.path):
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        for line in lines:
             try:
                 if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except ValueError:  # a line cut short by the interruption
+                    kept.append(line)
+            except (ValueError, TypeError, KeyError, RecursionError):  # cut short by the interruption
                 break
         with replacing(self.path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_bytes(b"".join(kept))
 
     def close(self) -> None:
         pass

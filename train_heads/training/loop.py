@@ -8,15 +8,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
 import clipspm
+from clipspm.cache.disk import reading
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.interrupts import undisturbed
 from clipspm.progress import Reporter
+from clipspm.settings import typed
 from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes.bank import Banks, FeatureBank
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
@@ -26,7 +28,7 @@ from clipspm.train_heads.evaluation.leaks import guard_classes
 from clipspm.train_heads.evaluation.predict import autocast, make_batch, predict, tune
 from clipspm.train_heads.evaluation.stats import accuracies
 from clipspm.train_heads.heads.base import Head
-from clipspm.train_heads.runs import Run
+from clipspm.train_heads.runs import STATE, Run
 from clipspm.train_heads.training.augment import mix_motion
 from clipspm.train_heads.training.curves import MetricLogger
 from clipspm.train_heads.training.hold_out import Selection, set_aside
@@ -87,8 +89,18 @@ class _Progress:
 
 
 def restored(facts: Mapping[str, Any]) -> _Progress:
-    """What a checkpoint says; those of before version 0.3 were all written after a validation."""
-    return _Progress(**{"logged": facts["step"], **facts})
+    """What a checkpoint says; those of before version 0.3 were all written after a validation.
+
+    Raises ValueError or TypeError where it is no checkpoint.
+    """
+    losses = facts.get("losses", [])
+    rest = {k: v for k, v in facts.items() if k != "losses"}
+    at = _Progress(losses=losses, **typed({"logged": facts["step"], **rest}, get_type_hints(_Progress)))
+    if min(at.step, at.logged, at.best_step, at.keep_checkpoints, at.seconds) < 0 or at.logged > at.step:
+        raise ValueError("it counts steps that there cannot be")
+    if not isinstance(losses, list) or not all(isinstance(loss, float | int) for loss in losses):
+        raise TypeError("its losses are no numbers")
+    return at
 
 
 class Trainer:
@@ -133,6 +145,7 @@ class Trainer:
             self.bank.device.type, init_scale=256.0, enabled=config.precision == "fp16"
         )
         self.at = _Progress(keep_checkpoints=keep_checkpoints)
+        self.saved = 0  #: training episodes in the last checkpoint
         self._began = self._saved = time.monotonic()
 
     def _validation(self, cache: FeatureSource, banks: Banks) -> None:
@@ -330,20 +343,22 @@ class Trainer:
         self.at.seconds = time.monotonic() - self._began
         self.at.scaler = self.scaler.state_dict()
         self.run.save_state(self.head, self.optimizer, asdict(self.at))
-        self._saved = time.monotonic()
+        self._saved, self.saved = time.monotonic(), self.episodes()
 
     def _restore(self) -> None:
         facts = self.run.load_state(self.head, self.optimizer)
         if facts is None:
             self.metrics.rewind(-1)
             return
-        asked, self.at = self.at.keep_checkpoints, restored(facts)
+        with reading(self.run.path / STATE, "is no checkpoint"):
+            asked, self.at = self.at.keep_checkpoints, restored(facts)
+            if self.at.scaler:
+                self.scaler.load_state_dict(self.at.scaler)
+        self.saved = self.episodes()
         if asked not in (0, self.at.keep_checkpoints):
             raise UsageError(
                 f"{self.run.path} was begun with --keep-checkpoints {self.at.keep_checkpoints}, not {asked}"
             )
-        if self.at.scaler:
-            self.scaler.load_state_dict(self.at.scaler)
         self.metrics.rewind(self.at.logged)
         self.reporter.say(f"resumed {self.run.path} at {self.episodes()}/{self.config.episodes} episodes")
 
@@ -389,5 +404,5 @@ class Trainer:
             facts["val_episodes"] = {"n": len(self.val_episodes), "hash": self.val_episodes.hash}
         facts["trainable"] = self.head.trainable
         facts["parameters"] = sum(p.numel() for p in self.head.parameters())
-        run.update_results(version=clipspm.__version__, selection=result.selection, training=facts)
+        run.end(version=clipspm.__version__, selection=result.selection, training=facts)
         return result

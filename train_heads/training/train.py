@@ -3,22 +3,26 @@
 The test split is never opened here.
 """
 
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import torch
 
+from clipspm.cache.disk import DiskFull, reading
 from clipspm.engines.allocator import keep_pages
 from clipspm.errors import UsageError
 from clipspm.progress import Reporter, Say
+from clipspm.settings import typed
 from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes.bank import Banks
 from clipspm.train_heads.episodes.pool import FeatureSource, content_digest
 from clipspm.train_heads.episodes.random import derive_seed
 from clipspm.train_heads.request import fit_to_cache, resolve_device
-from clipspm.train_heads.runs import HeadShape, Run, one_training
+from clipspm.train_heads.runs import CONFIG, METRICS, RESULTS, HeadShape, Run, one_training
 from clipspm.train_heads.training.curves import JsonLines, MetricLogger, Several, TensorBoard
 from clipspm.train_heads.training.loop import Trainer, TrainResult
 
@@ -50,6 +54,8 @@ def train(
         if not resume:
             raise UsageError("training needs a configuration, unless it resumes a run")
         config = Run.open(run_dir).config
+    if resume and os.path.lexists(Path(run_dir, CONFIG)):
+        Run.open(run_dir).build_head()  # what cannot be built is said with the name of the file
     config = fit_to_cache(config, cache, reporter.say)
     device = resolve_device(config.device)
     assert config.frames is not None
@@ -67,7 +73,7 @@ def train(
             if keep_checkpoints and not run.checkpoints():
                 raise UsageError(f"{run.path} is finished and kept no checkpoints: name another --run-dir")
             return _finished(run, device)
-        metrics: list[MetricLogger] = [JsonLines(run.path / "metrics.jsonl")]
+        metrics: list[MetricLogger] = [JsonLines(run.path / METRICS)]
         if tensorboard:
             metrics.append(TensorBoard(run.path / "tensorboard"))
         logger = Several(metrics)
@@ -78,11 +84,13 @@ def train(
                     cache, run, head.to(device), banks, logger, reporter, keep_checkpoints=keep_checkpoints
                 )
                 return trainer.run_to_end()
-        except KeyboardInterrupt as stop:
-            done = trainer.episodes() if trainer else 0
+        except (KeyboardInterrupt, DiskFull) as stop:
+            done = trainer.saved if trainer else 0
             kept = f"{done} of {config.episodes} episodes are" if done else "what was trained before is"
-            again = f"clipspm train-heads --resume --run-dir {shlex.quote(str(run.path))}"
-            stop.add_note(f"{kept} saved; go on with: {again}")
+            again = f"go on with: clipspm train-heads --resume --run-dir {shlex.quote(str(run.path))}"
+            if isinstance(stop, DiskFull):
+                raise stop.but(f"{again} ({kept} saved)" if done else again) from stop
+            stop.add_note(f"{kept} saved; {again}")
             raise
         finally:
             logger.close()
@@ -90,7 +98,7 @@ def train(
 
 def _open_run(cache: FeatureSource, config: TrainConfig, shape: HeadShape, path: Path, resume: bool) -> Run:
     """A new run, or with ``resume`` the one in ``path`` if it was asked for the same thing."""
-    if not (resume and (path / "config.json").exists()):
+    if not (resume and os.path.lexists(path / CONFIG)):
         return Run.create(path, config, shape, cache)
     run = Run.open(path)
     if run.imported:
@@ -110,8 +118,11 @@ def _open_run(cache: FeatureSource, config: TrainConfig, shape: HeadShape, path:
 
 def _finished(run: Run, device: torch.device) -> TrainResult:
     """The result of a run that ended before."""
-    facts = run.results()["training"]
-    known = {k: facts[k] for k in ("selection", "val_accuracy", "best_step", "steps", "tuned", "seconds")}
+    with reading(run.path / RESULTS, "does not say how training ended"):
+        facts = run.results()["training"]
+        kinds = get_type_hints(TrainResult)
+        names = ("selection", "val_accuracy", "best_step", "steps", "tuned", "seconds")
+        known: dict[str, Any] = typed({name: facts[name] for name in names}, kinds)
     return TrainResult(run_dir=run.path, config=run.config, head=run.load_head(device=device), **known)
 
 
