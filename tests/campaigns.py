@@ -26,11 +26,17 @@ plain = clip.read_frames
 def read(path, *args, **options):
     if "hangs" in str(path): time.sleep(600)
     if "dies" in str(path): os.kill(os.getpid(), 11)
-    if "eats memory" in str(path): raise MemoryError
+    if "is killed" in str(path): os.kill(os.getpid(), 9)
+    if "eats memory" in str(path): clip.np.ones(2**33)  # 64 GiB
     return plain(path, *args, **options)
 clip.read_frames = read
 """
-MISCHIEF = {"hangs": "timeout", "dies": "crashed", "eats memory": "crashed"}
+MISCHIEF = {
+    "hangs": "timeout",
+    "dies": "crashed",
+    "eats memory": "out of memory",
+    "is killed": "out of memory",
+}
 
 
 def tiny_config(folder: Path, videos: Path, **settings: object) -> ExtractConfig:
@@ -80,7 +86,7 @@ def fault_campaign(folder: Path, *, good: int = 6, seed: int = 0, format: str = 
     before = os.environ.get("PYTHONPATH")
     started = time.perf_counter()
     clean = open_cache(extract(tiny_config(folder, alone, out=folder / "alone.cache")).path)
-    os.environ["PYTHONPATH"] = str(folder / "mischief")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder / "mischief"), before)))
     try:
         config = tiny_config(folder, videos, out=folder / "mixed.cache", format=format, decode_timeout=20.0)
         result = extract(config)

@@ -13,7 +13,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from clipspm.extract.decode import LENIENT
+from clipspm.extract.containers import LENIENT
 
 
 def numbered_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Clips on their way from a decoder to the encoder: shared memory, and who resizes."""
 
 import multiprocessing
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_workers_that_cannot_start_are_one_clear_line(
     (tmp_path / "sitecustomize.py").write_text(
         "import clipspm.extract.workers as w, os\nw._mapped = lambda *a: os._exit(9)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with (
         DecodePool(SETTINGS, workers=1, timeout=30.0) as pool,
         pytest.raises(ClipspmError, match="do not stay alive"),
