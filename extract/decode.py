@@ -308,9 +308,8 @@ def _decode(path: Path, wanted: set[int], take: _Take) -> tuple[dict[int, _Kept]
             except FFmpegError as error:
                 if isinstance(error, MemoryError):
                     raise
-                np.empty(
-                    3 * stream.width * stream.height, np.uint8
-                )  # some decoders call a lack of room bad data
+                # some decoders call a lack of memory bad data
+                np.empty(3 * stream.codec_context.width * stream.codec_context.height, np.uint8)
                 if total == 0 and packet.size:  # a cut in mid-group starts with undecodable packets
                     continue
                 raise DecodeError(

@@ -1,8 +1,8 @@
 """Find an encoder's architecture and weights: a tag, a local file, a ``local-dir:``, or OpenAI's archive.
 
 Every way in ends in an open_clip model with real weights, or in one clear line. Never in random weights,
-never in an architecture whose activation is not the one the weights were trained with. No file runs code: only
-tensors and plain values are unpickled, and of archives with code only those that OpenAI published are opened.
+never in an architecture whose activation is not the one the weights were trained with. No file runs code:
+only tensors and plain values are unpickled, and of archives with code only OpenAI's own are opened.
 """
 
 import hashlib
@@ -172,8 +172,8 @@ def _load_file(model: Any, name: str, path: Path, quick_gelu: bool) -> None:
             raise UsageError(activation_mismatch(name, f"OpenAI's archive {path.name}", weights_quick=True))
         if _sha256(path) not in openai_archives():
             raise ClipspmError(
-                f"{path} is a TorchScript archive, which can run code, and by its SHA-256 none of those that OpenAI "
-                "published; it was not loaded. From a source you trust, save its state dict as .safetensors"
+                f"{path} is a TorchScript archive, which can run code, and by its SHA-256 none of those that "
+                "OpenAI published: it was not loaded. Save the state dict alone, as .safetensors"
             )
         try:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # there is no other reader
@@ -230,8 +230,8 @@ def _fetch(name: str, tag: str, cfg: dict[str, Any]) -> Path:
     if re.fullmatch("[0-9a-f]{64}", blob.name) and _sha256(blob) != blob.name:
         blob.unlink()
         raise WeightsOutOfReach(
-            f"the weights {tag!r} of {name} were damaged: their SHA-256 was not {blob.name}, which the hub states. "
-            f"{blob} was removed: the same command downloads it again"
+            f"the weights {tag!r} of {name} were damaged: their SHA-256 was not the hub's, {blob.name}; "
+            f"{blob} was removed, the same command downloads it again"
         )
     return path
 
