@@ -42,7 +42,6 @@ _OPTIONS = {
     "format_whitelist": ",".join(ACCEPTED),
     "protocol_whitelist": "file",
     "enable_drefs": "0",
-    "max_pixels": str(MOST_PIXELS),
 }
 #: metadata need not be UTF-8: PyAV before 19 has to be told so, later ones do not take the argument
 LENIENT: dict[str, Any] = (
@@ -69,7 +68,7 @@ def open_video(path: Path, **options: str) -> Iterator[tuple[Any, Any]]:
         if stream.codec_context is None:
             raise DecodeError("unreadable", path, "no decoder for its video codec")
         check_shape(stream.codec_context.height, stream.codec_context.width, path)
-        stream.codec_context.options = {"max_pixels": _OPTIONS["max_pixels"]}  # of every frame in it
+        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # whatever its header says
         stream.codec_context.thread_count = 1  # many workers beat many threads
         yield container, stream
 
@@ -217,8 +216,7 @@ def _end_of_asf(file: BinaryIO, there: int, head: bytes) -> int:
 
 def _end_of_flv(file: BinaryIO, there: int, head: bytes) -> int:
     at = int.from_bytes(head[5:9], "big") + 4
-    while at + 11 <= there:
-        tag = _at(file, at, 11)
+    while tag := _at(file, at, 11):
         if tag[0] & 0x1F not in (8, 9, 18):
             return 0
         at += 11 + int.from_bytes(tag[1:4], "big") + 4
@@ -271,7 +269,7 @@ def _end_of_transport(file: BinaryIO, there: int, head: bytes) -> int:
     size, offset = known
     whole = there // size * size
     rest = _at(file, whole, offset + 1)
-    return whole + size if rest[offset:] == b"\x47" else 0
+    return whole + size if rest and rest[offset:] in (b"", b"\x47") else 0
 
 
 #: how a format is recognised, and where what it states ends (0: it does not say)

@@ -381,7 +381,7 @@ def _read_indexed(path: Path, count: int, packets: _Packets, take: _Take) -> Fra
         indices = segment_middles(total, count)
         frames = np.stack([take(frame) for frame in reader.get_batch(indices.tolist()).asnumpy()])
         fps = float(reader.get_avg_fps())
-    except (decord.DECORDError, RuntimeError):
+    except (decord.DECORDError, RuntimeError, UnicodeEncodeError):  # the last: of its path
         return None
     return Frames(frames, indices, packets.pts_seconds[indices], "decord", total, fps)
 
