@@ -327,6 +327,7 @@ def extract(
     batch_size: Annotated[int, typer.Option(help="Frames per call of the encoder.")] = 64,
     shard_size: Annotated[int, typer.Option(help="Videos per shard: what a kill can lose.")] = 256,
     decode_timeout: Annotated[float, typer.Option(help="Seconds that one video may take.")] = 60.0,
+    worker_memory: Annotated[float, typer.Option(help="GiB that a decoding process may take (Linux).")] = 4.0,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try videos again that could not be read before.")
     ] = False,
@@ -374,6 +375,7 @@ def extract(
         batch_size=batch_size,
         shard_size=shard_size,
         decode_timeout=decode_timeout,
+        worker_memory=worker_memory,
         threads=threads,
         retry_failed=retry_failed,
         max_failures=max_failures,

@@ -1,6 +1,7 @@
 """What of a data set is on this disk, said before anyone spends hours on it."""
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError
@@ -13,9 +14,12 @@ from pebble import ProcessExpired, ProcessPool
 
 from clipspm.cache.spec import SPLITS
 from clipspm.errors import UsageError
+from clipspm.extract.config import MEMORY
 from clipspm.extract.datasets import BENCHMARKS, Index, benchmark
-from clipspm.extract.decode import DecodeError, count_frames
+from clipspm.extract.decode import count_frames
+from clipspm.extract.failures import DecodeError
 from clipspm.extract.suffixes import stem
+from clipspm.extract.workers import limit_memory
 from clipspm.progress import track
 from clipspm.tables import Table
 
@@ -170,7 +174,10 @@ def _probe(paths: Sequence[Path], workers: int | None) -> Iterator[Outcome]:
         raise UsageError(f"workers is {workers}, it must be 1 or more")
     parts = [tuple(paths[i : i + _AT_A_TIME]) for i in range(0, len(paths), _AT_A_TIME)]
     with ProcessPool(
-        max_workers=workers or min(16, os.cpu_count() or 1), context=get_context("spawn")
+        max_workers=workers or min(16, os.cpu_count() or 1),
+        initializer=limit_memory,
+        initargs=(MEMORY,),
+        context=get_context("spawn"),
     ) as pool:
         futures = [pool.schedule(_look, args=[part], timeout=_LIMIT) for part in parts]
         for part, future in zip(parts, futures, strict=True):
@@ -188,6 +195,8 @@ def _alone(pool: ProcessPool, path: Path) -> Outcome:
     except TimeoutError:
         return None, "timeout", f"not opened within {_LIMIT:g} s"
     except ProcessExpired as error:
+        if error.exitcode == -signal.SIGKILL:
+            return None, "out of memory", "opening it had the process killed"
         return None, "crashed", f"opening it ended the process with exit code {error.exitcode}"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipspm.extract.decode import Frames, read_frames
+from clipspm.extract.decode import read_frames
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -76,23 +76,23 @@ def load_clip(path: Path, video_id: str, settings: ClipSettings, room: np.ndarra
     View 0 is the centre crop. Further views cut at a random place, mirrored half of the time where the
     data set allows it; place and mirroring depend on the video's id and the view alone, and are the same
     for all frames of a view. The pixels are written into ``room``, uint8 [``settings.most_bytes``], if it is
-    given. Raises :class:`clipspm.extract.decode.DecodeError`.
+    given. Raises :class:`clipspm.extract.failures.DecodeError`.
     """
     start = time.perf_counter()
-    found = read_frames(path, settings.frames, min_frames=settings.min_frames)
-    height, width = resized_shape(found.frames.shape[1], found.frames.shape[2], settings.resize)
-    spare = height - settings.crop, width - settings.crop
-    boxes = tuple(_view_box(video_id, view, *spare, settings) for view in range(settings.views))
-    cut = Cut(height, width, boxes)
-    as_decoded = found.frames[0, ..., 0].size <= settings.native
-    if as_decoded:
-        pixels = _empty(found.frames.shape, room)
-        pixels[:] = found.frames
-    else:
-        pixels = _views(found, cut, settings, room)
+    cuts: list[Cut] = []
+
+    def each(frame: np.ndarray) -> np.ndarray:
+        cuts.append(_cut(frame.shape[0], frame.shape[1], video_id, settings))
+        return frame if frame[..., 0].size <= settings.native else _views(frame, cuts[-1], settings)
+
+    found = read_frames(path, settings.frames, min_frames=settings.min_frames, each=each)
+    as_decoded = found.frames.ndim == 4
+    frames = found.frames if as_decoded else found.frames.swapaxes(0, 1)
+    pixels = _empty(frames.shape, room)
+    pixels[:] = frames
     return Clip(
         pixels=pixels,
-        cut=cut if as_decoded else None,
+        cut=cuts[0] if as_decoded else None,
         indices=tuple(int(i) for i in found.indices),
         pts_seconds=tuple(None if np.isnan(p) else round(float(p), 6) for p in found.pts_seconds),
         backend=found.backend,
@@ -106,22 +106,24 @@ def _empty(shape: tuple[int, ...], room: np.ndarray | None) -> np.ndarray:
     return np.empty(shape, np.uint8) if room is None else room[: math.prod(shape)].reshape(shape)
 
 
-def _views(found: Frames, cut: Cut, settings: ClipSettings, room: np.ndarray | None) -> np.ndarray:
-    """uint8 [V, T, C, C, 3]."""
+def _cut(height: int, width: int, video_id: str, settings: ClipSettings) -> Cut:
+    """How frames of that size become views."""
+    height, width = resized_shape(height, width, settings.resize)
+    spare = height - settings.crop, width - settings.crop
+    return Cut(
+        height, width, tuple(_view_box(video_id, view, *spare, settings) for view in range(settings.views))
+    )
+
+
+def _views(frame: np.ndarray, cut: Cut, settings: ClipSettings) -> np.ndarray:
+    """uint8 [V, C, C, 3]."""
     crop = settings.crop
-    pixels = _empty((settings.views, settings.frames, crop, crop, 3), room)
-    for t, frame in enumerate(found.frames):
-        if t and found.indices[t] == found.indices[t - 1]:
-            pixels[:, t] = pixels[:, t - 1]
-            continue
-        image = Image.fromarray(frame)
-        if image.size != (cut.width, cut.height):
-            image = image.resize((cut.width, cut.height), _FILTERS[settings.interpolation])
-        whole = np.asarray(image)
-        for view, (top, left, mirrored) in enumerate(cut.boxes):
-            part = whole[top : top + crop, left : left + crop]
-            pixels[view, t] = part[:, ::-1] if mirrored else part
-    return pixels
+    image = Image.fromarray(frame)
+    if image.size != (cut.width, cut.height):
+        image = image.resize((cut.width, cut.height), _FILTERS[settings.interpolation])
+    whole = np.asarray(image)
+    parts = [(whole[top : top + crop, left : left + crop], flip) for top, left, flip in cut.boxes]
+    return np.stack([part[:, ::-1] if mirrored else part for part, mirrored in parts])
 
 
 def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:

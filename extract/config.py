@@ -17,6 +17,10 @@ StoreDtype = Literal["fp16", "fp32"]
 FINAL = "final"
 
 _MOST_THREADS = 1024
+#: GiB that a decoding process may take: the same everywhere, as what fails must not depend on it
+MEMORY = 4.0
+#: a worker that does nothing takes about 0.1
+_LEAST_MEMORY = 0.25
 _CHOICES: dict[str, Any] = {
     "precision": Precision,
     "pixel_norm": PixelNorm,
@@ -28,7 +32,7 @@ _CHOICES: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """One extraction. Sizes in pixels, times in seconds.
+    """One extraction. Sizes in pixels, times in seconds, memory in GiB.
 
     ``device``: one, or several joined by commas, each with an encoder of its own. ``threads``: of the encoder
     on a CPU (none: all cores); pinned, the numbers do not depend on how many processes share the machine.
@@ -61,6 +65,7 @@ class ExtractConfig:
     batch_size: int = 64
     shard_size: int = 256
     decode_timeout: float = 60.0
+    worker_memory: float = MEMORY
     retry_failed: bool = False
     max_failures: str | None = None
     overwrite: bool = False
@@ -84,6 +89,10 @@ class ExtractConfig:
                 raise UsageError(f"--{name} must be at least 1, got {value}")
         if not self.decode_timeout > 0:
             raise UsageError(f"--decode-timeout must be more than 0 seconds, got {self.decode_timeout:g}")
+        if not _LEAST_MEMORY <= self.worker_memory < float("inf"):
+            raise UsageError(
+                f"--worker-memory must be at least {_LEAST_MEMORY:g} (GiB), got {self.worker_memory:g}"
+            )
         if self.threads is not None and self.threads > _MOST_THREADS:
             raise UsageError(f"--threads is at most {_MOST_THREADS}, got {self.threads}")
         if self.out is not None and (not self.out.name or "\n" in self.out.name):

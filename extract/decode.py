@@ -14,58 +14,48 @@ is refused. Damage that leaves a valid stream cannot be seen: most formats hold 
 Shapes: T frames, H rows, W columns.
 """
 
+import os
 import re
+import warnings
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
-import av
 import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
-from clipspm.errors import ClipspmError, plain
+from clipspm.errors import plain
+from clipspm.extract.containers import check_shape, check_whole, open_video
+from clipspm.extract.failures import DecodeError
 from clipspm.extract.suffixes import is_frame_name
 
 Backend = Literal["auto", "pyav", "decord"]
-Category = Literal[
-    "missing", "unreadable", "no video stream", "too short", "timeout", "crashed", "wrong size"
-]
 
 #: codecs whose keyframes restart the decoder bit for bit (MPEG-4 part 2 was seen not to)
 _SEEKABLE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
 #: clips shorter than this decode from the start about as fast as they seek
 _SEEK_PAYS_FRAMES = 240
-#: metadata need not be UTF-8: PyAV before 19 has to be told so, later ones do not take the argument
-LENIENT: dict[str, Any] = (
-    {"metadata_errors": "replace"} if hasattr(av.container.Container, "metadata_errors") else {}
-)
+#: bytes of decoded frames that are held until it is known which of them are taken
+_MOST_HELD = 2**28
+#: kinds of image that frame folders hold, as Pillow calls them: it knows others that start other programs
+_IMAGE_KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-
-class DecodeError(ClipspmError):
-    """A video that cannot give its frames; ``category`` says why in one of a few fixed terms."""
-
-    def __init__(self, category: Category, path: Path, detail: str) -> None:
-        self.category: Category = category
-        self.detail = detail
-        self.path = path
-        super().__init__(f"{category}: {path}: {detail}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return DecodeError, (self.category, self.path, self.detail)
+#: what is kept of a frame, from upright RGB, uint8 [H, W, 3]
+Each = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Frames:
     """Decoded frames of one video and where they came from.
 
-    ``frames`` uint8 [T, H, W, 3] upright RGB; ``indices`` int64 [T], counted in sequentially decoded
-    frames; ``pts_seconds`` float64 [T], NaN where the file gives no timestamp; ``backend`` is ``pyav``,
-    ``decord`` or ``images``; ``total`` frames in the video; ``fps`` if known.
+    ``frames`` uint8 [T, H, W, 3] upright RGB, or what was made of each; ``indices`` int64 [T], counted in
+    sequentially decoded frames; ``pts_seconds`` float64 [T], NaN where the file gives no timestamp;
+    ``backend`` is ``pyav``, ``decord`` or ``images``; ``total`` frames in the video; ``fps`` if known.
     """
 
     frames: np.ndarray
@@ -87,32 +77,28 @@ def segment_middles(total: int, count: int) -> np.ndarray:
 
 
 def read_frames(
-    path: str | Path, count: int = 8, *, backend: Backend = "auto", min_frames: int = 1
+    path: str | Path,
+    count: int = 8,
+    *,
+    backend: Backend = "auto",
+    min_frames: int = 1,
+    each: Each | None = None,
 ) -> Frames:
     """Read ``count`` frames of a video, one from the middle of each of as many equal segments.
 
     ``path`` is a video file or a directory of already extracted frames (images in natural order).
     ``backend="pyav"`` forces a sequential decode; ``"decord"`` is a preference that gives way to a
-    sequential decode wherever the index cannot be trusted.
+    sequential decode wherever the index cannot be trusted. ``each`` is given every frame that is taken, as
+    upright RGB, and what it returns is kept instead: frames need not be held together at their full size.
 
-    Raises :class:`DecodeError` (missing, unreadable, no video stream, too short, wrong size).
+    Raises :class:`DecodeError`.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     path = Path(path)
-    try:
-        if path.is_dir():
-            result = _read_images(path, count)
-        elif not S_ISREG(path.stat().st_mode):
-            raise DecodeError("unreadable", path, "not a regular file")
-        else:
-            result = _read_video(path, count, backend)
-    except FileNotFoundError:
-        raise DecodeError("missing", path, "no such file") from None
-    except OSError as error:  # FFmpeg's errors are OSErrors or ValueErrors, depending on the code
-        raise DecodeError("unreadable", path, plain(error)) from error
-    except FFmpegError as error:
-        raise DecodeError("unreadable", path, plain(error)) from error
+    take = _Take(path, each)
+    with _failures(path):
+        result = _read_images(path, count, take) if path.is_dir() else _read_video(path, count, backend, take)
     if result.total < min_frames:
         raise DecodeError("too short", path, f"{result.total} frames, at least {min_frames} asked for")
     return result
@@ -120,15 +106,20 @@ def read_frames(
 
 def count_frames(path: Path) -> int:
     """How many frames the packets of a video promise, without decoding one; raises :class:`DecodeError`."""
+    with _failures(path):
+        return len(_image_files(path)) if path.is_dir() else _inspect(path).shown
+
+
+@contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    """Whatever goes wrong as a :class:`DecodeError`."""
     try:
-        if path.is_dir():
-            return sum(is_frame_name(p.name) for p in path.iterdir())
-        if not S_ISREG(path.stat().st_mode):
-            raise DecodeError("unreadable", path, "not a regular file")
-        return _inspect(path).shown
+        yield
+    except MemoryError as error:
+        raise DecodeError("out of memory", path, "it takes more memory than this process may have") from error
     except FileNotFoundError:
         raise DecodeError("missing", path, "no such file") from None
-    except (OSError, FFmpegError) as error:
+    except (OSError, FFmpegError) as error:  # FFmpeg's errors are OSErrors or ValueErrors, by their code
         raise DecodeError("unreadable", path, plain(error)) from error
 
 
@@ -159,21 +150,11 @@ class _Packets:
         return np.asarray(self.pts, np.float64) * self.time_base
 
 
-@contextmanager
-def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    with av.open(str(path), **LENIENT) as container:
-        if not container.streams.video:
-            raise DecodeError("no video stream", path, "the file holds no video")
-        stream = container.streams.video[0]
-        if stream.codec_context is None:
-            raise DecodeError("unreadable", path, "no decoder for its video codec")
-        stream.codec_context.thread_count = 1  # many workers beat many threads
-        yield container, stream
-
-
 def _inspect(path: Path) -> _Packets:
-    _check_size(path)
-    with _open_video(path) as (container, stream):
+    if not S_ISREG(path.stat().st_mode):
+        raise DecodeError("unreadable", path, "not a regular file")
+    whole = check_whole(path)
+    with open_video(path) as (container, stream):
         promised, codec, time_base = stream.frames, stream.codec_context.name, stream.time_base
         pts: list[int | None] = []
         keyframes: list[bool] = []
@@ -190,12 +171,10 @@ def _inspect(path: Path) -> _Packets:
             keyframes.append(packet.is_keyframe)
             clean = clean and packet.pts is not None and packet.pts >= 0
         start_time = stream.start_time
-    if promised and clean and len(pts) < 0.9 * promised:
-        raise DecodeError(
-            "unreadable",
-            path,
-            f"cut off: its header promises {promised} frames, {len(pts)} are there",
-        )
+    # where headers give no size, their number of frames is all there is to hold the file to
+    if not whole and clean and len(pts) < 0.9 * promised and (there := _all_packets(path)) < 0.9 * promised:
+        detail = f"cut off: its header promises {promised} frames, {there} are there"
+        raise DecodeError("unreadable", path, detail)
     trusted = (
         clean
         and len(pts) > 0
@@ -213,46 +192,10 @@ def _inspect(path: Path) -> _Packets:
     return _Packets(len(pts), True, tuple(sorted(known)), tuple(keys), float(time_base))
 
 
-def _check_size(path: Path) -> None:
-    """Refuse an MP4 or Matroska file that ends before what its own sizes say (ISO 14496-12, RFC 8794)."""
-    there = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(4096)
-        end = 0
-        if head[4:8] == b"ftyp":
-            end = _end_of_boxes(file, there)
-        elif head.startswith(b"\x1a\x45\xdf\xa3"):
-            size, start = _ebml_size(head, 4)
-            start += size or 0
-            if head[start : start + 4] == b"\x18\x53\x80\x67":
-                size, start = _ebml_size(head, start + 4)
-                end = start + (size or 0)
-    if end > there:
-        raise DecodeError("unreadable", path, f"cut off: {end} bytes promised, {there} are there")
-
-
-def _end_of_boxes(file: BinaryIO, there: int) -> int:
-    """Where the last of an MP4 file's top-level boxes says that it ends."""
-    at = 0
-    while at + 8 <= there:
-        file.seek(at)
-        head = file.read(16)
-        size = int.from_bytes(head[:4], "big")
-        if size == 1:
-            size = int.from_bytes(head[8:16], "big")
-        if size < 8:  # 0: up to the end of the file; others make no sense
-            return at
-        at += size
-    return at
-
-
-def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
-    """The EBML size at ``at`` (None: unknown, as in live streams), and where what it sizes begins."""
-    length = 9 - data[at].bit_length() if at < len(data) and data[at] else 0
-    if not length or at + length > len(data):
-        return None, at
-    value = int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1)
-    return (None if value == (1 << 7 * length) - 1 else value), at + length
+def _all_packets(path: Path) -> int:
+    """How many there are, those too that an edit list leaves out."""
+    with open_video(path, ignore_editlist="1") as (container, stream):
+        return sum(packet.size > 0 for packet in container.demux(stream))
 
 
 def _closed_groups(pts: list[Any], keyframes: list[bool]) -> bool:
@@ -269,24 +212,54 @@ def _closed_groups(pts: list[Any], keyframes: list[bool]) -> bool:
 # ----------------------------------------------------------------------------------------------- decode
 
 
-def _read_video(path: Path, count: int, backend: Backend) -> Frames:
+class _Take:
+    """Makes what is kept of one frame after the other, all of which must have the same size."""
+
+    def __init__(self, path: Path, each: Each | None) -> None:
+        self.path, self.each = path, each
+        self.shape: tuple[int, ...] | None = None
+        self.converter = VideoReformatter()  # one for all: most of a conversion is setting it up
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        """Of a decoded frame; or of upright RGB."""
+        image = frame if isinstance(frame, np.ndarray) else _upright(frame, self.converter)
+        if self.shape is None:
+            self.shape = image.shape
+            check_shape(image.shape[0], image.shape[1], self.path)
+        if image.shape != self.shape:
+            sizes = sorted((self.shape, image.shape))
+            raise DecodeError("wrong size", self.path, f"the frame size changes within the video: {sizes}")
+        return image if self.each is None else self.each(image)
+
+
+@dataclass
+class _Kept:
+    """A frame that may be taken: as it was decoded, or what was made of it; ``time`` in seconds."""
+
+    frame: Any
+    image: np.ndarray | None
+    time: float | None
+    damaged: bool = False
+
+
+def _read_video(path: Path, count: int, backend: Backend, take: _Take) -> Frames:
     packets = _inspect(path)
     found = None
     if packets.trusted and backend == "decord":
-        found = _read_indexed(path, count, packets)
+        found = _read_indexed(path, count, packets, take)
     elif packets.trusted and backend == "auto" and packets.shown >= _SEEK_PAYS_FRAMES:
-        found = _read_seeking(path, count, packets)
+        found = _read_seeking(path, count, packets, take)
     if found is not None:
         return found
-    return _read_sequential(path, count, packets.shown)
+    return _read_sequential(path, count, packets.shown, take)
 
 
-def _read_sequential(path: Path, count: int, estimate: int) -> Frames:
+def _read_sequential(path: Path, count: int, estimate: int, take: _Take) -> Frames:
     """Decode from the start, keeping the frames wanted; a second pass only if the count was misjudged."""
     totals = {max(1, estimate - missing) for missing in range(4)}  # encoders' delay often costs 1 or 2
     while True:
         wanted = {int(i) for total in totals for i in segment_middles(total, count)}
-        kept, damaged, total, fps = _decode(path, wanted)
+        kept, total, fps = _decode(path, wanted, take)
         if total == 0:
             raise DecodeError("unreadable", path, "no frame could be decoded")
         if total < 0.9 * estimate:
@@ -298,42 +271,45 @@ def _read_sequential(path: Path, count: int, estimate: int) -> Frames:
             break
         totals = {total}
     for i in indices:
-        if int(i) in damaged:
+        if kept[int(i)].damaged:
             raise _damaged_frame(path, int(i))
-    return _frames(path, [kept[int(i)] for i in indices], indices, total, fps)
+    return _frames([kept[int(i)] for i in indices], indices, total, fps, take)
 
 
 def _damaged_frame(path: Path, index: int) -> DecodeError:
     return DecodeError("unreadable", path, f"frame {index}, or one that it builds on, is damaged")
 
 
-def _frames(path: Path, chosen: list[Any], indices: np.ndarray, total: int, fps: float | None) -> Frames:
-    converter = VideoReformatter()  # one for all: most of a conversion is setting it up
-    images = {id(frame): _upright(frame, converter) for frame in {id(f): f for f in chosen}.values()}
-    shapes = {image.shape for image in images.values()}
-    if len(shapes) > 1:
-        raise DecodeError("wrong size", path, f"the frame size changes within the video: {sorted(shapes)}")
+def _frames(chosen: list[_Kept], indices: np.ndarray, total: int, fps: float | None, take: _Take) -> Frames:
+    images = []
+    for kept in chosen:
+        if kept.image is None:
+            kept.image, kept.frame = take(kept.frame), None
+        images.append(kept.image)
     return Frames(
-        frames=np.stack([images[id(frame)] for frame in chosen]),
+        frames=np.stack(images),
         indices=indices,
-        pts_seconds=np.array([np.nan if f.time is None else f.time for f in chosen], np.float64),
+        pts_seconds=np.array([np.nan if kept.time is None else kept.time for kept in chosen], np.float64),
         backend="pyav",
         total=total,
         fps=fps,
     )
 
 
-def _decode(path: Path, wanted: set[int]) -> tuple[dict[int, Any], set[int], int, float | None]:
-    """One pass: the wanted frames by index, those of them that are damaged, the number of frames, and fps."""
-    kept: dict[int, Any] = {}
-    damaged: set[int] = set()
-    total, tainted = 0, False
-    with _open_video(path) as (container, stream):
+def _decode(path: Path, wanted: set[int], take: _Take) -> tuple[dict[int, _Kept], int, float | None]:
+    """One pass: the wanted frames by index, the number of frames, and fps."""
+    kept: dict[int, _Kept] = {}
+    total, tainted, held = 0, False, 0
+    with open_video(path) as (container, stream):
         fps = float(stream.average_rate) if stream.average_rate else None
         for packet in container.demux(stream):
             try:
                 decoded = packet.decode()
             except FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
+                # some decoders call a lack of memory bad data
+                np.empty(3 * stream.codec_context.width * stream.codec_context.height, np.uint8)
                 if total == 0 and packet.size:  # a cut in mid-group starts with undecodable packets
                     continue
                 raise DecodeError(
@@ -342,22 +318,23 @@ def _decode(path: Path, wanted: set[int]) -> tuple[dict[int, Any], set[int], int
             for frame in decoded:
                 tainted = frame.is_corrupt or (tainted and not frame.key_frame)
                 if total in wanted:
-                    kept[total] = frame
-                    if tainted:
-                        damaged.add(total)
+                    held += 3 * frame.width * frame.height
+                    # most of those held are not taken: making images of all would take longer
+                    image = None if held <= _MOST_HELD else take(frame)
+                    kept[total] = _Kept(frame if image is None else None, image, frame.time, tainted)
                 total += 1
-    return kept, damaged, total, fps
+    return kept, total, fps
 
 
-def _read_seeking(path: Path, count: int, packets: _Packets) -> Frames | None:
+def _read_seeking(path: Path, count: int, packets: _Packets, take: _Take) -> Frames | None:
     """Decode only from the keyframe before each wanted frame, told by its time; None where that fails."""
     indices = segment_middles(packets.shown, count)
     wanted: dict[int, list[int]] = {}  # by keyframe, in order
     for i in indices:
         key = packets.keyframes[bisect_right(packets.keyframes, packets.pts[i]) - 1]
         wanted.setdefault(key, []).append(packets.pts[i])
-    found: dict[int, Any] = {}
-    with _open_video(path) as (container, stream):
+    found: dict[int, _Kept] = {}
+    with open_video(path) as (container, stream):
         fps = float(stream.average_rate) if stream.average_rate else None
         for key, times in wanted.items():
             container.seek(key, stream=stream)
@@ -369,12 +346,12 @@ def _read_seeking(path: Path, count: int, packets: _Packets) -> Frames | None:
                 if frame.pts in times:
                     if tainted:
                         raise _damaged_frame(path, packets.pts.index(frame.pts))
-                    found[frame.pts] = frame
+                    found[frame.pts] = _Kept(None, take(frame), frame.time)
                 if frame.pts == times[-1]:
                     break
     if any(packets.pts[i] not in found for i in indices):
         return None
-    return _frames(path, [found[packets.pts[i]] for i in indices], indices, packets.shown, fps)
+    return _frames([found[packets.pts[i]] for i in indices], indices, packets.shown, fps, take)
 
 
 def _upright(frame: Any, converter: VideoReformatter) -> np.ndarray:
@@ -384,7 +361,7 @@ def _upright(frame: Any, converter: VideoReformatter) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
-def _read_indexed(path: Path, count: int, packets: _Packets) -> Frames | None:
+def _read_indexed(path: Path, count: int, packets: _Packets, take: _Take) -> Frames | None:
     """Frames through decord's index, or None where its own account contradicts the container's."""
     try:
         import decord
@@ -393,7 +370,7 @@ def _read_indexed(path: Path, count: int, packets: _Packets) -> Frames | None:
     if _is_rotated(path):
         return None
     try:
-        reader = decord.VideoReader(str(path), num_threads=1)
+        reader = decord.VideoReader(str(path.absolute()), num_threads=1)  # a path, not a protocol
         total = len(reader)
         if total != packets.shown:
             return None
@@ -402,15 +379,15 @@ def _read_indexed(path: Path, count: int, packets: _Packets) -> Frames | None:
         if (starts < 0).any() or (np.abs(starts - packets.pts_seconds) > tolerance).any():
             return None
         indices = segment_middles(total, count)
-        frames = reader.get_batch(indices.tolist()).asnumpy()
+        frames = np.stack([take(frame) for frame in reader.get_batch(indices.tolist()).asnumpy()])
         fps = float(reader.get_avg_fps())
-    except (decord.DECORDError, RuntimeError):
+    except (decord.DECORDError, RuntimeError, UnicodeEncodeError):  # the last: of its path
         return None
     return Frames(frames, indices, packets.pts_seconds[indices], "decord", total, fps)
 
 
 def _is_rotated(path: Path) -> bool:
-    with _open_video(path) as (container, stream):
+    with open_video(path) as (container, stream):
         return any(frame.rotation for frame in _first(container.decode(stream)))
 
 
@@ -423,24 +400,31 @@ def _first(frames: Iterator[Any]) -> Iterator[Any]:
 # ----------------------------------------------------------------------------------------------- images
 
 
-def _read_images(path: Path, count: int) -> Frames:
-    """Frames of a directory of images, in natural order of their names."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _image_files(path: Path) -> list[str]:
+    """Names of a directory's images in natural order; none may be, or lead to, anything but a file in it."""
+    names = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if not is_frame_name(entry.name):
+                continue
+            if entry.is_symlink():
+                target = os.path.realpath(entry.path)
+                if not Path(target).is_relative_to(os.path.realpath(path)):
+                    detail = f"a link out of its folder, to {target}: copy it, or link the whole folder"
+                    raise DecodeError("points elsewhere", path / entry.name, detail)
+            if not entry.is_file():
+                raise DecodeError("unreadable", path / entry.name, "not a regular file")
+            names.append(entry.name)
+    return sorted(names, key=natural_key)
 
-    names = sorted((p.name for p in path.iterdir() if is_frame_name(p.name)), key=natural_key)
+
+def _read_images(path: Path, count: int, take: _Take) -> Frames:
+    """Frames of a directory of images, in natural order of their names."""
+    names = _image_files(path)
     if not names:
         raise DecodeError("no video stream", path, "the directory holds no images")
     indices = segment_middles(len(names), count)
-    images: dict[int, np.ndarray] = {}
-    for i in {int(i) for i in indices}:
-        try:
-            with Image.open(path / names[i]) as image:
-                images[i] = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise DecodeError("unreadable", path / names[i], plain(error)) from error
-    shapes = {image.shape for image in images.values()}
-    if len(shapes) > 1:
-        raise DecodeError("wrong size", path, f"its frames differ in size: {sorted(shapes)}")
+    images = {i: take(_read_image(path / names[i])) for i in sorted({int(i) for i in indices})}
     return Frames(
         frames=np.stack([images[int(i)] for i in indices]),
         indices=indices,
@@ -449,3 +433,19 @@ def _read_images(path: Path, count: int) -> Frames:
         total=len(names),
         fps=None,
     )
+
+
+def _read_image(path: Path) -> np.ndarray:
+    """Upright RGB, uint8 [H, W, 3]."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            opened = Image.open(path, formats=_IMAGE_KINDS)
+        with opened as image:
+            check_shape(image.height, image.width, path)
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise DecodeError("too large", path, plain(error)) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DecodeError("unreadable", path, plain(error)) from error

@@ -250,6 +250,7 @@ def _task(config: ExtractConfig, index: Index, encoder: Encoder, writer: CacheWr
         batch_size=config.batch_size,
         workers=decoders(config),
         timeout=config.decode_timeout,
+        memory=config.worker_memory,
         threads=config.threads or (decoders(config) if several else None),
         encoder=encoder,
     )

@@ -24,8 +24,8 @@ from clipspm.cache.staging import is_staged, stage
 from clipspm.engines.allocator import keep_pages
 from clipspm.errors import ClipspmError
 from clipspm.extract.clip import NATIVE, Clip, ClipSettings
-from clipspm.extract.decode import DecodeError
 from clipspm.extract.encoder import Encoder, Underway
+from clipspm.extract.failures import DecodeError
 from clipspm.extract.workers import DecodePool
 
 _FP16_MAX = 65504.0
@@ -84,6 +84,7 @@ class ShardTask:
     batch_size: int
     workers: int
     timeout: float
+    memory: float
     threads: int | None
     encoder: Encoder | None = field(default=None, repr=False)
     listen: Listen | None = field(default=None, repr=False)
@@ -109,7 +110,8 @@ class ShardTask:
             spec.min_frames,
             native=NATIVE * pre.resize**2 if spec.resized_by == "torch" else 0,
         )
-        with DecodePool(settings, workers=self.workers, timeout=self.timeout) as decoders:
+        pool = DecodePool(settings, workers=self.workers, timeout=self.timeout, memory=self.memory)
+        with pool as decoders:
             yield lambda shards: self._run(encoder, decoders, list(shards))
 
     def _load(self, device: str | None) -> Encoder:

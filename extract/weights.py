@@ -1,12 +1,14 @@
 """Find an encoder's architecture and weights: a tag, a local file, a ``local-dir:``, or OpenAI's archive.
 
 Every way in ends in an open_clip model with real weights, or in one clear line. Never in random weights,
-never in an architecture whose activation is not the one the weights were trained with.
+never in an architecture whose activation is not the one the weights were trained with. No file runs code:
+only tensors and plain values are unpickled, and of archives with code only OpenAI's own are opened.
 """
 
 import hashlib
 import json
 import logging
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -19,7 +21,12 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import load_checkpoint
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from open_clip.pretrained import (
+    download_pretrained,
+    get_pretrained_cfg,
+    get_pretrained_url,
+    list_pretrained_models_by_tag,
+)
 
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.models import LOCAL_DIR, local_config, unknown_architecture
@@ -163,6 +170,11 @@ def _load_file(model: Any, name: str, path: Path, quick_gelu: bool) -> None:
     if _is_torchscript(path):
         if not quick_gelu:
             raise UsageError(activation_mismatch(name, f"OpenAI's archive {path.name}", weights_quick=True))
+        if _sha256(path) not in openai_archives():
+            raise ClipspmError(
+                f"{path} is a TorchScript archive, which can run code, and by its SHA-256 none of those that "
+                "OpenAI published: it was not loaded. Save the state dict alone, as .safetensors"
+            )
         try:
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # there is no other reader
                 state = torch.jit.load(str(path), map_location="cpu").state_dict()
@@ -179,6 +191,17 @@ def _load_file(model: Any, name: str, path: Path, quick_gelu: bool) -> None:
         load_checkpoint(model, str(path), strict=True, weights_only=True)
     except Exception as error:
         raise ClipspmError(f"{path} does not fit --model {name}: {_one_line(error)}") from error
+
+
+def openai_archives() -> set[str]:
+    """SHA-256 of the archives that OpenAI published, which are part of their addresses."""
+    urls = (get_pretrained_url(name, "openai") for name in list_pretrained_models_by_tag("openai"))
+    return {url.split("/")[-2] for url in urls if "openaipublic" in url}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -200,9 +223,17 @@ def _fetch(name: str, tag: str, cfg: dict[str, Any]) -> Path:
             "or try --dataset demo, which needs no download"
         )
     try:
-        return Path(download_pretrained(cfg))
+        path = Path(download_pretrained(cfg))
     except Exception as error:
         raise WeightsOutOfReach(f"downloading {tag!r} of {name} failed: {_one_line(error)}") from error
+    blob = path.resolve()  # the hub's store names a file by the SHA-256 that the hub states, and links to it
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and _sha256(blob) != blob.name:
+        blob.unlink()
+        raise WeightsOutOfReach(
+            f"the weights {tag!r} of {name} were damaged: their SHA-256 was not the hub's, {blob.name}; "
+            f"{blob} was removed, the same command downloads it again"
+        )
+    return path
 
 
 def _already_downloaded(cfg: dict[str, Any]) -> bool:

@@ -1,13 +1,15 @@
 """Decode videos in worker processes, in order, a bounded number ahead.
 
-Each video has a time limit and a process that can die without taking anything else along: a worker that
-hangs, crashes or is killed costs that one video and is replaced. Workers write pixels into memory that they
-share with this process; only where there is none (it takes Linux) do pixels go through the pool's pipe.
+Each video has a time limit, and a process of limited memory that can die without taking anything else along:
+a worker that hangs, crashes or is killed costs that one video and is replaced. Workers write pixels into
+memory that they share with this process; only where there is none (it takes Linux) do pixels go through the
+pool's pipe.
 """
 
 import math
 import multiprocessing
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,7 +25,8 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from clipspm.errors import ClipspmError
 from clipspm.extract.clip import Clip, ClipSettings, load_clip
-from clipspm.extract.decode import DecodeError
+from clipspm.extract.config import MEMORY
+from clipspm.extract.failures import DecodeError
 from clipspm.interrupts import children_unaware
 
 #: videos a worker decodes before a fresh one takes its place: leaks of native decoders stay bounded
@@ -50,11 +53,13 @@ class _Job:
 class DecodePool:
     """Worker processes that decode; leaving the context stops them.
 
-    ``timeout`` is the wall-clock limit for one video in seconds.
+    ``timeout`` is the wall-clock limit for one video in seconds, ``memory`` what a worker may take in GiB.
     """
 
-    def __init__(self, settings: ClipSettings, *, workers: int, timeout: float) -> None:
-        self.settings, self.workers, self.timeout = settings, workers, timeout
+    def __init__(
+        self, settings: ClipSettings, *, workers: int, timeout: float, memory: float = MEMORY
+    ) -> None:
+        self.settings, self.workers, self.timeout, self.memory = settings, workers, timeout, memory
         places = min(_AHEAD * workers, _MOST_SHARED // settings.most_bytes)
         self._shape = (places, settings.most_bytes)
         self._file = _memory(self._shape[0] * self._shape[1])
@@ -108,7 +113,7 @@ class DecodePool:
             max_workers=self.workers,
             max_tasks=_RECYCLE_AFTER,
             initializer=_begin,
-            initargs=(self._place, self._shape),
+            initargs=(self._place, self._shape, self.memory),
             context=multiprocessing.get_context("spawn"),  # no locks or threads inherited
         )
 
@@ -154,9 +159,12 @@ class DecodePool:
         except FutureTimeout:
             return DecodeError("timeout", job.path, f"no frames within {self.timeout:g} s")
         except ProcessExpired as error:
+            if error.exitcode == -signal.SIGKILL:
+                detail = "the decoder was killed, as systems do that run out of memory"
+                return DecodeError("out of memory", job.path, detail)
             return DecodeError("crashed", job.path, f"the decoder died with exit code {error.exitcode}")
         except MemoryError:
-            return DecodeError("crashed", job.path, "out of memory while decoding")
+            return DecodeError("out of memory", job.path, f"it takes more than {self.memory:g} GiB")
         except Exception as error:
             text = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return DecodeError("unreadable", job.path, text)
@@ -210,9 +218,22 @@ def _mapped(place: str, shape: tuple[int, int]) -> np.ndarray | None:
 _slots: np.ndarray | None = None
 
 
-def _begin(place: str, shape: tuple[int, int]) -> None:
+def _begin(place: str, shape: tuple[int, int], memory: float) -> None:
     global _slots
+    limit_memory(memory)
     _slots = _mapped(place, shape)
+
+
+def limit_memory(most: float) -> None:
+    """Have this process fail to get more than ``most`` GiB; only Linux holds processes to that."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = int(most * 2**30)
+    known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(wanted, *known) if known else wanted, hard))
 
 
 def _load(

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,11 +27,17 @@ plain = clip.read_frames
 def read(path, *args, **options):
     if "hangs" in str(path): time.sleep(600)
     if "dies" in str(path): os.kill(os.getpid(), 11)
-    if "eats memory" in str(path): raise MemoryError
+    if "is killed" in str(path): os.kill(os.getpid(), 9)
+    if "eats memory" in str(path): clip.np.ones(2**33)  # 64 GiB
     return plain(path, *args, **options)
 clip.read_frames = read
 """
-MISCHIEF = {"hangs": "timeout", "dies": "crashed", "eats memory": "crashed"}
+MISCHIEF = {
+    "hangs": "timeout",
+    "dies": "crashed",
+    "eats memory": "out of memory",
+    "is killed": "out of memory",
+}
 
 
 def tiny_config(folder: Path, videos: Path, **settings: object) -> ExtractConfig:
@@ -74,13 +81,16 @@ def fault_campaign(folder: Path, *, good: int = 6, seed: int = 0, format: str = 
         if file.expected == "ok":
             target = alone / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes((videos / file.name).read_bytes())
+            if (videos / file.name).is_dir():
+                shutil.copytree(videos / file.name, target, symlinks=True)
+            else:
+                target.write_bytes((videos / file.name).read_bytes())
     (folder / "mischief").mkdir()
     (folder / "mischief" / "sitecustomize.py").write_text(_MISCHIEF)
     before = os.environ.get("PYTHONPATH")
     started = time.perf_counter()
     clean = open_cache(extract(tiny_config(folder, alone, out=folder / "alone.cache")).path)
-    os.environ["PYTHONPATH"] = str(folder / "mischief")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder / "mischief"), before)))
     try:
         config = tiny_config(folder, videos, out=folder / "mixed.cache", format=format, decode_timeout=20.0)
         result = extract(config)
@@ -94,7 +104,7 @@ def fault_campaign(folder: Path, *, good: int = 6, seed: int = 0, format: str = 
     for file in files:
         record = by_path.get(file.name)
         found = "no row" if record is None else record.category or record.status
-        if found != file.expected:
+        if found not in file.expected.split("|"):
             wrong.append(f"{file.kind} ({file.name}): {found} instead of {file.expected}")
         elif record is not None and record.status == "failed" and not record.error:
             wrong.append(f"{file.kind} ({file.name}): no message")

@@ -13,7 +13,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from clipspm.extract.decode import LENIENT
+from clipspm.extract.containers import LENIENT
 
 
 def numbered_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -109,6 +109,29 @@ def cut_without_decoding(source: Path, target: Path, first: int) -> Path:
             packet.stream = out
             writer.mux(packet)
     return target
+
+
+def hide_start(path: Path, seconds: float) -> Path:
+    """Have the edit list of an MP4 begin so late."""
+    data = bytearray(path.read_bytes())
+    edit, header = data.index(b"elst"), data.index(b"mdhd")
+    (scale,) = struct.unpack_from(">I", data, header + 16)
+    (start,) = struct.unpack_from(">I", data, edit + 16)
+    struct.pack_into(">I", data, edit + 16, start + int(seconds * scale))
+    path.write_bytes(bytes(data))
+    return path
+
+
+def refer_to(path: Path, kind: bytes, content: bytes) -> Path:
+    """Have an MP4 of one track, its index at the end, say that its pictures are in another file."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"url ", data.index(b"dref"))
+    data[place - 4 : place + 8] = struct.pack(">I4sI", 12 + len(content), kind, 0) + content
+    for name in (b"dref", b"dinf", b"minf", b"mdia", b"trak", b"moov"):
+        at = data.index(name, data.index(b"moov")) - 4
+        struct.pack_into(">I", data, at, struct.unpack_from(">I", data, at)[0] + len(content))
+    path.write_bytes(bytes(data))
+    return path
 
 
 TINY_CONFIG = {

@@ -391,6 +391,7 @@ def test_a_cache_that_is_not_complete_is_refused(home: Path, cache: Path, tmp_pa
         (("--jobs", "3"), "--jobs needs --engine", 2),
         (("--device", "cpu,cpu", "--engine", "ray"), "several devices", 2),
         (("--decode-timeout", "0"), "more than 0 seconds", 2),
+        (("--worker-memory", "0.1"), "at least 0.25 (GiB), got 0.1", 2),
         (("--threads", "0"), "at least 1", 2),
         (("--threads", "1000000"), "at most 1024", 2),
         (("--device", "foo"), "--device foo: cannot be used", 2),

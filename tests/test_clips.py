@@ -1,7 +1,10 @@
 """Clips on their way from a decoder to the encoder: shared memory, and who resizes."""
 
 import multiprocessing
+import os
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from clipspm.extract.encoder import Encoder
 from clipspm.extract.workers import DecodePool
 from tests.campaigns import tiny_config
 from tests.media import numbered_frames, tiny_local_dir, write_video
+from tests.processes import memory_taken
 
 SETTINGS = ClipSettings(2, 2, 37, 32, "bicubic", True, 1)
 
@@ -113,7 +117,7 @@ def test_workers_that_cannot_start_are_one_clear_line(
     (tmp_path / "sitecustomize.py").write_text(
         "import clipspm.extract.workers as w, os\nw._mapped = lambda *a: os._exit(9)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with (
         DecodePool(SETTINGS, workers=1, timeout=30.0) as pool,
         pytest.raises(ClipspmError, match="do not stay alive"),
@@ -171,3 +175,30 @@ def test_who_resizes_is_part_of_the_fingerprint(
             open_cache(result.path).features(layer)[:].astype(np.float32) for result in (by_pillow, by_torch)
         )
         assert np.linalg.norm(found - exact) < 1e-2 * np.linalg.norm(exact)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds processes to it")
+def test_memory_does_not_grow_with_the_number_of_frames_and_is_limited(tmp_path: Path) -> None:
+    frames = np.repeat(np.repeat(numbered_frames(12, 54, 96), 40, 1), 40, 2)
+    path = write_video(tmp_path / "4k.mp4", frames, options={"preset": "ultrafast", "refs": "1"})
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart:
+        taken = apart.submit(memory_taken, path, replace(SETTINGS, frames=16)).result()
+    assert taken < (12 / 2 + 8) * frames[0].nbytes  # twelve as they were decoded, and work on one in RGB
+    small = write_video(tmp_path / "small.mp4", numbered_frames(9))
+    with DecodePool(SETTINGS, workers=1, timeout=60.0, memory=0.25) as pool:
+        kinds = [
+            getattr(clip, "category", "ok") for clip in pool.stream([(small, "a"), (path, "b"), (small, "c")])
+        ]
+    assert kinds == ["ok", "out of memory", "ok"]
+
+
+@pytest.mark.parametrize("native", [0, 4 * 64**2])
+def test_frames_are_made_small_when_they_no_longer_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: int
+) -> None:
+    """The pixels are the same, whether frames wait as they were decoded or not."""
+    settings = replace(SETTINGS, native=native, views=2)
+    path = write_video(tmp_path / "a.mp4", numbered_frames(40))
+    held = load_clip(path, "x", settings)
+    monkeypatch.setattr("clipspm.extract.decode._MOST_HELD", 0)
+    np.testing.assert_array_equal(load_clip(path, "x", settings).pixels, held.pixels)

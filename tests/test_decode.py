@@ -170,7 +170,7 @@ def _audio_only(path: Path) -> None:
         ("empty.mp4", b"", "unreadable"),
         ("text.avi", b"this is not a video\n" * 50, "unreadable"),
         ("noise.mp4", bytes(range(256)) * 40, "unreadable"),
-        ("audio.mp4", _audio_only, "no video stream"),
+        ("audio.mp4", _audio_only, "wrong format"),
         ("missing.mp4", None, "missing"),
     ],
 )

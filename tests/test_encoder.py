@@ -1,5 +1,6 @@
 """The encoder: right layers, unnormalised, the right weights or a clear refusal."""
 
+import hashlib
 import time
 import warnings
 from pathlib import Path
@@ -126,7 +127,9 @@ def test_prompts(tmp_path: Path) -> None:
         load_templates("nope")
 
 
-def test_openai_archive_gives_the_same_weights_as_the_checkpoint(tmp_path: Path) -> None:
+def test_openai_archive_gives_the_same_weights_as_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tiny_local_dir(tmp_path / "quick")
     name = register_architecture(tmp_path / "q", "tiny-quick", TINY_CONFIG)
     plain = register_architecture(tmp_path / "p", "tiny-plain", {**TINY_CONFIG, "quick_gelu": False})
@@ -143,6 +146,10 @@ def test_openai_archive_gives_the_same_weights_as_the_checkpoint(tmp_path: Path)
     torch.jit.save(traced, str(archive))
     checkpoint = tmp_path / "weights.pt"
     torch.save(load_file(tmp_path / "quick" / "open_clip_model.safetensors"), checkpoint)
+    with pytest.raises(ClipspmError, match="can run code, and by its SHA-256 none of those that OpenAI"):
+        load_model(name, str(archive))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr("clipspm.extract.weights.openai_archives", lambda: {digest})
     with warnings.catch_warnings(action="error", category=FutureWarning):  # torch deprecates its only reader
         loaded = [load_model(name, str(p)) for p in (archive, checkpoint)] + [load_model(source, None)]
     assert len({m.weights_sha256 for m in loaded}) == 1

@@ -150,7 +150,7 @@ def test_a_hanging_or_dying_decoder_costs_one_video(
         "    return plain(path, *a, **k)\n"
         "c.read_frames = read\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     jobs = [(good[0], "a"), (Path("hang"), "b"), (good[1], "c"), (Path("die"), "d"), (good[2], "e")]
     jobs += [(path, "f") for path in good * 4]  # more than have room in the shared memory
     kinds = []

@@ -1,5 +1,6 @@
 """How often stage one decodes, encodes and writes, and what overlaps: counts, which repeat, not seconds."""
 
+import os
 import pickle
 import threading
 from collections import Counter
@@ -33,7 +34,7 @@ def told(name, plain):
             file.write(f"{name} {os.path.basename(path)}\\n")
         return plain(path, *args, **options)
     return call
-decode.av.open = told("open", av.open)
+av.open = told("open", av.open)
 decode._decode = told("decode", decode._decode)
 clip.read_frames = told("read", clip.read_frames)
 """
@@ -66,7 +67,7 @@ def test_each_video_is_decoded_once_and_each_batch_encoded_once(
 ) -> None:
     log = tmp_path / "counts"
     (tmp_path / "sitecustomize.py").write_text(_COUNTING)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("CLIPSPM_TEST_COUNTS", str(log))
     result = extract(config)
     assert result.done == 9

@@ -17,7 +17,7 @@ from tests.media import numbered_frames, write_video
 def test_hostile_files_cost_themselves_and_nothing_else(tmp_path: Path) -> None:
     report = fault_campaign(tmp_path)
     assert report.wrong == ()
-    assert report.hostile >= 40
+    assert report.hostile >= 100
     assert os.sched_getscheduler(0) == os.SCHED_OTHER  # no encoder has made this a real-time process
 
 

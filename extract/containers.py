@@ -1,0 +1,285 @@
+"""What is opened as a video: by its format, whole, with its pictures in it, of a bearable size.
+
+A file is recognised by its content, whatever its name. Formats that name other files, such as playlists, are
+not accepted, and nothing but the file itself is ever opened. Where a format states how long a file is, one
+that is shorter is refused.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+from av import logging
+from av.error import ArgumentError
+
+from clipspm.extract.failures import DecodeError
+
+#: FFmpeg's names of the formats that are opened, and what people call them
+ACCEPTED = {
+    "mov,mp4,m4a,3gp,3g2,mj2": "MP4/MOV",
+    "matroska,webm": "Matroska/WebM",
+    "avi": "AVI",
+    "mpegts": "MPEG-TS",
+    "mpeg": "MPEG-PS",
+    "mpegvideo,m4v,h264,hevc": "raw MPEG video",
+    "asf": "ASF/WMV",
+    "flv": "FLV",
+    "ogg": "Ogg",
+    "ivf": "IVF",
+    "gif": "GIF",
+    "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe": "single images",
+}
+
+#: pixels that a frame may have: 8192 x 8192
+MOST_PIXELS = 2**26
+#: how many times as long as wide a frame may be
+MOST_OBLONG = 64
+
+_OPTIONS = {
+    "format_whitelist": ",".join(ACCEPTED),
+    "protocol_whitelist": "file",
+    "enable_drefs": "0",
+}
+#: metadata need not be UTF-8: PyAV before 19 has to be told so, later ones do not take the argument
+LENIENT: dict[str, Any] = (
+    {"metadata_errors": "replace"} if hasattr(av.container.Container, "metadata_errors") else {}
+)
+
+
+@contextmanager
+def open_video(path: Path, **options: str) -> Iterator[tuple[Any, Any]]:
+    """The container, by FFmpeg's ``options``, and its first video stream; raises :class:`DecodeError`."""
+    try:
+        # by the protocol's name, as a colon in a file's name is no protocol
+        container = av.open(f"file:{path}", options={**_OPTIONS, **options}, **LENIENT)
+    except ArgumentError:
+        found = _format(path)
+        if found is None:
+            raise
+        detail = f"its format is {found!r}, accepted are {', '.join(ACCEPTED.values())}"
+        raise DecodeError("wrong format", path, detail) from None
+    with container:
+        if not container.streams.video:
+            raise DecodeError("no video stream", path, "the file holds no video")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise DecodeError("unreadable", path, "no decoder for its video codec")
+        check_shape(stream.codec_context.height, stream.codec_context.width, path)
+        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # whatever its header says
+        stream.codec_context.thread_count = 1  # many workers beat many threads
+        yield container, stream
+
+
+def check_shape(height: int, width: int, path: Path) -> None:
+    """Refuse frames that take unbearably much memory, as they are or with their short side enlarged."""
+    if height * width > MOST_PIXELS:
+        most = f"at most {MOST_PIXELS / 1e6:.0f} million are decoded"
+        raise DecodeError("too large", path, f"frames of {width}x{height} pixels, {most}")
+    if max(height, width) > MOST_OBLONG * max(1, min(height, width)):
+        most = f"at most {MOST_OBLONG} times as long as wide are taken"
+        raise DecodeError("wrong size", path, f"frames of {width}x{height} pixels, {most}")
+
+
+def _format(path: Path) -> str | None:
+    """FFmpeg's name of a format that is not accepted, from its log; None if the format is not the trouble."""
+    level = logging.get_level()
+    logging.set_level(logging.DEBUG)
+    try:
+        with logging.Capture() as lines, suppress(av.FFmpegError):
+            av.open(f"file:{path}", options=_OPTIONS, **LENIENT).close()
+    finally:
+        logging.set_level(level)
+    said = "".join(line for _, _, line in lines)
+    if "not on whitelist" not in said:
+        return None
+    probed = re.search(r"Format (\S+) probed", said)
+    return probed[1] if probed else "unknown"
+
+
+# ------------------------------------------------------------------------------------------------ sizes
+
+
+def check_whole(path: Path) -> bool:
+    """Refuse a file that ends before what its headers say, or whose pictures are in another file.
+
+    Returns whether the headers do say where it ends.
+
+    MP4 and MOV (ISO 14496-12), Matroska (RFC 8794), AVI, ASF, FLV, Ogg (RFC 3533), MPEG program streams by
+    their packets and transport streams by the last of theirs. Of what states no size, nothing is said.
+    """
+    with path.open("rb") as file:
+        there = file.seek(0, 2)
+        file.seek(0)
+        head = file.read(4096)
+        if _is_mp4(head) and (other := _pictures_elsewhere(file, there)) is not None:
+            raise DecodeError("points elsewhere", path, f"its pictures are in another file, {other}")
+        end = next((find(file, there, head) for known, find in _ENDS if known(head)), 0)
+    if end > there:
+        raise DecodeError("unreadable", path, f"cut off: {end} bytes promised, {there} are there")
+    return end > 0
+
+
+def _at(file: BinaryIO, at: int, count: int) -> bytes:
+    file.seek(at)
+    return file.read(count)
+
+
+def _is_mp4(head: bytes) -> bool:
+    return head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp")
+
+
+def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name of each box from ``at`` to ``end``, where its content begins, and where it says that it ends."""
+    while at + 8 <= end:
+        head = _at(file, at, 16)
+        size, name, start = int.from_bytes(head[:4], "big"), head[4:8], at + 8
+        if size == 1:
+            size, start = int.from_bytes(head[8:16], "big"), at + 16
+        # 0: up to the end of the file; the rest is no box
+        if size < start - at or not name.replace(b" ", b"").isalnum():
+            return
+        at += size
+        yield name, start, at
+
+
+def _end_of_boxes(file: BinaryIO, there: int, head: bytes) -> int:
+    return max((end for *_, end in _boxes(file, 0, there)), default=0)
+
+
+def _pictures_elsewhere(file: BinaryIO, there: int) -> str | None:
+    """The reference by which a track's samples are in another file."""
+    found = [(0, there)]
+    for wanted in (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref"):
+        found = [
+            (start, min(end, there))
+            for outer in found
+            for name, start, end in _boxes(file, *outer)
+            if name == wanted
+        ]
+    for start, end in found:
+        for name, inner, stop in _boxes(file, start + 8, end):
+            data = _at(file, inner, min(stop - inner, 1024))
+            if len(data) > 4 and not data[3] & 1 and data[4:].strip(b"\0"):
+                said = b" ".join(re.findall(rb"[ -~]{4,}", data[4:]))[:200]
+                return f"{name.decode('ascii', 'replace').strip()}: {said.decode('ascii')}"
+    return None
+
+
+def _end_of_matroska(file: BinaryIO, there: int, head: bytes) -> int:
+    size, start = _ebml_size(head, 4)
+    start += size or 0
+    if head[start : start + 4] != b"\x18\x53\x80\x67":
+        return 0
+    size, start = _ebml_size(head, start + 4)
+    return start + (size or 0)
+
+
+def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
+    """The EBML size at ``at`` (None: unknown, as in live streams), and where what it sizes begins."""
+    length = 9 - data[at].bit_length() if at < len(data) and data[at] else 0
+    if not length or at + length > len(data):
+        return None, at
+    value = int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1)
+    return (None if value == (1 << 7 * length) - 1 else value), at + length
+
+
+def _end_of_avi(file: BinaryIO, there: int, head: bytes) -> int:
+    """Files above 1 GB are several RIFF chunks; live streams state no size."""
+    at = 0
+    while (head := _at(file, at, 12))[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"AVIX"):
+        size = int.from_bytes(head[4:8], "little")
+        if not 4 <= size < 0x7FFFF000:
+            return 0
+        at += 8 + size + size % 2
+    return at - 9  # some writers count the chunk's own head, or no padding
+
+
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+
+
+def _end_of_asf(file: BinaryIO, there: int, head: bytes) -> int:
+    """Header, data and indices follow each other, each with its size; of a broadcast it is not known."""
+    at = 0
+    while at + 24 <= there:
+        head = _at(file, at, 24)
+        size = int.from_bytes(head[16:24], "little")
+        if size < 24 or (head[:16] == _ASF_DATA and size <= 50):
+            return at
+        at += size
+        if head[:16] == _ASF_DATA:
+            return at
+    return at
+
+
+def _end_of_flv(file: BinaryIO, there: int, head: bytes) -> int:
+    at = int.from_bytes(head[5:9], "big") + 4
+    while tag := _at(file, at, 11):
+        if tag[0] & 0x1F not in (8, 9, 18):
+            return 0
+        at += 11 + int.from_bytes(tag[1:4], "big") + 4
+    return at - 4  # the size of the last tag, after it, may be missing
+
+
+def _end_of_ogg(file: BinaryIO, there: int, head: bytes) -> int:
+    """Pages follow each other; the last one is marked as the end of its stream."""
+    at, last = 0, 0
+    while (page := _at(file, at, 27 + 255))[:4] == b"OggS" and len(page) >= 27:
+        last = page[5]
+        at += 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if at < there:
+        return at + 27 if page[:4] == b"OggS" else 0
+    return at if at > there or last & 4 else at + 27
+
+
+def _end_of_mpeg(file: BinaryIO, there: int, head: bytes) -> int:
+    """Packs, system headers and packets follow each other; packets state their length."""
+    at = 0
+    while at + 6 <= there:
+        head = _at(file, at, 14)
+        if head[:3] != b"\0\0\1":
+            return 0
+        if head[3] == 0xB9:
+            at += 4
+        elif head[3] == 0xBA and head[4] >> 6 == 1:
+            at += 14 + (head[13] & 7 if len(head) == 14 else 0)
+        elif head[3] == 0xBA:
+            at += 12
+        elif head[3] >= 0xBB and (size := int.from_bytes(head[4:6], "big")):
+            at += 6 + size
+        else:
+            return 0
+    return at
+
+
+def _transport(head: bytes) -> tuple[int, int] | None:
+    """Size of a packet of a transport stream, and where its sync byte is."""
+    for size, offset in ((188, 0), (192, 4), (204, 0)):
+        sync = head[offset : 20 * size : size]
+        if len(sync) >= 3 and sync == b"\x47" * len(sync):
+            return size, offset
+    return None
+
+
+def _end_of_transport(file: BinaryIO, there: int, head: bytes) -> int:
+    known = _transport(head)
+    assert known is not None
+    size, offset = known
+    whole = there // size * size
+    rest = _at(file, whole, offset + 1)
+    return whole + size if rest and rest[offset:] in (b"", b"\x47") else 0
+
+
+#: how a format is recognised, and where what it states ends (0: it does not say)
+_ENDS: tuple[tuple[Callable[[bytes], Any], Callable[[BinaryIO, int, bytes], int]], ...] = (
+    (_is_mp4, _end_of_boxes),
+    (lambda head: head.startswith(b"\x1a\x45\xdf\xa3"), _end_of_matroska),
+    (lambda head: head[:4] == b"RIFF" and head[8:12] == b"AVI ", _end_of_avi),
+    (lambda head: head.startswith(bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")), _end_of_asf),
+    (lambda head: head.startswith(b"FLV"), _end_of_flv),
+    (lambda head: head.startswith(b"OggS"), _end_of_ogg),
+    (lambda head: head.startswith(b"\0\0\1\xba"), _end_of_mpeg),
+    (_transport, _end_of_transport),
+)

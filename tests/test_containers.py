@@ -1,0 +1,219 @@
+"""A file is opened for what it is, alone and whole."""
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipspm.extract import DecodeError, read_frames
+from clipspm.extract.decode import count_frames
+from tests.hostile import png_of, textured
+from tests.media import hide_start, numbered_frames, refer_to, sequential, write_video
+
+IN_OPEN = 0x20
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[list[bool]]:
+    """Whether anyone opens ``path`` meanwhile, as the kernel says."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "inotify_init1"):
+        pytest.skip("needs inotify")
+    watch = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    assert watch >= 0 and libc.inotify_add_watch(watch, os.fsencode(path), IN_OPEN) >= 0
+    seen: list[bool] = []
+    try:
+        yield seen
+        try:
+            seen.append(bool(os.read(watch, 4096)))
+        except BlockingIOError:
+            seen.append(False)
+    finally:
+        os.close(watch)
+
+
+def refusal(path: Path, **options: object) -> DecodeError:
+    with pytest.raises(DecodeError) as caught:
+        read_frames(path, 4, **options)  # type: ignore[arg-type]
+    with pytest.raises(DecodeError) as counted:
+        count_frames(path)
+    assert counted.value.category == caught.value.category
+    return caught.value
+
+
+@pytest.mark.parametrize("backend", ["auto", "pyav", "decord"])
+def test_a_list_of_files_is_no_video_and_they_are_not_opened(tmp_path: Path, backend: str) -> None:
+    clip = write_video(tmp_path / "clip.mp4", numbered_frames(10))
+    text = tmp_path / "other.mp4"
+    text.write_text("ffconcat version 1.0\nfile clip.mp4\n")
+    with opened(clip) as noticed, av.open(str(text)) as container:
+        assert container.format.name == "concat"
+    assert noticed == [True]  # what an unrestricted reader does
+    with opened(clip) as noticed:
+        error = refusal(text, backend=backend)
+    assert noticed == [False]
+    assert error.category == "wrong format"
+    assert "its format is 'concat', accepted are MP4/MOV, Matroska/WebM, AVI" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"), [(b"url ", b"clip.mp4\0"), (b"alis", b"\0" * 90 + b"clip.mp4" + b"\0" * 90)]
+)
+def test_a_movie_whose_pictures_are_in_another_file(tmp_path: Path, kind: bytes, content: bytes) -> None:
+    clip = write_video(tmp_path / "clip.mp4", numbered_frames(10))
+    path = refer_to(write_video(tmp_path / "other.mov", numbered_frames(10)), kind, content)
+    with opened(clip) as noticed:
+        error = refusal(path)
+    assert noticed == [False]
+    assert error.category == "points elsewhere" and "clip.mp4" in error.detail
+    refer_to(clip, b"url ", b"\0")  # says nothing: some writers forget the mark for "in this file"
+    assert read_frames(clip, 4).total == 10
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["%03d.mp4", "concat:a|b.mp4", "file:a.mp4", "subfile,,start,0,,:a.mp4", b"\xff\xe4 %d.mp4", "-.mp4"],
+)
+def test_no_name_is_a_pattern_or_a_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | bytes
+) -> None:
+    source = write_video(tmp_path / "source.mp4", numbered_frames(10))
+    monkeypatch.chdir(tmp_path)
+    relative = Path(os.fsdecode(name))
+    source.rename(relative)
+    for backend in ("auto", "decord"):
+        assert read_frames(relative, 4, backend=backend).total == 10  # type: ignore[arg-type]
+    assert read_frames(tmp_path / relative, 4).total == 10
+
+
+# ------------------------------------------------------------------------------------------- cut or not
+
+
+@pytest.mark.parametrize("options", [{"g": "25", "bf": "0"}, {"g": "10", "bf": "2"}, {"g": "250", "bf": "2"}])
+@pytest.mark.parametrize("hidden", [0.6, 1.0, 2.0])
+def test_an_edit_list_may_hide_the_start(tmp_path: Path, options: dict[str, str], hidden: float) -> None:
+    path = hide_start(write_video(tmp_path / "late.mp4", numbered_frames(75), options=options), hidden)
+    reference, times = sequential(path)
+    assert len(reference) == 75 - round(25 * hidden)
+    found = read_frames(path, 8)
+    assert found.total == len(reference)
+    np.testing.assert_array_equal(found.frames, reference[found.indices])
+    np.testing.assert_allclose(found.pts_seconds, times[found.indices])
+
+
+@pytest.mark.parametrize("hidden", [0.0, 1.0])
+def test_where_no_size_is_stated_the_number_of_frames_tells_a_cut(tmp_path: Path, hidden: float) -> None:
+    """Index first, and pictures up to the end of the file."""
+    options = {"g": "25", "bf": "0"}
+    path = hide_start(write_video(tmp_path / "a.mp4", numbered_frames(75), options=options), hidden)
+    data = path.read_bytes()
+    start = data.index(b"mdat") - 4
+    open_ended = tmp_path / "b.mp4"
+    size = struct.unpack_from(">I", data, start)[0]
+    moved = bytearray(data[:start] + data[start + size :])  # its index comes first: places of pictures change
+    offsets = moved.index(b"stco") + 12
+    count = struct.unpack_from(">I", moved, offsets - 4)[0]
+    for i in range(count):
+        (place,) = struct.unpack_from(">I", moved, offsets + 4 * i)
+        struct.pack_into(">I", moved, offsets + 4 * i, place + len(data) - start - size)
+    whole = bytes(moved) + b"\0\0\0\0mdat" + data[start + 8 : start + size]
+    open_ended.write_bytes(whole)
+    np.testing.assert_array_equal(read_frames(open_ended, 4).frames, read_frames(path, 4).frames)
+    open_ended.write_bytes(whole[: int(len(whole) * 0.7)])
+    assert refusal(open_ended).category == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        (".ts", "libx264"),
+        (".m2ts", "mpeg2video"),
+        (".mpg", "mpeg2video"),
+        (".mpg", "mpeg1video"),
+        (".avi", "mpeg4"),
+        (".wmv", "wmv2"),
+        (".flv", "flv"),
+        (".ogv", "libvpx"),
+        (".mov", "libx264"),
+    ],
+)
+def test_files_are_refused_when_cut_and_read_when_whole(tmp_path: Path, suffix: str, codec: str) -> None:
+    path = write_video(tmp_path / f"a{suffix}", textured(40), codec=codec)
+    reference, _ = sequential(path)
+    found = read_frames(path, 8)
+    np.testing.assert_array_equal(found.frames, reference[found.indices])
+    whole = path.read_bytes()
+    units = {".ts": 188, ".m2ts": 192}
+    boundaries = 0
+    for length in np.linspace(0.3 * len(whole), 0.97 * len(whole), 40).astype(int):
+        path.write_bytes(whole[:length])
+        try:
+            read_frames(path, 4)
+        except DecodeError as error:
+            assert error.category == "unreadable"
+        else:
+            boundaries += 1
+            assert length % units.get(suffix, length + 1) == 0 or suffix == ".flv"
+    assert boundaries <= 2  # cut between two packets: a whole file to every reader
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".ts", "libx264"), (".mpg", "mpeg2video"), (".mp4", "libx264")]
+)
+def test_what_follows_the_end_does_no_harm(tmp_path: Path, suffix: str, codec: str) -> None:
+    path = write_video(tmp_path / f"a{suffix}", textured(20), codec=codec)
+    expected = read_frames(path, 4).frames
+    for more in (b"\0" * 100, b"\xff" * 51, b"TAG" + b" " * 125):
+        padded = tmp_path / f"b{suffix}"
+        padded.write_bytes(path.read_bytes() + more)
+        np.testing.assert_array_equal(read_frames(padded, 4).frames, expected)
+
+
+# ------------------------------------------------------------------------------------------------ sizes
+
+
+def test_what_would_take_too_much_memory_is_refused_by_its_header(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", textured(5), codec="ffv1")
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<ii", data, data.index(b"strf") + 12, 12000, 12000)
+    path.write_bytes(bytes(data))
+    error = refusal(path)
+    assert error.category == "too large" and "12000x12000 pixels, at most 67 million" in error.detail
+    long = write_video(tmp_path / "a.mkv", textured(5, 4, 600), codec="ffv1")
+    assert refusal(long).category == "wrong size"
+
+
+def test_frames_of_folders_are_files_of_the_folder_and_images(tmp_path: Path) -> None:
+    def folder(name: str) -> Path:
+        for i, image in enumerate(textured(4)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(image).save(tmp_path / name / f"{i}.png")
+        return tmp_path / name
+
+    clip = folder("clip")
+    (folder("inside") / "4.png").symlink_to("3.png")
+    assert read_frames(tmp_path / "inside", 5).total == count_frames(tmp_path / "inside") == 5
+    (tmp_path / "linked").symlink_to(clip)
+    np.testing.assert_array_equal(read_frames(tmp_path / "linked", 4).frames, read_frames(clip, 4).frames)
+    (folder("outside") / "4.png").symlink_to(clip / "0.png")
+    with opened(clip / "0.png") as noticed:
+        error = refusal(tmp_path / "outside")
+    assert noticed == [False] and error.category == "points elsewhere"
+    os.mkfifo(folder("pipe") / "4.png")
+    assert refusal(tmp_path / "pipe").detail == "not a regular file"
+    for name, data, category in (
+        ("large", png_of(30000), "too large"),
+        ("larger", png_of(9000), "too large"),
+        ("postscript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\nshowpage\n", "unreadable"),
+    ):
+        (folder(name) / "0.png").write_bytes(data)
+        with pytest.raises(DecodeError) as caught:
+            read_frames(tmp_path / name, 4)
+        assert caught.value.category == category
