@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -527,3 +528,140 @@ def _mixed(run: Path) -> str | None:
     episodes = [json.loads(line).get("episode") for line in lines]
     known = [episode for episode in episodes if episode is not None]
     return None if known == sorted(known) else f"the metrics of two trainings (seed {seed} is configured)"
+
+
+# --------------------------------------------------------------------------------------- hostile content
+
+
+def hostile_files(place: Place, seed: int) -> list[Tally]:
+    """Hostile files cost themselves; clips beside them give the features that they give alone."""
+    from clipspm.cache import open_cache
+    from tests.hostile import build as build_files
+
+    folder = place.root / f"hostile-{seed}"
+    files = build_files(folder / "videos", seed=seed)
+    for file in files:
+        if file.kind == "good":
+            (target := folder / "alone" / file.name).parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((folder / "videos" / file.name).read_bytes())
+    start = time.perf_counter()
+    peak: list[float] = []
+    ended = _watched(place, _extraction_of(place, folder / "videos", folder / "c.zarr"), peak)
+    seconds = time.perf_counter() - start
+    place.call(*_extraction_of(place, folder / "alone", folder / "alone.zarr"))
+    mixed = _features(folder / "c.zarr") if ended.code in (0, 3) else {}
+    alone = _features(folder / "alone.zarr")
+    records = {video.path: video for video in open_cache(folder / "c.zarr").videos} if mixed else {}
+    tallies: dict[str, Tally] = {}
+    for file in files:
+        name = "hostile files: " + file.expected.replace("|", " or ")
+        name = "good files beside hostile ones" if file.expected == "ok" else name
+        record = records.get(file.name)
+        found = "no row" if record is None else record.category or record.status
+        trouble = None if found in file.expected.split("|") else found
+        if not trouble and file.name in alone and _differ(alone[file.name], mixed[file.name]):
+            trouble = "other features than alone"
+        tallies.setdefault(name, Tally(name)).note(file.kind, trouble)
+    whole = Tally("hostile files: the run ends with exit code 3", seconds=seconds)
+    whole.note("extract", ended.unsound(3))
+    memory = Tally(f"hostile files: all processes under {_MOST_MB} MB")
+    highest = max(peak, default=0)
+    memory.note("extract", None if highest < _MOST_MB else f"{highest:.0f} MB")
+    return [*(tallies[name] for name in sorted(tallies)), whole, memory]
+
+
+def _extraction_of(place: Place, videos: Path, out: Path) -> list[object]:
+    command = place.extraction(out, "--decode-timeout", 30)
+    command[command.index("--videos") + 1] = videos
+    at = command.index("--splits")
+    return [*command[:at], *command[at + 2 :]]
+
+
+def _features(cache: Path) -> dict[str, Any]:
+    from clipspm.cache import open_cache
+
+    found = open_cache(cache)
+    return dict(zip((video.path for video in found.good), found.features("final"), strict=True))
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """By more than the last bit of fp16, which depends on what else is in a batch."""
+    import numpy as np
+
+    first, second = one.astype(np.float32), other.astype(np.float32)
+    return bool((np.abs(first - second) > np.spacing(np.abs(one)).astype(np.float32)).any())
+
+
+#: MB that all processes of an extraction may take together: an 8K clip is among the good ones
+_MOST_MB = 6000
+
+
+def _watched(place: Place, command: Sequence[object], peak: list[float]) -> Ended:
+    """Run a command and note the resident memory (MB) of all its processes on the way."""
+    process = place.start(*command)
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            peak.append(sum(map(_resident, [process.pid, *_descendants(process.pid)])) / MB)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        return finish(process)
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def hostile_caches(place: Place) -> Tally:
+    """A cache with right digests and absurd content is refused by ``cache verify`` and ``cache info``."""
+    from tests.test_content import ABSURD, absurd
+    from tests.test_integrity import make
+
+    with tallied("caches that make no sense") as tally:
+        for number, (blob, change) in enumerate(ABSURD):
+            path = absurd(make(place.root / f"absurd-{number}.zarr"), blob, change)
+            verified, opened = place.call("cache", "verify", path), place.call("cache", "info", path)
+            tally.note(f"{blob}, case {number}", verified.unsound(1) or opened.unsound(1))
+            shutil.rmtree(path)
+    return tally
+
+
+def hostile_runs(place: Place) -> Tally:
+    """A run directory that holds anything is one line that names the file, within seconds."""
+    from tests.test_hostile_runs import ANYWHERE, CASES, READ_BY
+
+    copy = place.root / "hostile-run"
+    commands = {
+        "eval": ("eval", copy, "--test-episodes", 20),
+        "results": ("results", copy),
+        "resume": ("train-heads", "--resume", "--run-dir", copy),
+    }
+    with tallied("runs that make no sense") as tally:
+        for file, what, make in CASES:
+            if what not in ANYWHERE and file not in ("config.json", "results.json"):
+                continue  # what is changed there is known to this version only
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(place.run, copy, ignore=shutil.ignore_patterns(".*"))
+            hashed = next(copy.glob("eval-*.npz")).stem.removeprefix("eval-")
+            name = {"predictions": f"eval-{hashed}.npz", "episodes": f"episodes-{hashed}.npz"}.get(file, file)
+            if file in ("trainer.safetensors", "metrics.jsonl"):
+                (copy / "results.json").unlink()
+            if not (copy / name).exists():
+                (copy / name).touch()
+            try:
+                make(copy / name)
+            except Exception:  # a change to what a run of the other version does not hold
+                continue
+            reader = next(r for r in READ_BY[file].split() if r in commands)
+            ended = place.call(*commands[reader], patience=60)
+            tally.note(f"{name}, {what}, {reader}", ended.unsound(1, 2))
+    return tally

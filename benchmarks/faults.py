@@ -1,15 +1,18 @@
-"""What an extraction survives: hostile files, SIGKILL, and thousands of clips in bounded memory.
+"""What the package survives: hostile files, SIGKILL, and thousands of clips in bounded memory.
 
 ``python -m benchmarks.faults`` runs the campaigns that the tests run short (needs the test dependencies);
-``--soak 5000`` extracts that many clips and follows the memory of all processes.
+``--soak 5000`` extracts that many clips and follows the memory of all processes; ``--all`` attacks the
+command line of both stages in every way that is known: a table of how many tries held.
 """
 
 import argparse
 import json
+import random
 import resource
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +36,19 @@ def main() -> None:
     parser.add_argument(
         "--soak", type=int, default=0, metavar="CLIPS", help="only follow memory over so many clips"
     )
+    parser.add_argument("--all", action="store_true", help="every attack on the command line instead")
+    parser.add_argument("--tries", type=int, default=10, help="of each attack that takes random places")
+    parser.add_argument("--only", nargs="*", metavar="ATTACK", help="only these of --all")
+    parser.add_argument(
+        "--code", type=Path, metavar="FOLDER", help="attack the package clipspm in this folder instead"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": machine()}
-    if options.soak:
+    if options.all:
+        tallies = attack(options.tries, options.code, options.only)
+        results["attacks"] = [vars(tally) for tally in tallies]
+    elif options.soak:
         results["soak"] = found = soak(options.soak)
         rows = [[str(at), f"{main:.0f}", f"{workers:.0f}"] for at, main, workers in found["memory_mb"]]
         print(
@@ -60,6 +72,51 @@ def main() -> None:
         print(_text(("campaign", "size", "seconds", "wrong"), rows))
     if options.json:
         write_json(options.json, json.loads(json.dumps(results)))
+
+
+def attack(tries: int, code: Path | None, only: Sequence[str] | None) -> list[Any]:
+    """Every attack of :mod:`benchmarks.attacks`; prints a row for each as it ends, then what did not hold."""
+    from benchmarks import attacks
+    from tests.campaigns import kill_campaign
+
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        place = attacks.build(folder / "place", code and code.resolve())
+
+        def killed_extraction() -> list[Any]:
+            with attacks.tallied("kills: extract") as tally:
+                found = kill_campaign(folder / "kills", kills=tries)
+                tally.tried, tally.wrong = found.kills, list(found.wrong)
+            return [tally]
+
+        todo: dict[str, Callable[[], list[Any]]] = {
+            "hostile-files": lambda: attacks.hostile_files(place, 0),
+            "hostile-caches": lambda: [attacks.hostile_caches(place)],
+            "hostile-runs": lambda: [attacks.hostile_runs(place)],
+            "flipped-caches": lambda: [attacks.flipped_caches(place, tries, rng)],
+            "flipped-runs": lambda: [attacks.flipped_runs(place, 2 * tries, rng)],
+            "killed-training": lambda: [attacks.killed_training(place, tries, rng)],
+            "killed-ablation": lambda: [attacks.killed_ablation(place, tries // 2, rng)],
+            "killed-results": lambda: [attacks.killed_results(place, tries, rng)],
+            "killed-workers": lambda: [attacks.killed_workers(place, tries // 2, rng)],
+            "two-at-once": lambda: [attacks.two_at_once(place, max(1, tries // 5))],
+            "full-disk": lambda: [attacks.full_disk(place)],
+        }
+        if code is None:
+            todo["killed-extraction"] = killed_extraction
+        found: list[Any] = []
+        for label, run in todo.items():
+            if only and label not in only:
+                continue
+            for tally in run():
+                found.append(tally)
+                print(f"{tally.name:<58} {tally.held:>4} of {tally.tried:<4} held {tally.seconds:6.0f} s")
+                sys.stdout.flush()
+    for tally in found:
+        for line in tally.wrong:
+            print(f"{tally.name}: {line}")
+    return found
 
 
 def _verdict(report: Any) -> list[str]:
