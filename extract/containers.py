@@ -54,7 +54,7 @@ LENIENT: dict[str, Any] = (
 def open_video(path: Path, **options: str) -> Iterator[tuple[Any, Any]]:
     """The container, by FFmpeg's ``options``, and its first video stream; raises :class:`DecodeError`."""
     try:
-        # by the protocol's name, as a colon in a file's name is no protocol; options of the container alone, as
+        # by the protocol's name, as a colon in a file's name is no protocol; options of the container alone:
         # PyAV 15 crashes with others where streams turn up late
         container = av.open(f"file:{path}", container_options={**_OPTIONS, **options}, **LENIENT)
     except FFmpegError as error:
