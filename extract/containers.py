@@ -8,12 +8,13 @@ that is shorter is refused.
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from errno import EINVAL
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
 from av import logging
-from av.error import ArgumentError
+from av.error import FFmpegError
 
 from clipspm.extract.failures import DecodeError
 
@@ -53,10 +54,11 @@ LENIENT: dict[str, Any] = (
 def open_video(path: Path, **options: str) -> Iterator[tuple[Any, Any]]:
     """The container, by FFmpeg's ``options``, and its first video stream; raises :class:`DecodeError`."""
     try:
-        # by the protocol's name, as a colon in a file's name is no protocol
-        container = av.open(f"file:{path}", options={**_OPTIONS, **options}, **LENIENT)
-    except ArgumentError:
-        found = _format(path)
+        # by the protocol's name, as a colon in a file's name is no protocol; options of the container alone:
+        # PyAV 15 crashes with others where streams turn up late
+        container = av.open(f"file:{path}", container_options={**_OPTIONS, **options}, **LENIENT)
+    except FFmpegError as error:
+        found = _format(path) if error.errno == EINVAL else None
         if found is None:
             raise
         detail = f"its format is {found!r}, accepted are {', '.join(ACCEPTED.values())}"
@@ -88,8 +90,8 @@ def _format(path: Path) -> str | None:
     level = logging.get_level()
     logging.set_level(logging.DEBUG)
     try:
-        with logging.Capture() as lines, suppress(av.FFmpegError):
-            av.open(f"file:{path}", options=_OPTIONS, **LENIENT).close()
+        with logging.Capture() as lines, suppress(FFmpegError):
+            av.open(f"file:{path}", container_options=_OPTIONS, **LENIENT).close()
     finally:
         logging.set_level(level)
     said = "".join(line for _, _, line in lines)
