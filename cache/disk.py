@@ -146,7 +146,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append to a file that is there; nothing is added where there is no room for all of it."""
+    """Append to a file, or begin it; nothing is added where there is no room for all of it."""
+    begins = not path.exists()
     with room_on(path), path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:
@@ -156,6 +157,8 @@ def append(path: Path, data: bytes) -> None:
         except OSError:
             file.truncate(end)
             raise
+    if begins:
+        sync(path.parent)
 
 
 def make_folder(path: Path) -> None:

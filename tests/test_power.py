@@ -1,4 +1,4 @@
-"""A loss of power at any moment: what a cache says it holds is there, and the same command goes on."""
+"""A loss of power at any moment: what a cache or a run says is there is there, and the same command goes on."""
 
 import random
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from clipspm.cache import CacheWriter, open_cache
 from clipspm.cache.disk import append, make_folder, move, sync, sync_all, write_atomically, write_json
@@ -16,8 +17,13 @@ from clipspm.cache.spec import LEDGER
 from clipspm.cache.store import find_store
 from clipspm.cache.verify import verify
 from clipspm.cache.writer import parts_path
+from clipspm.train_heads.doctor import examine
+from clipspm.train_heads.evaluation.evaluate import evaluate
+from clipspm.train_heads.training.train import train
 from tests.power import Disk, PowerLoss
+from tests.synthetic import fake_cache, silent, tiny_config
 from tests.test_cache import SPEC, TEXT, fill, plan_of, suffix, values
+from tests.test_evaluate import real_cache
 from tests.test_integrity import FORMATS, IDS, everything, make
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at open files through /proc")
@@ -98,6 +104,35 @@ def test_at_some_moments(tmp_path: Path, format: str, more: bool) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_at_every_moment(tmp_path: Path, format: str, more: bool) -> None:
     check(tmp_path, format, more, range(10_000), seeds=3)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_a_training_goes_on(tmp_path: Path, seed: int | None) -> None:
+    """At some moments: what is left is a run that goes on to the same weights, or no run yet."""
+    cache = real_cache(tmp_path / "c.zarr", fake_cache())
+    config = tiny_config(episodes=32, val_every=16)
+    whole = train(cache, config, tmp_path / "whole" / "run", log=silent).head.state_dict()
+    evaluate(tmp_path / "whole" / "run", episodes=20, log=silent)
+    for until in range(1 + (seed or 0), 10_000, 7):
+        place = tmp_path / f"{until}"
+        place.mkdir()
+        disk = Disk(place, until)
+        with pytest.MonkeyPatch.context() as patch:
+            disk.follow(patch)
+            with suppress(PowerLoss):
+                train(cache, config, place / "run", log=silent)
+                evaluate(place / "run", episodes=20, log=silent)
+        left = (
+            disk.survivors(tmp_path / f"left-{until}", None if seed is None else random.Random(seed)) / "run"
+        )
+        if (left / "config.json").exists() and (left / "trainer.safetensors").exists():
+            assert not [file for file in examine(left).files if file.state == "damaged"]
+        found = train(cache, config, left, resume=True, log=silent).head.state_dict()
+        evaluate(left, episodes=20, log=silent)
+        assert examine(left).ok
+        assert all(torch.equal(found[name], value) for name, value in whole.items())
+        if disk.flushes <= until:
+            return
 
 
 def test_the_model_forgets_what_was_not_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from clipspm.cache.checked import (
     save_tensors,
     tensors_digest,
 )
-from clipspm.cache.disk import Unreadable, reading, room_on, size_text
+from clipspm.cache.disk import Unreadable, make_folder, reading, room_on, size_text, sync
 from clipspm.cache.home import runs_dir
 from clipspm.cache.lock import alone
 from clipspm.cache.reader import open_cache
@@ -152,7 +152,7 @@ class Run:
                 f"{path} already holds a run: resume it with --resume, or name another --run-dir"
             )
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
         except OSError as error:
             raise UsageError(f"cannot make the run directory {path}: {error.strerror}") from error
         made_for: dict[str, Any] = {"path": None, "class_splits": {}}
@@ -417,7 +417,7 @@ def cache_title(cache: FeatureSource) -> str:
 def one_training(path: Path) -> Iterator[None]:
     """Be the one process that trains in the run directory ``path`` (made here); a second is told by whom."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     except OSError as error:
         raise UsageError(f"cannot make the run directory {path}: {plain(error)}") from error
     doing, holder = f"{path} is being trained", path / ".training.json"
@@ -433,7 +433,9 @@ def default_run_dir(config: TrainConfig, cache: FeatureSource) -> Path:
     for count in range(1, 10_000):
         path = runs_dir() / (name if count == 1 else f"{name}-{count}")
         try:
-            path.mkdir(parents=True)  # taken: another process that asks now gets another one
+            make_folder(path.parent)
+            path.mkdir()  # taken: another process that asks now gets another one
+            sync(path.parent)
         except FileExistsError:
             continue
         except OSError as error:
