@@ -651,7 +651,7 @@ def train_heads(
             else f"{result.val_accuracy:.1%} on {_CHOSEN_ON[result.selection]}"
         )
         out.print(f"run: {run_dir} ({accuracy})")
-        out.print(f"next: clipspm eval {run_dir}")
+        out.print(f"next: clipspm eval {shlex.quote(str(run_dir))}")
 
 
 @app.command("eval")
@@ -926,7 +926,7 @@ def import_checkpoint(
     else:
         out.print(f"run: {out_path} (clip-spm, D = {found.head.dim})")
         out.print(f"next: clipspm extract {taken}")
-        out.print(f"then: clipspm eval {out_path} --cache CACHE")
+        out.print(f"then: clipspm eval {shlex.quote(str(out_path))} --cache CACHE")
 
 
 @app.command()
