@@ -41,7 +41,7 @@ _LATEX = str.maketrans(
         "\\": r"\textbackslash{}",
     }
 )
-_MARKDOWN = str.maketrans({c: "\\" + c for c in "\\|`*_<"})
+_MARKDOWN = str.maketrans({c: "\\" + c for c in "\\|`*_<>[]!#&"})
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ class Table:
         cells = [[cell.translate(_MARKDOWN) for cell in row] for row in (shown.columns, *shown.rows)]
         lines = ["| " + " | ".join(row) + " |" for row in cells]
         lines.insert(1, "|" + "---|" * len(shown.columns))
-        parts = [one_line(self.title), "\n".join(lines), "\n".join(one_line(note) for note in self.notes)]
+        title, *notes = (one_line(text).translate(_MARKDOWN) for text in (self.title, *self.notes))
+        parts = [title, "\n".join(lines), "\n".join(notes)]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def latex(self) -> str:

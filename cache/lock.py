@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from clipspm.cache.disk import room_on
+from clipspm.cache.disk import Unreadable, reading, room_on, write_atomically
 from clipspm.errors import ClipspmError
 
 #: seconds between signs of life, and after how many without one a holder on another host may be dead
@@ -21,7 +21,8 @@ BEAT, DEAD_AFTER = 20.0, 300.0
 
 def writing(cache: Path) -> AbstractContextManager[str]:
     """:func:`alone` as the writer of ``cache``, with files beside it."""
-    lock, holder = (cache.with_name(f".{cache.name}.{end}") for end in ("lock", "writer.json"))
+    place = Path(os.path.realpath(cache))  # whatever links lead to it
+    lock, holder = (place.with_name(f".{place.name}.{end}") for end in ("lock", "writer.json"))
     return alone(lock, holder, f"{cache} is being written")
 
 
@@ -51,8 +52,7 @@ def alone(lock: Path, holder: Path, doing: str, also: str = "") -> Iterator[str]
         done = threading.Event()
         beat = threading.Thread(target=_beat, args=(holder, done), daemon=True)
         try:
-            with room_on(holder):
-                holder.write_text(json.dumps(me))
+            write_atomically(holder, json.dumps(me).encode())
             beat.start()
             yield news
         finally:
@@ -101,8 +101,9 @@ def _beat(holder: Path, done: threading.Event) -> None:
 
 def _read(holder: Path) -> dict[str, Any]:
     try:
-        content = json.loads(holder.read_text())
-    except (OSError, ValueError):
+        with reading(holder):
+            content = json.loads(holder.read_text())
+    except Unreadable:
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -17,6 +17,8 @@ StoreDtype = Literal["fp16", "fp32"]
 FINAL = "final"
 
 _MOST_THREADS = 1024
+#: more is none of a video, and no cache would hold it
+_MOST_FRAMES = 2**16
 #: GiB that a decoding process may take: the same everywhere, as what fails must not depend on it
 MEMORY = 4.0
 #: a worker that does nothing takes about 0.1
@@ -83,6 +85,9 @@ class ExtractConfig:
         for name in ("frames", "views", "batch_size", "shard_size", "min_frames"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name in ("frames", "views"):
+            if getattr(self, name) > _MOST_FRAMES:
+                raise UsageError(f"--{name} must be at most {_MOST_FRAMES}, got {getattr(self, name)}")
         for name in ("limit", "workers", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:

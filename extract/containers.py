@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import av
 from av import logging
 from av.error import FFmpegError
+from av.stream import Disposition
 
 from clipspm.extract.failures import DecodeError
 
@@ -64,15 +65,25 @@ def open_video(path: Path, **options: str) -> Iterator[tuple[Any, Any]]:
         detail = f"its format is {found!r}, accepted are {', '.join(ACCEPTED.values())}"
         raise DecodeError("wrong format", path, detail) from None
     with container:
-        if not container.streams.video:
-            raise DecodeError("no video stream", path, "the file holds no video")
-        stream = container.streams.video[0]
+        stream = _film(container, path)
         if stream.codec_context is None:
             raise DecodeError("unreadable", path, "no decoder for its video codec")
         check_shape(stream.codec_context.height, stream.codec_context.width, path)
         stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # whatever its header says
         stream.codec_context.thread_count = 1  # many workers beat many threads
         yield container, stream
+
+
+#: pictures that go with a film: covers and thumbnails
+_BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails
+
+
+def _film(container: Any, path: Path) -> Any:
+    """The stream that a viewer shows: the default one, else the first; raises :class:`DecodeError`."""
+    found = [stream for stream in container.streams.video if not stream.disposition & _BESIDE]
+    if not found:
+        raise DecodeError("no video stream", path, "the file holds no video")
+    return next((stream for stream in found if stream.disposition & Disposition.default), found[0])
 
 
 def check_shape(height: int, width: int, path: Path) -> None:
@@ -148,7 +159,9 @@ def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _end_of_boxes(file: BinaryIO, there: int, head: bytes) -> int:
-    return max((end for *_, end in _boxes(file, 0, there)), default=0)
+    """Where the last box ends; one of size 0 goes up to the end of the file, wherever that is."""
+    last = max((end for *_, end in _boxes(file, 0, there)), default=0)
+    return 0 if _at(file, last, 8) == bytes(4) + b"mdat" else last
 
 
 def _pictures_elsewhere(file: BinaryIO, there: int) -> str | None:

@@ -18,9 +18,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from clipspm.cache.disk import reading
 from clipspm.cache.home import home
 from clipspm.cache.spec import SPLITS, Plan, Split, VideoRecord
-from clipspm.errors import ClipspmError, UsageError, plain
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.lists import Files, VideoList, read_lists, without_brackets
 from clipspm.extract.suffixes import is_frame_name, is_video_name, stem
 
@@ -410,16 +411,19 @@ def _read_manifest(path: Path) -> list[Row]:
 # --------------------------------------------------------------------------------------------- splits
 
 
+#: bytes of a file of class splits
+_MOST_SPLITS = 2**24
+
+
 def read_splits(path: Path) -> dict[str, Split]:
     """Class splits from a JSON or TOML file, as class name -> split."""
-    try:
+    with reading(path):
+        if path.stat().st_size > _MOST_SPLITS:
+            raise ValueError(f"splits of more than {_MOST_SPLITS} bytes are none")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClipspmError(f"cannot read the splits file {path}: {plain(error)}") from error
-    try:
-        raw: Any = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
-    except ValueError as error:
-        raise ClipspmError(f"{path} is neither valid JSON nor TOML: {error}") from error
+    is_toml = path.suffix.lower() == ".toml"
+    with reading(path, f"is no valid {'TOML' if is_toml else 'JSON'}"):
+        raw: Any = tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=_each_once)
     form = '{"train": [class, ...], "val": [...], "test": [...]}'
     if not isinstance(raw, dict) or not raw:
         raise ClipspmError(f"{path} must hold {form}")
@@ -436,19 +440,35 @@ def read_splits(path: Path) -> dict[str, Split]:
     return found
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{name!r} is there {count} times")
+    return dict(pairs)
+
+
 def apply_splits(class_names: Iterable[str], wanted: Mapping[str, Split], source: Path) -> dict[str, Split]:
-    """Each known class's split, names matched whatever their case and separators."""
+    """Each known class's split, names matched whatever their case and separators if that names one class."""
     names = list(class_names)
-    known = {_key(name): name for name in names}
     splits: dict[str, Split] = dict.fromkeys(names, "none")
+    known: dict[str, list[str]] = {}
+    for name in names:
+        if _key(name) and name not in wanted:
+            known.setdefault(_key(name), []).append(name)
+    named: dict[str, str] = {}
     for name, split in wanted.items():
-        match = name if name in splits else known.get(_key(name))
+        near = [name] if name in splits else known.get(_key(name), [])
+        match = near[0] if len(near) == 1 else None
+        if len(near) > 1:
+            raise ClipspmError(f"{source}: class {name!r} can be {' or '.join(map(repr, near))}: write it so")
+        if match in named:
+            raise ClipspmError(f"{source}: {named[match]!r} and {name!r} are both class {match!r}")
         if match is None:
             raise ClipspmError(
                 f"{source}: class {name!r} has no videos; the classes found are {', '.join(names[:8])}"
                 + (", ..." if len(names) > 8 else "")
             )
-        splits[match] = split
+        splits[match], named[match] = split, name
     return splits
 
 

@@ -367,7 +367,7 @@ def _read_indexed(path: Path, count: int, packets: _Packets, take: _Take) -> Fra
         import decord
     except ImportError:
         return None
-    if _is_rotated(path):
+    if _is_rotated(path) or _has_several(path):
         return None
     try:
         reader = decord.VideoReader(str(path.absolute()), num_threads=1)  # a path, not a protocol
@@ -384,6 +384,12 @@ def _read_indexed(path: Path, count: int, packets: _Packets, take: _Take) -> Fra
     except (decord.DECORDError, RuntimeError, UnicodeEncodeError):  # the last: of its path
         return None
     return Frames(frames, indices, packets.pts_seconds[indices], "decord", total, fps)
+
+
+def _has_several(path: Path) -> bool:
+    """Whether there is more than one stream of pictures, of which decord takes its own choice."""
+    with open_video(path) as (container, _):
+        return len(container.streams.video) > 1
 
 
 def _is_rotated(path: Path) -> bool:

@@ -134,6 +134,25 @@ def refer_to(path: Path, kind: bytes, content: bytes) -> Path:
     return path
 
 
+def add_cover(path: Path, png: bytes) -> Path:
+    """Put a cover picture before the tracks of an MP4 whose index is at the end."""
+
+    def box(name: bytes, *parts: bytes) -> bytes:
+        content = b"".join(parts)
+        return struct.pack(">I4s", 8 + len(content), name) + content
+
+    data = path.read_bytes()
+    at = data.index(b"moov") - 4
+    size = struct.unpack_from(">I", data, at)[0]
+    head = struct.unpack_from(">I", data, at + 8)[0]  # of the movie's header, which comes first
+    cover = box(b"ilst", box(b"covr", box(b"data", struct.pack(">II", 14, 0), png)))
+    kind = box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
+    meta = box(b"udta", box(b"meta", bytes(4), kind, cover))
+    inner = data[at + 8 : at + size]
+    path.write_bytes(data[:at] + box(b"moov", inner[:head], meta, inner[head:]) + data[at + size :])
+    return path
+
+
 TINY_CONFIG = {
     "embed_dim": 16,
     "quick_gelu": True,

@@ -10,12 +10,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image
 
 from clipspm.extract import DecodeError, read_frames
 from clipspm.extract.decode import count_frames
-from tests.hostile import png_of, textured
-from tests.media import hide_start, numbered_frames, refer_to, sequential, write_video
+from tests.hostile import png_of, textured, write_audio
+from tests.media import add_cover, hide_start, numbered_frames, refer_to, sequential, write_video
 
 IN_OPEN = 0x20
 
@@ -217,3 +218,65 @@ def test_frames_of_folders_are_files_of_the_folder_and_images(tmp_path: Path) ->
         with pytest.raises(DecodeError) as caught:
             read_frames(tmp_path / name, 4)
         assert caught.value.category == category
+
+
+def _png(tmp_path: Path) -> bytes:
+    Image.new("RGB", (64, 64), (200, 200, 200)).save(tmp_path / "cover.png")
+    return (tmp_path / "cover.png").read_bytes()
+
+
+def test_a_cover_is_not_taken_for_the_film(tmp_path: Path) -> None:
+    film = write_video(tmp_path / "film.mp4", numbered_frames(20))
+    wanted = read_frames(film, 4)
+    covered = add_cover(write_video(tmp_path / "covered.mp4", numbered_frames(20)), _png(tmp_path))
+    with av.open(str(covered)) as container:
+        assert container.streams.video[0].codec_context.name == "png"
+    for backend in ("auto", "pyav", "decord"):
+        found = read_frames(covered, 4, backend=backend)  # type: ignore[arg-type]
+        assert found.total == wanted.total == 20
+        np.testing.assert_array_equal(found.frames, wanted.frames)
+
+
+def test_a_cover_alone_is_no_video(tmp_path: Path) -> None:
+    path = add_cover(write_audio(tmp_path / "song.mp4", "aac"), _png(tmp_path))
+    with pytest.raises(DecodeError) as caught:
+        read_frames(path)
+    assert caught.value.category == "no video stream"
+
+
+def test_the_default_stream_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "two.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=25) for _ in range(2)]
+        streams[0].disposition, streams[1].disposition = Disposition(0), Disposition.default
+        for number, stream in enumerate(streams):
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuv420p"
+            for image in numbered_frames(5 if number == 0 else 30, 64, 64):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    for backend in ("auto", "pyav", "decord"):
+        assert read_frames(path, 4, backend=backend).total == 30  # type: ignore[arg-type]
+
+
+def test_pictures_that_go_on_to_the_end_of_the_file_are_cut_off(tmp_path: Path) -> None:
+    """A box of size 0 says nothing of its length; how many frames there are is said elsewhere."""
+    options = {"movflags": "+faststart"}
+    path = tmp_path / "open.mp4"
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for image in textured(40, 64, 64):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    at = data.index(b"mdat") - 4
+    data = data[:at] + bytes(4) + data[at + 4 :]
+    path.write_bytes(data)
+    assert read_frames(path, 4).total == 40
+    for share in (0.3, 0.5, 0.7, 0.85):
+        path.write_bytes(data[: at + int(share * (len(data) - at))])
+        with pytest.raises(DecodeError):
+            read_frames(path, 4)

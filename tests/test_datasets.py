@@ -1,6 +1,8 @@
 """What is indexed: the published classes, folders as people have them, splits without leaks."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,7 +104,12 @@ def test_splits_file(tmp_path: Path, form: str) -> None:
         ('{"train": ["a"], "test": ["a"]}', "'a' is in both 'train' and 'test'"),
         ('{"training": ["a"]}', "unknown split 'training'"),
         ('{"train": "a"}', "must be a list"),
-        ("{", "neither valid JSON nor TOML"),
+        ("{", "is no valid JSON"),
+        ('{"train": ["a"], "train": []}', "'train' is there 2 times"),
+        ('{"train": ["A"], "test": ["a"]}', "class 'A' has no videos"),
+        ('{"train": ["B", "b."], "test": ["a"]}', "'B' and 'b.' are both class 'b'"),
+        ('{"train": ["***"], "test": ["a"]}', r"'\*\*\*' has no videos"),
+        ("[" * 100_000, "nested too deeply|is no valid JSON"),
         ("[]", "must hold"),
     ],
 )
@@ -200,7 +207,7 @@ def test_checking_takes_workers_and_paths_as_they_are(tmp_path: Path) -> None:
 
 
 def test_read_splits_of_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ClipspmError, match="cannot read the splits file"):
+    with pytest.raises(ClipspmError, match="cannot read .*none.json: No such file"):
         read_splits(tmp_path / "none.json")
 
 
@@ -291,3 +298,24 @@ def test_hidden_files_are_no_frames(tmp_path: Path) -> None:
         read_frames(tmp_path / "x" / "ghost")
     Image.new("RGB", (8, 8)).save(tmp_path / "x" / "clip" / "1.jpg")
     assert read_frames(tmp_path / "x" / "clip", 2).total == 1
+
+
+def test_a_name_that_may_be_two_classes_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "v", "big step/1.mp4", "Big-Step/1.mp4", "walk/1.mp4")
+    path = tmp_path / "s.json"
+    path.write_text('{"train": ["bigstep"], "test": ["walk"]}')
+    with pytest.raises(ClipspmError, match="'bigstep' can be '.*' or '.*': write it so"):
+        index_dataset("folder", tmp_path / "v", path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes among files")
+def test_what_is_no_regular_file_of_splits_hangs_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "s.json")
+    for place in (tmp_path / "s.json", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ClipspmError, match="cannot read"):
+            read_splits(place)
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(ClipspmError, match=r"large\.json.*bytes"):
+        read_splits(tmp_path / "large.json")

@@ -360,6 +360,38 @@ def test_clocks_that_differ_neither_block_for_ever_nor_let_two_write(
             assert "node17" in news
 
 
+def test_a_link_is_the_same_cache(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "folder" / "c.zarr")
+    with (
+        writing(tmp_path / "folder" / "c.zarr"),
+        pytest.raises(ClipspmError, match="is being written by process"),
+        writing(tmp_path / "link.zarr"),
+    ):
+        pass
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("what", ["link", "pipe", "deep", "folder"])
+def test_what_lies_in_the_place_of_the_holder_is_neither_followed_nor_read(tmp_path: Path, what: str) -> None:
+    holder, secret = tmp_path / ".c.zarr.writer.json", tmp_path / "secret"
+    secret.write_text("precious")
+    if what == "link":
+        holder.symlink_to(secret)
+    elif what == "pipe":
+        os.mkfifo(holder)
+    elif what == "folder":
+        holder.mkdir()
+        with pytest.raises(OSError, match="directory"), writing(tmp_path / "c.zarr"):
+            pass
+        return
+    else:
+        holder.write_text("[" * 100_000)
+    with writing(tmp_path / "c.zarr"):
+        assert json.loads(holder.read_text())["pid"] == os.getpid()
+    assert secret.read_text() == "precious"
+
+
 def test_the_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_module, "BEAT", 0.01)
     holder = tmp_path / ".c.zarr.writer.json"

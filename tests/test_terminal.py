@@ -95,3 +95,10 @@ def test_in_what_commands_say(tmp_path: Path) -> None:
         said = result.stdout + result.stderr
         assert said and all(line.isprintable() for line in said.split("\n")), args
     assert json.loads(clipspm("cache", "info", cache, "--json", home=tmp_path).stdout)["videos"]
+
+
+def test_no_name_is_markup_in_markdown() -> None:
+    name = "![beacon](http://evil/3.png) <script> [a]: b &amp; # *x* _y_"
+    text = Table((name, "n"), [(name, "1")], name, (name,)).markdown()
+    for mark in ("[", "]", "<", ">", "!", "&", "#", "*", "_"):
+        assert all(text[i - 1] == "\\" for i, c in enumerate(text) if c == mark), mark
