@@ -355,10 +355,24 @@ def _read_seeking(path: Path, count: int, packets: _Packets, take: _Take) -> Fra
 
 
 def _upright(frame: Any, converter: VideoReformatter) -> np.ndarray:
-    """A decoded frame as upright RGB, uint8 [H, W, 3]: the display rotation is applied."""
+    """A decoded frame as a viewer shows it, RGB, uint8 [H, W, 3]: by its display matrix."""
     image = converter.reformat(frame, format="rgb24").to_ndarray()
-    turns = round(frame.rotation / 90) % 4  # FFmpeg counts counter-clockwise, and so does rot90
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    matrix = _display_matrix(frame)
+    if matrix is None:
+        return image
+    a, b, c, d = matrix  # x' = a x + c y, y' = b x + d y
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
+    """a, b, c, d of ISO 14496-12 (8.5.2), in units of 2^-16; None where the frame is shown as it is."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return None
+    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+    return (a, b, c, d) if (b, c) != (0, 0) or min(a, d) < 0 else None
 
 
 def _read_indexed(path: Path, count: int, packets: _Packets, take: _Take) -> Frames | None:
@@ -367,7 +381,7 @@ def _read_indexed(path: Path, count: int, packets: _Packets, take: _Take) -> Fra
         import decord
     except ImportError:
         return None
-    if _is_rotated(path) or _has_several(path):
+    if _is_turned(path) or _has_several(path):
         return None
     try:
         reader = decord.VideoReader(str(path.absolute()), num_threads=1)  # a path, not a protocol
@@ -392,9 +406,9 @@ def _has_several(path: Path) -> bool:
         return len(container.streams.video) > 1
 
 
-def _is_rotated(path: Path) -> bool:
+def _is_turned(path: Path) -> bool:
     with open_video(path) as (container, stream):
-        return any(frame.rotation for frame in _first(container.decode(stream)))
+        return any(_display_matrix(frame) for frame in _first(container.decode(stream)))
 
 
 def _first(frames: Iterator[Any]) -> Iterator[Any]:
@@ -450,6 +464,9 @@ def _read_image(path: Path) -> np.ndarray:
             opened = Image.open(path, formats=_IMAGE_KINDS)
         with opened as image:
             check_shape(image.height, image.width, path)
+            if image.mode.startswith(("I", "F")):
+                detail = f"its pixels have more than 8 bits (mode {image.mode}): make a copy with 8"
+                raise DecodeError("wrong format", path, detail)
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except Image.DecompressionBombError as error:
         raise DecodeError("too large", path, plain(error)) from error

@@ -81,17 +81,18 @@ def sequential(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def rotate_mp4(path: Path, degrees_clockwise: int) -> None:
     """Write a display rotation into an MP4's track header, as phones do."""
-    matrices = {
-        90: (0, 1, 0, -1, 0, 0, 0, 0, 1),
-        180: (-1, 0, 0, 0, -1, 0, 0, 0, 1),
-        270: (0, -1, 0, 1, 0, 0, 0, 0, 1),
-    }
+    show_mp4(path, {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees_clockwise])
+
+
+def show_mp4(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Write a display matrix (a, b, c, d: x' = a x + c y, y' = b x + d y) into an MP4's track header."""
+    a, b, c, d = matrix
     data = bytearray(path.read_bytes())
     header = data.index(b"tkhd")
     long_form = data[header + 4] == 1
     start = header + 4 + (52 if long_form else 40)
     scale = (1 << 16, 1 << 16, 1 << 30) * 3
-    values = [v * s for v, s in zip(matrices[degrees_clockwise], scale, strict=True)]
+    values = [v * s for v, s in zip((a, b, 0, c, d, 0, 0, 0, 1), scale, strict=True)]
     data[start : start + 36] = struct.pack(">9i", *values)
     path.write_bytes(bytes(data))
 

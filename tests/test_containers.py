@@ -16,7 +16,7 @@ from PIL import Image
 from clipspm.extract import DecodeError, read_frames
 from clipspm.extract.decode import count_frames
 from tests.hostile import png_of, textured, write_audio
-from tests.media import add_cover, hide_start, numbered_frames, refer_to, sequential, write_video
+from tests.media import add_cover, hide_start, numbered_frames, refer_to, sequential, show_mp4, write_video
 
 IN_OPEN = 0x20
 
@@ -248,7 +248,7 @@ def test_the_default_stream_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "two.mkv"
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("libx264", rate=25) for _ in range(2)]
-        streams[0].disposition, streams[1].disposition = Disposition(0), Disposition.default
+        streams[0].disposition, streams[1].disposition = 0, Disposition.default.value
         for number, stream in enumerate(streams):
             stream.width = stream.height = 64
             stream.pix_fmt = "yuv420p"
@@ -280,3 +280,39 @@ def test_pictures_that_go_on_to_the_end_of_the_file_are_cut_off(tmp_path: Path) 
         path.write_bytes(data[: at + int(share * (len(data) - at))])
         with pytest.raises(DecodeError):
             read_frames(path, 4)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        (i, 0, 0, j) if straight else (0, i, j, 0)
+        for i in (1, -1)
+        for j in (1, -1)
+        for straight in (True, False)
+    ],
+)
+def test_frames_are_as_a_viewer_shows_them(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """All eight ways that a display matrix can turn and mirror; the slow reference moves pixel by pixel."""
+    path = write_video(tmp_path / "v.mp4", textured(8, 32, 48))
+    plain = read_frames(path, 2).frames
+    show_mp4(path, matrix)
+    a, b, c, d = matrix
+    height, width = plain.shape[1:3]
+    shown = np.zeros((2, *((width, height) if b else (height, width)), 3), np.uint8)
+    for y in range(height):
+        for x in range(width):
+            shown[:, b * x + d * y - (b + d < 0), a * x + c * y - (a + c < 0)] = plain[:, y, x]
+    for backend in ("auto", "pyav", "decord"):
+        np.testing.assert_array_equal(read_frames(path, 2, backend=backend).frames, shown)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("I;16", np.uint16), ("I", np.int32), ("F", np.float32)])
+def test_images_of_more_than_8_bits_are_refused(tmp_path: Path, mode: str, dtype: type) -> None:
+    """Which of their values are black and white is not written in them."""
+    image = Image.fromarray(np.arange(64 * 64).reshape(64, 64).astype(dtype))
+    assert image.mode == mode
+    for i in range(3):
+        image.save(tmp_path / f"{i}.png", format="TIFF")
+    with pytest.raises(DecodeError, match=f"more than 8 bits .mode {mode}") as caught:
+        read_frames(tmp_path, 2)
+    assert caught.value.category == "wrong format"
