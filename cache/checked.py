@@ -156,7 +156,7 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", facts: Mapping[str
         try:
             save_file(dict(tensors), aside, {_FACTS: json.dumps({**facts, SHA256: digest})})
         except SafetensorError as error:  # its only words for a full disk or a missing permission
-            code = re.search(r"\(os error (\d+)\)", str(error))
+            code = re.search(r"\b(?:os error|code:) (\d+)\b", str(error))
             raise (OSError(int(code[1]), str(error), str(path)) if code else error) from error
     return digest
 

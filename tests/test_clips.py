@@ -180,11 +180,13 @@ def test_who_resizes_is_part_of_the_fingerprint(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds processes to it")
 def test_memory_does_not_grow_with_the_number_of_frames_and_is_limited(tmp_path: Path) -> None:
     frames = np.repeat(np.repeat(numbered_frames(12, 54, 96), 40, 1), 40, 2)
-    path = write_video(tmp_path / "4k.mp4", frames, options={"preset": "ultrafast", "refs": "1"})
+    path = write_video(tmp_path / "large.mp4", frames, options={"preset": "ultrafast", "refs": "1"})
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as apart:
         taken = apart.submit(memory_taken, path, replace(SETTINGS, frames=16)).result()
     assert taken < (12 / 2 + 8) * frames[0].nbytes  # twelve as they were decoded, and work on one in RGB
     small = write_video(tmp_path / "small.mp4", numbered_frames(9))
+    large = np.repeat(np.repeat(numbered_frames(4, 54, 96), 80, 1), 80, 2)
+    write_video(path, large, options={"preset": "ultrafast", "refs": "1"})
     with DecodePool(SETTINGS, workers=1, timeout=60.0, memory=0.25) as pool:
         kinds = [
             getattr(clip, "category", "ok") for clip in pool.stream([(small, "a"), (path, "b"), (small, "c")])
