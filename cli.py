@@ -1127,7 +1127,7 @@ def _overrides(**given: Any) -> dict[str, Any]:
 def _settings(
     pairs: list[str] | None, option: str = "--set", example: str = "matcher=bimhm"
 ) -> dict[str, Any]:
-    import yaml
+    from clipspm.settings import from_yaml
 
     found = {}
     for pair in pairs or ():
@@ -1135,8 +1135,8 @@ def _settings(
         if not equals:
             raise UsageError(f"{option} {pair!r}: expected KEY=VALUE, for example {example}")
         try:
-            found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            found[key.strip()] = from_yaml(value)
+        except ValueError as error:
             raise UsageError(f"{option} {pair!r}: {value!r} is not a value") from error
     return found
 

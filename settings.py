@@ -11,8 +11,42 @@ from typing import Any, Literal, get_args, get_origin
 SYNONYMS = {"shot": "shots", "ways": "way", "learning_rate": "lr", "batch_size": "batch", "steps": "episodes"}
 
 #: how a value is shown in a message: a nested one can be endless
+_LONGEST_NUMBER = 100
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 80, 80, 80
+
+
+def from_yaml(text: str) -> Any:
+    """The value that a person wrote as YAML; ValueError in one line for what is none.
+
+    A name is there once, and numbers are short: YAML's of base 60, and long ones, take minutes to read.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Refuses what another reader of the file could take for something else."""
+
+    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := [name for name in names if isinstance(name, str) and names.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} is there twice")
+        return dict(loader.construct_mapping(node, deep=True))
+
+    def number(read: Any) -> Any:
+        def short(loader: Any, node: Any) -> Any:
+            if len(node.value) > _LONGEST_NUMBER:
+                raise ValueError(f"a number of {len(node.value)} digits")
+            return read(loader, node)
+
+        return short
+
+    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
+    for kind, read in (("int", Loader.construct_yaml_int), ("float", Loader.construct_yaml_float)):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", number(read))
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is not YAML: {' '.join(str(error).split())}") from error
 
 
 def near(name: str, known: Iterable[str]) -> str:

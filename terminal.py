@@ -5,15 +5,15 @@ from typing import Any
 
 from rich.console import Console
 
-#: marks that turn the direction of the text around them
-_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+#: invisible, but needed: they join letters, and people with what they do
+_JOINERS = frozenset("\u200c\u200d")
 
 
 def escaped(text: str) -> str:
     r"""``text`` with what is not to be seen written out, as in ``\x1b``.
 
-    That is control characters (also the line feed), separators of lines and paragraphs, marks of direction,
-    and surrogates (bytes of file names that are no text).
+    That is control characters (also the line feed), separators of lines and paragraphs, what is invisible or
+    turns the direction of the text around it, and surrogates (bytes of file names that are no text).
     """
     if text.isascii() and text.isprintable():
         return text
@@ -26,7 +26,7 @@ def one_line(text: str) -> str:
 
 
 def _is_hidden(character: str) -> bool:
-    return character in _DIRECTIONS or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    return character not in _JOINERS and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def _written(character: str) -> str:

@@ -263,6 +263,13 @@ def reading(file: Path, problem: str = "") -> Iterator[None]:
         raise Unreadable(file, f"{begins}: {_why(error)}") from error
 
 
+def check_size(file: Path, most: int = 2**28) -> None:
+    """Refuse what is larger than ``most`` bytes before it is read: no list of videos is."""
+    size = file.stat().st_size
+    if size > most:
+        raise Unreadable(file, f"{file} has {size_text(size)}, at most {size_text(most)} are read")
+
+
 def _why(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"it has no {error}"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from clipspm.cache.disk import write_atomically
+from clipspm.cache.disk import check_size, write_atomically
 from clipspm.errors import ClipspmError
 
 SUMS = "SHA256SUMS"
@@ -48,6 +48,7 @@ def broken(cache: Path, *, metadata_only: bool = False) -> list[tuple[str, str]]
         return [(seal.name, f"is {IRREGULAR}")]
     if not seal.is_file():
         return []
+    check_size(seal)
     expected = {}
     wrong = []
     for line in seal.read_bytes().split(b"\n"):

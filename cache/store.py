@@ -37,6 +37,7 @@ from zarr.storage import LocalStore
 from clipspm.cache.disk import (
     DiskFull,
     append,
+    check_size,
     free_bytes,
     hidden,
     remove,
@@ -79,6 +80,8 @@ STAGED = "staged"
 
 _LAYER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _DTYPES = ("float16", "float32")
+#: bytes of a file of a cache that is no array; the ledger of a million videos has half of it
+_MOST_BLOB = 2**30
 #: a chunk of so many bytes is not believed to hold nothing but zeros, which Zarr leaves out
 _MOST_ZEROS = 2**30
 
@@ -257,6 +260,7 @@ class ZarrStore(Store):
         self._guard(file)
         if name == LEDGER and not file.exists():
             return b""
+        check_size(file, _MOST_BLOB)
         return file.read_bytes()
 
     def shape(self, key: str) -> tuple[int, ...]:
@@ -433,7 +437,10 @@ class Hdf5Store(Store):
 
     def blob(self, name: str) -> bytes:
         with h5py.File(self.path, "r") as file:
-            return np.asarray(self._dataset(file, name, ("uint8",))[...]).tobytes()
+            found = self._dataset(file, name, ("uint8",))
+            if found.size > _MOST_BLOB:
+                raise ClipspmError(f"{name} has {found.size} bytes, at most {_MOST_BLOB} are read")
+            return np.asarray(found[...]).tobytes()
 
     def shape(self, key: str) -> tuple[int, ...]:
         with h5py.File(self.path, "r") as file:

@@ -161,7 +161,22 @@ def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]
 def _end_of_boxes(file: BinaryIO, there: int, head: bytes) -> int:
     """Where the last box ends; one of size 0 goes up to the end of the file, wherever that is."""
     last = max((end for *_, end in _boxes(file, 0, there)), default=0)
+    counted = [_end_of_fragments(file, box) for box in _boxes(file, 0, there) if box[0] == b"sidx"]
+    last = max([last, *counted])
     return 0 if _at(file, last, 8) == bytes(4) + b"mdat" else last
+
+
+def _end_of_fragments(file: BinaryIO, box: tuple[bytes, int, int]) -> int:
+    """Where the fragments end that an index counts (ISO 14496-12, 8.16.3); 0 if it counts indices."""
+    _, start, end = box
+    head = _at(file, start, 32)
+    long = head[0] == 1
+    counted = 32 if long else 24
+    offset = int.from_bytes(head[20:28], "big") if long else int.from_bytes(head[16:20], "big")
+    count = int.from_bytes(_at(file, start + counted - 2, 2), "big")
+    table = _at(file, start + counted, 12 * count)
+    sizes = [int.from_bytes(table[i : i + 4], "big") for i in range(0, len(table) - 11, 12)]
+    return 0 if any(size >> 31 for size in sizes) else end + offset + sum(sizes)
 
 
 def _pictures_elsewhere(file: BinaryIO, there: int) -> str | None:
@@ -190,6 +205,39 @@ def _end_of_matroska(file: BinaryIO, there: int, head: bytes) -> int:
         return 0
     size, start = _ebml_size(head, start + 4)
     return start + (size or 0)
+
+
+def _end_of_gif(file: BinaryIO, there: int, head: bytes) -> int:
+    """Blocks follow each other, of parts that state their length; what lies within one is missing."""
+    at = 13 + _colours(head[10])
+    while at < there:
+        block = _at(file, at, 10)
+        if block[0] == 0x3B:
+            return at + 1
+        if block[0] == 0x2C:
+            at += 11 + (_colours(block[9]) if len(block) == 10 else 0)
+        elif block[0] == 0x21:
+            at += 2
+        else:
+            return 0
+        while size := (_at(file, at, 1) or b"\1")[0]:
+            at += 1 + size
+            if at >= there:
+                return at + 1  # and a block that ends it
+        at += 1
+    return at
+
+
+def _colours(flags: int) -> int:
+    """Bytes of a table of colours, if there is one."""
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _end_of_ivf(file: BinaryIO, there: int, head: bytes) -> int:
+    at = int.from_bytes(head[6:8], "little")
+    while at < there and len(frame := _at(file, at, 12)) == 12:
+        at += 12 + int.from_bytes(frame[:4], "little")
+    return at if at >= there else at + 12
 
 
 def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
@@ -294,6 +342,8 @@ _ENDS: tuple[tuple[Callable[[bytes], Any], Callable[[BinaryIO, int, bytes], int]
     (lambda head: head[:4] == b"RIFF" and head[8:12] == b"AVI ", _end_of_avi),
     (lambda head: head.startswith(bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")), _end_of_asf),
     (lambda head: head.startswith(b"FLV"), _end_of_flv),
+    (lambda head: head.startswith((b"GIF87a", b"GIF89a")), _end_of_gif),
+    (lambda head: head.startswith(b"DKIF"), _end_of_ivf),
     (lambda head: head.startswith(b"OggS"), _end_of_ogg),
     (lambda head: head.startswith(b"\0\0\1\xba"), _end_of_mpeg),
     (_transport, _end_of_transport),

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from clipspm.cache.disk import reading
+from clipspm.cache.disk import check_size, reading
 from clipspm.cache.home import home
 from clipspm.cache.spec import SPLITS, Plan, Split, VideoRecord
 from clipspm.errors import ClipspmError, UsageError
@@ -364,9 +364,14 @@ def _family(about: BenchmarkClasses, lists: VideoList, expected: Mapping[str, in
 
 
 def _all_videos(root: Path) -> list[Path]:
-    """Video files, and folders that hold images, anywhere under ``root``."""
+    """Video files, and folders that hold images, under ``root``; each folder once, whatever links do."""
     found: list[Path] = []
+    seen: set[str] = set()
     for place, folders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = sorted(name for name in names if is_video_name(name))
         if not here and any(is_frame_name(name) for name in names):
@@ -385,10 +390,14 @@ def _key(name: str) -> str:
 def _read_manifest(path: Path) -> list[Row]:
     """A CSV file with the columns path, class, split; relative paths start at the CSV's folder."""
     rows: list[Row] = []
-    try:
+    with reading(path, "is not a readable CSV file"):
+        check_size(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            missing = {"path", "class", "split"} - set(reader.fieldnames or ())
+            names = list(reader.fieldnames or ())
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ClipspmError(f"{path} has the column {twice[0]!r} twice")
+            missing = {"path", "class", "split"} - set(names)
             if missing:
                 raise ClipspmError(
                     f"{path} lacks the column {sorted(missing)[0]!r}: a manifest has path, class, split"
@@ -401,8 +410,6 @@ def _read_manifest(path: Path) -> list[Row]:
                 if split not in SPLITS:
                     raise ClipspmError(f"{where}: split {split!r} is none of train, val, test")
                 rows.append((path.parent / row["path"], row["class"], cast(Split, split)))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ClipspmError(f"{path} is not a readable CSV file: {error}") from error
     if not rows:
         raise ClipspmError(f"{path} lists no videos")
     return rows
@@ -418,8 +425,7 @@ _MOST_SPLITS = 2**24
 def read_splits(path: Path) -> dict[str, Split]:
     """Class splits from a JSON or TOML file, as class name -> split."""
     with reading(path):
-        if path.stat().st_size > _MOST_SPLITS:
-            raise ValueError(f"splits of more than {_MOST_SPLITS} bytes are none")
+        check_size(path, _MOST_SPLITS)
         text = path.read_text(encoding="utf-8")
     is_toml = path.suffix.lower() == ".toml"
     with reading(path, f"is no valid {'TOML' if is_toml else 'JSON'}"):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from clipspm.cache.disk import check_size, reading
 from clipspm.cache.spec import Split
 from clipspm.errors import ClipspmError
 from clipspm.extract.suffixes import stem
@@ -178,10 +179,9 @@ def without_brackets(template: str) -> str:
 
 
 def _json(file: Path) -> Any:
-    try:
+    with reading(file, "is not readable JSON"):
+        check_size(file)
         return json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ClipspmError(f"{file} is not readable JSON: {error}") from error
 
 
 def _is_label_file(file: Path) -> bool:
@@ -199,7 +199,8 @@ def _read_labels(file: Path) -> Iterator[Listed]:
 
 
 def _read_kinetics(file: Path) -> Iterator[Listed]:
-    try:
+    with reading(file, "is not a readable CSV file"):
+        check_size(file)
         with file.open(newline="", encoding="utf-8-sig") as content:
             reader = csv.DictReader(content)
             missing = {"label", "youtube_id", "time_start", "time_end"} - set(reader.fieldnames or ())
@@ -215,8 +216,6 @@ def _read_kinetics(file: Path) -> Iterator[Listed]:
                 except (TypeError, ValueError) as error:
                     raise ClipspmError(f"{where}: the times are no numbers") from error
                 yield Listed(f"{row['youtube_id']}_{start:06d}_{end:06d}", row["label"], None, where)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ClipspmError(f"{file} is not a readable CSV file: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------ files

@@ -9,7 +9,7 @@ from typing import get_args
 
 from filelock import FileLock
 
-from clipspm.cache.disk import hidden, write_json
+from clipspm.cache.disk import Unreadable, check_size, hidden, reading, write_json
 from clipspm.cache.home import home
 from clipspm.extract.config import Precision
 
@@ -33,9 +33,12 @@ def remember(key: str, value: str) -> str:
 
 
 def _read() -> dict[str, str]:
+    file = home() / "precision.json"
     try:
-        found = json.loads((home() / "precision.json").read_text())
-    except (OSError, ValueError):
+        with reading(file):
+            check_size(file, 2**20)
+            found = json.loads(file.read_text())
+    except Unreadable:
         return {}
     known = found if isinstance(found, dict) else {}
     return {key: value for key, value in known.items() if value in get_args(Precision)}

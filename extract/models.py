@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from clipspm.cache.disk import check_size, reading
 from clipspm.errors import ClipspmError, UsageError
 
 LOCAL_DIR = "local-dir:"
@@ -57,7 +58,29 @@ def local_config(folder: Path) -> dict[str, Any]:
     """The architecture in a ``local-dir:``; :class:`ClipspmError` if there is none."""
     if not (folder / _CONFIG).is_file():
         raise ClipspmError(f"{LOCAL_DIR}{folder}: no {_CONFIG} there; it needs one beside the weights")
-    try:
-        return dict(json.loads((folder / _CONFIG).read_text())["model_cfg"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ClipspmError(f"{folder / _CONFIG} is not an open_clip configuration: {error}") from error
+    file = folder / _CONFIG
+    with reading(file, "is not an open_clip configuration"):
+        check_size(file, 2**20)
+        config = dict(json.loads(file.read_text())["model_cfg"])
+        _check_sizes(config)
+        tokenizer = config.get("text_cfg", {}).get("tokenizer_kwargs", {})
+        for name in _FOREIGN.intersection(tokenizer):
+            raise ValueError(f"its tokenizer asks for {name}, which would be read or run unseen")
+    return config
+
+
+#: settings of a tokenizer that name another file, or patterns that are run over class names
+_FOREIGN = frozenset({"bpe_path", "additional_special_tokens", "special_tokens"})
+#: no encoder has numbers beyond these: they would be built for ever
+_MOST_LAYERS, _MOST_ANYTHING = 1024, 2**24
+
+
+def _check_sizes(value: Any, name: str = "") -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_sizes(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_sizes(inner, name)
+    elif isinstance(value, int) and value > (_MOST_LAYERS if "layers" in name else _MOST_ANYTHING):
+        raise ValueError(f"{name} is {value}")

@@ -316,3 +316,53 @@ def test_images_of_more_than_8_bits_are_refused(tmp_path: Path, mode: str, dtype
     with pytest.raises(DecodeError, match=f"more than 8 bits .mode {mode}") as caught:
         read_frames(tmp_path, 2)
     assert caught.value.category == "wrong format"
+
+
+def cut(data: bytes, path: Path, shares: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)) -> Iterator[Path]:
+    """``path`` with the first part of ``data``, of several lengths, never just between two blocks."""
+    for share in shares:
+        path.write_bytes(data[: int(share * len(data))])
+        yield path
+
+
+def test_a_gif_that_ends_within_a_picture_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "v.gif"
+    images = [Image.fromarray(image) for image in textured(12, 40, 40)]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=40)
+    data = path.read_bytes()
+    assert read_frames(path, 4).total == 12
+    path.write_bytes(data + bytes(7))  # what follows the end is not read
+    assert read_frames(path, 4).total == 12
+    for part in cut(data, path):
+        with pytest.raises(DecodeError, match="cut off"):
+            read_frames(part, 4)
+
+
+def test_an_ivf_that_ends_within_a_frame_is_cut_off(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.ivf", textured(30, 64, 64), codec="libvpx")
+    data = path.read_bytes()
+    assert read_frames(path, 4).total == 30
+    for part in cut(data, path):
+        with pytest.raises(DecodeError, match="cut off"):
+            read_frames(part, 4)
+
+
+def test_fragments_that_an_index_counts_have_to_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    with av.open(
+        str(path), "w", options={"movflags": "+dash+frag_keyframe+delay_moov+global_sidx"}
+    ) as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "10", "bf": "0"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for image in textured(40, 64, 64):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    assert b"sidx" in data
+    assert read_frames(path, 4).total == 40
+    starts = [i - 4 for i in range(len(data)) if data.startswith(b"moof", i)]
+    for start in starts[1:]:  # clean cuts
+        path.write_bytes(data[:start])
+        with pytest.raises(DecodeError, match="cut off"):
+            read_frames(path, 4)

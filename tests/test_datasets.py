@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.check import check
-from clipspm.extract.datasets import BENCHMARKS, benchmark, index_dataset, read_splits
+from clipspm.extract.datasets import BENCHMARKS, _all_videos, benchmark, index_dataset, read_splits
 from clipspm.extract.decode import count_frames, read_frames
 
 PUBLISHED = {
@@ -317,5 +317,24 @@ def test_what_is_no_regular_file_of_splits_hangs_nobody(tmp_path: Path) -> None:
             read_splits(place)
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(2**33)
-    with pytest.raises(ClipspmError, match=r"large\.json.*bytes"):
+    with pytest.raises(ClipspmError, match=r"large\.json has 8.6 GB"):
         read_splits(tmp_path / "large.json")
+
+
+@pytest.mark.timeout(20)
+def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
+    touch(tmp_path / "v", "a/1.mp4", "b/1.mp4")
+    for i in range(8):
+        (tmp_path / "v" / "a" / f"l{i}").symlink_to(tmp_path / "v")
+    assert sorted(p.name for p in _all_videos(tmp_path / "v")) == ["1.mp4", "1.mp4"]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "m.csv"
+    file.write_text("path,class,split,class\na.mp4,x,train,y\n")
+    with pytest.raises(ClipspmError, match="has the column 'class' twice"):
+        index_dataset("manifest", file)
+    with file.open("wb") as content:
+        content.truncate(2**33)
+    with pytest.raises(ClipspmError, match=r"m\.csv has 8\.6 GB"):
+        index_dataset("manifest", file)

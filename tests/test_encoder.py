@@ -1,6 +1,7 @@
 """The encoder: right layers, unnormalised, the right weights or a clear refusal."""
 
 import hashlib
+import json
 import time
 import warnings
 from pathlib import Path
@@ -261,3 +262,30 @@ def test_the_real_encoder(shared_dir: Path) -> None:
     )
     with pytest.raises(UsageError, match="smaller than the crop of 224"):
         Encoder(f"local-dir:{folder}", None, resize=200)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"vision_cfg": {"layers": 10**9}}, "layers is 1000000000"),
+        ({"vision_cfg": {"width": 10**12}}, "width is 1000000000000"),
+        ({"text_cfg": {"tokenizer_kwargs": {"bpe_path": "/etc/passwd"}}}, "asks for bpe_path"),
+        (
+            {"text_cfg": {"tokenizer_kwargs": {"additional_special_tokens": ["(a|a)*b"]}}},
+            "asks for additional",
+        ),
+    ],
+)
+def test_a_local_configuration_asks_for_nothing_else(tmp_path: Path, change: dict, said: str) -> None:
+    folder = tmp_path / "t"
+    tiny_local_dir(folder)
+    file = folder / "open_clip_config.json"
+    content = json.loads(file.read_text())
+    for part, values in change.items():
+        content["model_cfg"][part].update(values)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ClipspmError, match=said):
+        load_model(f"local-dir:{folder}", None)
+    file.write_text('{"model_cfg": ' + "[" * 100_000)
+    with pytest.raises(ClipspmError, match="open_clip_config.json is not an open_clip configuration"):
+        load_model(f"local-dir:{folder}", None)

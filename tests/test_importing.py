@@ -304,6 +304,17 @@ def save_nan(path: Path) -> None:
     torch.save(as_saved(state), path)
 
 
+def save_with(change: Callable[[Tensor], Tensor], name: str = "motion_conv1.bias") -> Callable[[Path], None]:
+    """A checkpoint with one tensor changed."""
+
+    def save(path: Path) -> None:
+        state = authors_state(head_of())
+        state[name] = change(state[name])
+        torch.save(as_saved(state), path)
+
+    return save
+
+
 def save_ucf(path: Path) -> None:
     torch.save(as_saved(authors_state(head_of("ucf101"))), path)
 
@@ -320,6 +331,12 @@ def save_ucf(path: Path) -> None:
         (save_extra, ("fc.weight", "unknown")),
         (save_without_one, ("motion_conv2.weight", "missing")),
         (save_nan, ("motion_conv2.bias", "not finite")),
+        (save_with(lambda t: t[:1].expand(10**6)), ("motion_conv1.bias", "larger than what it holds")),
+        (save_with(lambda t: t.to(torch.int8)), ("motion_conv1.bias", "int8", "floating point")),
+        (save_with(lambda t: t.to(torch.complex64)), ("motion_conv1.bias", "complex64")),
+        (save_with(lambda t: t.to_sparse()), ("motion_conv1.bias", "no plain tensor")),
+        (save_with(lambda t: torch.empty(t.shape, device="meta")), ("motion_conv1.bias", "no plain tensor")),
+        (save_with(lambda t: t.to(torch.float8_e4m3fn)), ("motion_conv1.bias", "float8_e4m3fn")),
         (save_ucf, ("gate_text.0.weight", "(32, 16)", "(24, 16)", "hmdb51")),
     ],
     ids=lambda value: getattr(value, "__name__", None),

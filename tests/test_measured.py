@@ -1,6 +1,7 @@
 """What was measured is kept, whoever measures at the same time, and nothing fails where it cannot be."""
 
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,6 +32,19 @@ def test_the_first_one_counts_and_what_is_no_precision_does_not(
         (tmp_path / "precision.json").write_text(damaged)
         assert recall("a") is None
         assert remember("a", "fp32") == "fp32" == recall("a")
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_of_measurements_hangs_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path))
+    file = tmp_path / "precision.json"
+    os.mkfifo(file)
+    assert recall("a") is None
+    file.unlink()
+    file.write_text("[" * 100_000)
+    assert remember("a", "bf16") == "bf16" == recall("a")
 
 
 def test_a_home_that_cannot_be_written_to_keeps_nothing(

@@ -15,8 +15,9 @@ from clipspm.cache import open_cache
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract import extract
 from clipspm.extract.datasets import benchmark
+from clipspm.train_heads.episodes import sources as sources_module
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
-from clipspm.train_heads.episodes.files import one_episode, problems, summary
+from clipspm.train_heads.episodes.files import check_claims, one_episode, problems, summary
 from clipspm.train_heads.episodes.pool import Pool
 from clipspm.train_heads.episodes.queries import words_needed
 from clipspm.train_heads.episodes.random import below, blocks, digest, sample_distinct, urn
@@ -303,3 +304,21 @@ def test_episodes_whose_queries_are_of_other_classes_are_not_scored() -> None:
 def test_a_pattern_whose_group_matches_nothing_leaves_a_video_its_own_source() -> None:
     assert source_of("fake", "a/b", "a", r"(x)?") == "a/b"
     assert draw(spec(shot=1, queries=1, sources=r"(x)?"), POOL, 5).hash
+
+
+def test_what_a_file_of_episodes_claims_is_looked_at(tmp_path: Path) -> None:
+    """A file can be sealed with a rule that its episodes do not keep."""
+    drawn = draw(spec(shot=1, queries=1), POOL, 300)
+    claimed = replace(drawn, spec=replace(drawn.spec, sources=PAIRS))
+    with pytest.raises(ClipspmError, match=r"episode \d+ has a query from the source of a support"):
+        check_claims(claimed, POOL)
+    check_claims(draw(spec(shot=1, queries=1, sources=PAIRS), POOL, 300), POOL)
+    with pytest.raises(UsageError, match="is not a regular expression"):
+        check_claims(replace(drawn, spec=replace(drawn.spec, sources="((")), POOL)
+
+
+@pytest.mark.timeout(30)
+def test_a_pattern_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources_module, "_PATIENCE", 0.1)
+    with pytest.raises(UsageError, match="takes more than 0 s on"):
+        source_of("folder", "a" * 60 + "!", "x", "(a|aa)+$")

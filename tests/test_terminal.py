@@ -25,7 +25,8 @@ def test_what_is_not_to_be_seen_is_written_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", [*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), 0x2066]
+    "code",
+    [*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), 0x2066, 0x200B, 0x2060, 0xE0041],
 )
 def test_every_control_character_is(code: int) -> None:
     assert escaped(f"a{chr(code)}b").isprintable()

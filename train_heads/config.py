@@ -14,8 +14,8 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from clipspm.cache.disk import Unreadable, reading, size_text
-from clipspm.errors import UsageError, plain
-from clipspm.settings import near, typed
+from clipspm.errors import UsageError
+from clipspm.settings import from_yaml, near, typed
 from clipspm.train_heads.episodes.random import digest
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.heads.registry import HEADS, check_settings
@@ -28,6 +28,17 @@ DEFAULT_PRESET = "hmdb51"
 _INFORMATIVE = ("recipe", "preset", "device")
 #: bytes of a file of settings beyond which it is none
 _MOST_YAML = 1 << 21
+
+
+#: more is a slip of the hand: it would run for years, or take all memory
+_MOST = {
+    "way": 2**16,
+    "shots": 2**16,
+    "queries": 2**16,
+    "episodes": 2**40,
+    "batch": 2**16,
+    "val_episodes": 2**40,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +93,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not (value >= least and math.isfinite(value)):
                 raise UsageError(f"{name} is {value}; it must be at least {least}")
+        for name, most in _MOST.items():
+            if (value := getattr(self, name)) is not None and value > most:
+                raise UsageError(f"{name} is {value}; it must be at most {most}")
         if self.warmup > 1:
             raise UsageError(f"warmup is {self.warmup}; it is a fraction of the steps, at most 1")
         if self.head not in HEADS:
@@ -151,10 +165,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         with reading(Path(path), "is no configuration"):
             if (size := Path(path).stat().st_size) > _MOST_YAML:
                 raise ValueError(f"it has {size_text(size)}, at most {size_text(_MOST_YAML)} are read")
-            try:
-                content = yaml.safe_load(Path(path).read_text("utf-8"))
-            except yaml.YAMLError as error:
-                raise ValueError(f"it is not YAML: {plain(error)}") from error
+            content = from_yaml(Path(path).read_text("utf-8"))
     except Unreadable as error:
         raise UsageError(str(error)) from error
     if isinstance(content, dict) and isinstance(content.get("config"), dict):

@@ -63,15 +63,24 @@ def read_checkpoint(file: str | Path, preset: str, out: str | Path | None = None
     config = resolve_config(recipe="official", preset=preset)
     if out is not None and holds_run(Path(out)):
         raise UsageError(f"{out} already holds a run: name another --out")
-    try:
+    with reading(file, f"(preset {preset}) is no checkpoint of the head"):
         parameters, tower = split_reference(_load(file))
+        for name, tensor in parameters.items():
+            _check_tensor(name, tensor)
         head = CLIPSPM.from_reference(parameters, **config.head_config)
-    except ValueError as error:
-        raise ClipspmError(f"{file} (preset {preset}): {error}") from error
-    for name, tensor in parameters.items():
-        if not torch.isfinite(tensor).all():
-            raise ClipspmError(f"{file}: {name} holds values that are not finite")
     return ImportedHead(file, preset, head.eval(), tower, config)
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    """ValueError for what is no plain tensor of finite real numbers, in memory as large as its shape."""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+        raise ValueError(f"{name} is no plain tensor")
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected floating point")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{name} has a shape larger than what it holds")
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} holds values that are not finite")
 
 
 def _load(file: Path) -> Mapping[str, Any]:

@@ -37,6 +37,16 @@ def one_episode(episodes: Episodes, number: int) -> dict[str, dict[str, list[str
     return found
 
 
+def check_claims(episodes: Episodes, pool: Pool) -> None:
+    """:class:`ClipspmError` where episodes, on ``pool``, are not of the classes and sources that they say."""
+    episodes.check_classes(pool)
+    if episodes.spec.sources:
+        group = sources(pool, episodes.spec.sources)
+        shared = (group[episodes.query][:, :, None] == group[episodes.support][:, None]).any((1, 2))
+        if shared.any():
+            raise ClipspmError(f"episode {int(shared.argmax())} has a query from the source of a support")
+
+
 def problems(episodes: Episodes, cache: FeatureSource | None = None) -> list[str]:
     """What is wrong, a line each: with the lists themselves, and as episodes of ``cache``."""
     try:
@@ -51,14 +61,9 @@ def problems(episodes: Episodes, cache: FeatureSource | None = None) -> list[str
     pool = Pool.from_cache(cache, spec.split)
     try:
         here = episodes.on(pool)
-        here.check_classes(pool)
+        check_claims(here, pool)
     except ClipspmError as error:
         return [str(error)]
-    if spec.sources:
-        group = sources(pool, spec.sources)
-        shared = (group[here.query][:, :, None] == group[here.support][:, None]).any((1, 2))
-        if shared.any():
-            return [f"episode {int(shared.argmax())} has a query from the source of a support"]
     if draw(spec, pool, len(here)).full_hash != here.full_hash:
         return [
             f"{cache.path} gives other episodes for these settings: its videos or classes are not the same"

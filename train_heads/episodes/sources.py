@@ -6,6 +6,8 @@ the action and its attributes, Kinetics' YouTube id. Clips of Something-Somethin
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,8 @@ from clipspm.train_heads.episodes.pool import Pool
 
 #: the rule of the data set itself; anything else is a regular expression whose first group is the source
 BY_NAME = "name"
+#: seconds that a pattern may take on one name
+_PATIENCE = 2.0
 
 _HMDB_ATTRIBUTES = re.compile(r"_[a-z]_(?:nm|cm)_np\d+_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+$", re.IGNORECASE)
 _UCF_CLIP = re.compile(r"^(.+_g\d+)_c\d+$", re.IGNORECASE)
@@ -53,7 +57,12 @@ _RULES: dict[str, Callable[[str, str], str]] = {
 def source_of(dataset: str, video_id: str, class_name: str, rule: str = BY_NAME) -> str:
     """The source of a video by ``rule``; one whose name does not fit is a source of its own."""
     if rule != BY_NAME:
-        found = _pattern(rule).search(video_id)
+        try:
+            found = _pattern(rule).search(video_id, timeout=_PATIENCE)
+        except TimeoutError:
+            raise UsageError(
+                f"--source-pattern {rule!r} takes more than {_PATIENCE:.0f} s on {video_id!r}"
+            ) from None
         source = None if found is None else found[1] if found.re.groups else found[0]
         return video_id if source is None else source
     if dataset not in _RULES:
@@ -73,8 +82,11 @@ def sources(pool: Pool, rule: str = BY_NAME) -> npt.NDArray[np.int64]:
     return np.unique(np.array(names, dtype=object), return_inverse=True)[1].astype(np.int64)
 
 
-def _pattern(rule: str) -> re.Pattern[str]:
+@lru_cache(maxsize=1)
+def _pattern(rule: str) -> Any:
+    import regex  # unlike re, it stops what takes too long
+
     try:
-        return re.compile(rule)
-    except re.error as error:
+        return regex.compile(rule)
+    except regex.error as error:
         raise UsageError(f"--source-pattern {rule!r} is not a regular expression: {error}") from error

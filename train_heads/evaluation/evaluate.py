@@ -18,6 +18,7 @@ from clipspm.progress import Reporter, Say
 from clipspm.train_heads.config import Precision
 from clipspm.train_heads.episodes.bank import Banks, check_frames
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.episodes.files import check_claims
 from clipspm.train_heads.episodes.pool import FeatureSource, Split
 from clipspm.train_heads.episodes.random import digest
 from clipspm.train_heads.evaluation.leaks import guard_labels, guard_test_classes
@@ -96,7 +97,7 @@ def evaluate(
                 f"the episodes are of {episodes.spec.dataset}, {cache.path} holds {cache.spec.dataset}"
             )
         drawn = episodes.on(bank.pool)
-        drawn.check_classes(bank.pool)
+        check_claims(drawn, bank.pool)
     else:
         spec = EpisodeSpec(
             dataset=cache.spec.dataset,

@@ -1,0 +1,52 @@
+"""What people write into configurations: one meaning, quickly, or one line."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from clipspm.errors import UsageError
+from clipspm.settings import from_yaml
+from clipspm.train_heads.config import read_config_file, resolve_config
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: 1\nb: [1, 2.5, x]", {"a": 1, "b": [1, 2.5, "x"]}),
+        ("1e-3", "1e-3"),  # typed by its setting
+        ("none", "none"),
+        ("base: &b {x: 1}\nmore: {<<: *b, x: 2}", {"base": {"x": 1}, "more": {"x": 2}}),
+        ("", None),
+    ],
+)
+def test_yaml_is_read_as_ever(text: str, value: object) -> None:
+    assert from_yaml(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lr: 0.1\nlr: 0.9", "'lr' is there twice"),
+        ("a: {b: 1, b: 2}", "'b' is there twice"),
+        ("seed: " + ":".join(["1"] * 500_000), "a number of 999999 digits"),
+        ("seed: 0x" + "f" * 100_000, "a number of 100002 digits"),
+        ("lr: 0." + "1" * 100_000, "a number of"),
+        ("a: !!python/object/apply:os.system [id]", "it is not YAML"),
+        ("{", "it is not YAML"),
+    ],
+)
+def test_what_has_two_meanings_or_none_is_refused_at_once(tmp_path: Path, text: str, said: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=said):
+        from_yaml(text)
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UsageError, match=rf"c\.yaml is no configuration: {said}"):
+        read_config_file(tmp_path / "c.yaml")
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("name", ["way", "shots", "queries", "batch", "episodes", "val_episodes"])
+def test_slips_of_the_hand_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is 1000000000000000; it must be at most"):
+        resolve_config(overrides={name: 10**15})
