@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import os
+import re
 import sys
 from collections.abc import Collection
 from importlib.util import find_spec
@@ -63,14 +65,19 @@ def local_config(folder: Path) -> dict[str, Any]:
         check_size(file, 2**20)
         config = dict(json.loads(file.read_text())["model_cfg"])
         _check_sizes(config)
-        tokenizer = config.get("text_cfg", {}).get("tokenizer_kwargs", {})
-        for name in _FOREIGN.intersection(tokenizer):
-            raise ValueError(f"its tokenizer asks for {name}, which would be read or run unseen")
+        _check_tokenizer(config.get("text_cfg", {}).get("tokenizer_kwargs", {}))
     return config
 
 
-#: settings of a tokenizer that name another file, or patterns that are run over class names
-_FOREIGN = frozenset({"bpe_path", "additional_special_tokens", "special_tokens"})
+def _check_tokenizer(settings: dict[str, Any]) -> None:
+    """No vocabulary in another file, which no fingerprint knows; tokens that are words, no patterns."""
+    if settings.get("bpe_path", os.devnull) != os.devnull:
+        raise ValueError(f"its tokenizer reads {settings['bpe_path']!r}, not open_clip's own vocabulary")
+    for token in settings.get("additional_special_tokens", ()):
+        if not re.fullmatch(r"[\w<>/-]+", token):
+            raise ValueError(f"its tokenizer's token {token!r} is a pattern, not a word")
+
+
 #: no encoder has numbers beyond these: they would be built for ever
 _MOST_LAYERS, _MOST_ANYTHING = 1024, 2**24
 
