@@ -57,7 +57,9 @@ class Evil:
 
 
 def test_what_can_unpickle_is_called_nowhere_but_for_tensors_alone() -> None:
-    sources = [p for p in ROOT.rglob("*.py") if p.relative_to(ROOT).parts[0] not in ("tests", "benchmarks")]
+    sources = [*ROOT.glob("*.py")]
+    for package in ("cache", "engines", "extract", "train_heads"):
+        sources += (ROOT / package).rglob("*.py")
     assert len(sources) > 80
     found = {}
     for path in sources:
