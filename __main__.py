@@ -3,7 +3,8 @@
 import os
 import sys
 
-from clipspm.interrupts import INTERRUPTED, leave, never_inside_imports
+from clipspm.errors import Interrupted
+from clipspm.interrupts import leave, never_inside_imports
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
         sys.stderr.write("error: interrupted\n")
         leave()
     except SystemExit as end:
-        if end.code == INTERRUPTED:
+        if end.code == Interrupted.exit_code:
             leave()
         raise
 

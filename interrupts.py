@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-#: exit code of a command that Ctrl-C ended, as shells count it
-INTERRUPTED = 130
+from clipspm.errors import Interrupted
 
 #: seconds that an import may take to its end after Ctrl-C, and between looks at it
 _PATIENCE, _LOOK = 1.0, 0.02
@@ -22,8 +21,8 @@ def never_inside_imports() -> None:
     """From now on, Ctrl-C raises KeyboardInterrupt only outside imports.
 
     A module whose import is cut short fails later with some other error, and some swallow the exception. So
-    what is being imported is waited for, at most a second: then the process ends with :data:`INTERRUPTED`.
-    Where SIGINT is ignored, as in jobs in the background, it stays so.
+    what is being imported is waited for, at most a second: then the process ends with the exit code of
+    an interruption. Where SIGINT is ignored, as in jobs in the background, it stays so.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _Caught())
@@ -69,7 +68,7 @@ def leave() -> None:
     """End the process at once, without what Python does at its end: Ctrl-C can have upset that too."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(INTERRUPTED)
+    os._exit(Interrupted.exit_code)
 
 
 @contextmanager

@@ -408,7 +408,7 @@ def full_disk(place: Place, rooms: Sequence[int] = (0, 20_000, 120_000)) -> Tall
             ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], capture_output=True, check=False
         )
         if mounted.returncode:
-            tally.wrong.append("not tried: this machine lets nobody mount a tmpfs")
+            tally.note("a small disk", "this machine lets nobody mount a tmpfs")
             return tally
         try:
             for name, command in _writers(place, disk):

@@ -381,7 +381,7 @@ def _read_indexed(path: Path, count: int, packets: _Packets, take: _Take) -> Fra
         import decord
     except ImportError:
         return None
-    if _is_turned(path) or _has_several(path):
+    if not _suits_decord(path):
         return None
     try:
         reader = decord.VideoReader(str(path.absolute()), num_threads=1)  # a path, not a protocol
@@ -400,15 +400,11 @@ def _read_indexed(path: Path, count: int, packets: _Packets, take: _Take) -> Fra
     return Frames(frames, indices, packets.pts_seconds[indices], "decord", total, fps)
 
 
-def _has_several(path: Path) -> bool:
-    """Whether there is more than one stream of pictures, of which decord takes its own choice."""
-    with open_video(path) as (container, _):
-        return len(container.streams.video) > 1
-
-
-def _is_turned(path: Path) -> bool:
+def _suits_decord(path: Path) -> bool:
+    """Whether there is one stream of pictures, shown as it is: decord chooses its own, and turns nothing."""
     with open_video(path) as (container, stream):
-        return any(_display_matrix(frame) for frame in _first(container.decode(stream)))
+        shown = _first(container.decode(stream))
+        return len(container.streams.video) == 1 and not any(map(_display_matrix, shown))
 
 
 def _first(frames: Iterator[Any]) -> Iterator[Any]:

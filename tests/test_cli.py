@@ -253,6 +253,7 @@ def test_skipped_videos_are_a_table_and_exit_code_3(
         (("extract", "--dataset", "folder", "--videos", "{videos}", "--model", "{model}", "--out", "/proc/x.zarr"), ("/proc",), 1),
         (("extract",), ("--dataset",), 2),
         (("train-heads", "--cache", "nope.zarr"), ("nope.zarr",), 1),
+        (("doctor", "nowhere"), ("there is no run nowhere",), 2),
         (("train-heads", "--cache", "splits.json"), ("splits.json", "neither"), 1),
         (("train-heads", "--dataset", "ucf101"), ("ucf101", "clipspm extract"), 1),
         (("train-heads", "--cache", "{cache}", "--way", "5"), ("3", "5"), 2),

@@ -14,7 +14,7 @@ from clipspm.cache import open_cache
 from clipspm.cache.disk import remove
 from clipspm.cache.ledger import OUTCOME_FIELDS, Entry, read_ledger
 from clipspm.cache.seal import write_seal
-from clipspm.cache.spec import BLOBS, CLASSES, LEDGER, SPEC, VIDEOS, CacheSpec
+from clipspm.cache.spec import CLASSES, LEDGER, SPEC, VIDEOS, CacheSpec
 from clipspm.cache.store import Hdf5Store, find_store
 from clipspm.cache.transform import convert
 from clipspm.cache.verify import repair, verify
@@ -249,4 +249,3 @@ def test_a_large_chunk_that_is_not_there_takes_no_memory(
     monkeypatch.setattr("clipspm.cache.store._MOST_ZEROS", 100)
     with pytest.raises(ValueError, match="0 bytes of 324"):
         find_store(path).chunk("layers/final", 0, range(4))
-    assert set(BLOBS) == {SPEC, CLASSES, VIDEOS, LEDGER}

@@ -25,6 +25,7 @@ from clipspm.train_heads.runs import (
     STATE,
     Run,
     check_results,
+    known_runs,
     put,
     run_at,
 )
@@ -89,6 +90,8 @@ def examine(path: str | Path) -> Diagnosis:
 def run_to_examine(path: str | Path) -> Path:
     """The run directory ``path``, or of that name under the home; :class:`UsageError` if there is none."""
     path = run_at(path)
+    if not path.exists():
+        raise UsageError(f"there is no run {path}; {known_runs()}")
     if not path.is_dir() or not any(os.path.lexists(path / name) for name in (CONFIG, RESULTS, STATE)):
         raise UsageError(f"{path} is not a run directory: it holds no {CONFIG}")
     return path

@@ -180,7 +180,7 @@ class Run:
         """Read a run directory; ``path`` may also be a name under the home's ``runs/``."""
         path = run_at(path)
         if not path.exists():
-            raise UsageError(f"there is no run {path}; {_known_runs()}")
+            raise UsageError(f"there is no run {path}; {known_runs()}")
         file = path / CONFIG
         if not os.path.lexists(file):
             raise UsageError(f"{path} is not a run directory: it holds no {CONFIG}")
@@ -390,7 +390,7 @@ def holds_run(path: Path) -> bool:
     return any((path / name).exists() for name in (STATE, RESULTS, *_WEIGHTS))
 
 
-def _known_runs() -> str:
+def known_runs() -> str:
     """The newest runs under the home's ``runs/`` by name, for a message."""
     found = sorted(runs_dir().glob("*/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     names = [file.parent.name for file in found]
