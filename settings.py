@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 #: other people's words for a setting, and ours
 SYNONYMS = {"shot": "shots", "ways": "way", "learning_rate": "lr", "batch_size": "batch", "steps": "episodes"}
 
-#: how a value is shown in a message: a nested one can be endless
+#: digits of a number that a person writes
 _LONGEST_NUMBER = 100
+#: how a value is shown in a message: a nested one can be endless
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 80, 80, 80
 
