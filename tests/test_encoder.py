@@ -269,7 +269,10 @@ def test_the_real_encoder(shared_dir: Path) -> None:
     [
         ({"vision_cfg": {"layers": 10**9}}, "layers is 1000000000"),
         ({"vision_cfg": {"width": 10**12}}, "width is 1000000000000"),
-        ({"text_cfg": {"tokenizer_kwargs": {"bpe_path": "/etc/passwd"}}}, "reads '/etc/passwd', not open_clip's own"),
+        (
+            {"text_cfg": {"tokenizer_kwargs": {"bpe_path": "/etc/passwd"}}},
+            "reads '/etc/passwd', not open_clip's own",
+        ),
         (
             {"text_cfg": {"tokenizer_kwargs": {"additional_special_tokens": ["(a|a)*b"]}}},
             "'.*' is a pattern, not a word",
