@@ -403,7 +403,7 @@ def datasets(context: typer.Context, as_json: Json = False) -> None:
     """The five benchmarks with their classes and videos per split."""
     if context.invoked_subcommand is not None:
         return
-    from clipspm.extract.check import benchmarks_table, describe_benchmarks
+    from clipspm.extract.report import benchmarks_table, describe_benchmarks
 
     found = describe_benchmarks()
     if as_json:
@@ -429,8 +429,8 @@ def datasets_check(
     as_json: Json = False,
 ) -> None:
     """Per class: expected, found, missing, unreadable, duplicates, too short, before extracting."""
-    from clipspm.extract.check import check
     from clipspm.extract.datasets import index_dataset
+    from clipspm.extract.report import check
 
     index = index_dataset(dataset, videos, splits, split_files)
     for note in index.notes:

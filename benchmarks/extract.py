@@ -340,8 +340,8 @@ def decoding_seconds(config: "ExtractConfig", encoder: Any, paths: list[Path]) -
 
     And seconds of processors that this process spends on taking them in.
     """
-    from clipspm.extract.clip import NATIVE, ClipSettings
-    from clipspm.extract.workers import DecodePool
+    from clipspm.extract.decode_pool import DecodePool
+    from clipspm.extract.views import NATIVE, ClipSettings
 
     pre = encoder.preprocessing
     native = NATIVE * pre.resize**2 if config.resize_on == "encoder" else 0

@@ -17,10 +17,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from clipspm.errors import ClipspmError, UsageError
-from clipspm.extract.clip import Clip, Cut
 from clipspm.extract.config import FINAL, Precision
 from clipspm.extract.measured import recall, remember
 from clipspm.extract.prompts import fill
+from clipspm.extract.views import Clip, Cut
 from clipspm.extract.weights import LoadedModel, load_model
 from clipspm.progress import track
 

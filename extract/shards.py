@@ -23,10 +23,10 @@ from clipspm.cache.spec import CacheSpec, VideoRecord
 from clipspm.cache.staging import is_staged, stage
 from clipspm.engines.allocator import keep_pages
 from clipspm.errors import ClipspmError
-from clipspm.extract.clip import NATIVE, Clip, ClipSettings
+from clipspm.extract.decode_pool import DecodePool
 from clipspm.extract.encoder import Encoder, Underway
 from clipspm.extract.failures import DecodeError
-from clipspm.extract.workers import DecodePool
+from clipspm.extract.views import NATIVE, Clip, ClipSettings
 
 _FP16_MAX = 65504.0
 

@@ -22,15 +22,15 @@ ROOT = Path(__file__).parents[1]
 
 #: what some file names make a decode worker do, by way of a module that it imports as it starts
 _MISCHIEF = """
-import clipspm.extract.clip as clip, os, time
-plain = clip.read_frames
+import clipspm.extract.views as views, os, time
+plain = views.read_frames
 def read(path, *args, **options):
     if "hangs" in str(path): time.sleep(600)
     if "dies" in str(path): os.kill(os.getpid(), 11)
     if "is killed" in str(path): os.kill(os.getpid(), 9)
-    if "eats memory" in str(path): clip.np.ones(2**33)  # 64 GiB
+    if "eats memory" in str(path): views.np.ones(2**33)  # 64 GiB
     return plain(path, *args, **options)
-clip.read_frames = read
+views.read_frames = read
 """
 MISCHIEF = {
     "hangs": "timeout",

@@ -4,8 +4,8 @@ import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from clipspm.extract.clip import ClipSettings, load_clip
 from clipspm.extract.measured import remember
+from clipspm.extract.views import ClipSettings, load_clip
 
 
 def remember_many(process: int) -> list[str]:

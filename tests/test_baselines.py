@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipspm.train_heads.heads import HEADS, BaseClasses, Head, build_head
-from clipspm.train_heads.heads.clip_fsar import CLIPFSAR
-from clipspm.train_heads.heads.cpm import CPM, best_assignment
 from clipspm.train_heads.heads.episode import Episode
-from clipspm.train_heads.heads.trx import TRX
+from clipspm.train_heads.heads.peers.clip_fsar import CLIPFSAR
+from clipspm.train_heads.heads.peers.cpm import CPM, best_assignment
+from clipspm.train_heads.heads.peers.trx import TRX
 
 E, C, T, D = 2, 3, 4, 16
 TRAINED = ("clip-spm", "clip-fsar", "trx", "cpm", "semantic-prompt")

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from clipspm.cache import open_cache
 from clipspm.errors import ClipspmError
-from clipspm.extract import ExtractConfig, extract, workers
-from clipspm.extract.clip import Clip, ClipSettings, load_clip
+from clipspm.extract import ExtractConfig, decode_pool, extract
+from clipspm.extract.decode_pool import DecodePool
 from clipspm.extract.encoder import Encoder
-from clipspm.extract.workers import DecodePool
+from clipspm.extract.views import Clip, ClipSettings, load_clip
 from tests.campaigns import tiny_config
 from tests.media import numbered_frames, tiny_local_dir, write_video
 from tests.processes import memory_taken
@@ -63,18 +63,18 @@ def test_clips_come_through_shared_memory_as_they_are(paths: list[Path], native:
 def test_clips_are_the_same_where_no_memory_is_shared(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    monkeypatch.setattr(workers, missing, lambda *arguments: "" if missing == "_place" else None)
+    monkeypatch.setattr(decode_pool, missing, lambda *arguments: "" if missing == "_place" else None)
     with DecodePool(SETTINGS, workers=1, timeout=30.0) as pool:
         assert pool._free == []
         check(pool, paths[:5])
 
 
 def test_shared_memory_is_bounded(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_MOST_SHARED", 2 * SETTINGS.most_bytes + 1)
+    monkeypatch.setattr(decode_pool, "_MOST_SHARED", 2 * SETTINGS.most_bytes + 1)
     with DecodePool(SETTINGS, workers=1, timeout=30.0) as pool:
         assert len(pool._free) == 2  # of three
         check(pool, paths)
-    monkeypatch.setattr(workers, "_MOST_SHARED", 0)
+    monkeypatch.setattr(decode_pool, "_MOST_SHARED", 0)
     with DecodePool(SETTINGS, workers=1, timeout=30.0) as pool:
         check(pool, paths[:4])
 
@@ -115,7 +115,7 @@ def test_workers_that_cannot_start_are_one_clear_line(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import clipspm.extract.workers as w, os\nw._mapped = lambda *a: os._exit(9)\n"
+        "import clipspm.extract.decode_pool as w, os\nw._mapped = lambda *a: os._exit(9)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with (

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipspm.errors import ClipspmError, UsageError
-from clipspm.extract.check import check
 from clipspm.extract.datasets import BENCHMARKS, _all_videos, benchmark, index_dataset, read_splits
 from clipspm.extract.decode import count_frames, read_frames
+from clipspm.extract.report import check
 
 PUBLISHED = {
     "hmdb51": ((31, 10, 10), (4280, 1194, 1292)),

@@ -22,8 +22,8 @@ from clipspm.extract.demo import CLASSES, DEMO_SPLITS, PAIRS, demo_splits, rende
 from clipspm.extract.demo.actions import FRAMES, draw_action
 from clipspm.extract.demo.render import draw_clip
 from clipspm.extract.demo.shapes import KINDS, SYMMETRY, Thing, coverage
-from clipspm.extract.demo.stills import WORDS, draw_stills
-from clipspm.extract.demo.train_encoder import clip_config, to_input, train
+from tools.stills import WORDS, draw_stills
+from tools.train_encoder import clip_config, to_input, train
 
 FOLDER = Path(tiny_clip_source().removeprefix("local-dir:"))
 

@@ -16,8 +16,8 @@ from clipspm.cache import open_cache
 from clipspm.cache.verify import repair, verify
 from clipspm.errors import ClipspmError
 from clipspm.extract import ExtractConfig, extract, read_frames
-from clipspm.extract.clip import Clip, ClipSettings, load_clip, resized_shape
-from clipspm.extract.workers import DecodePool
+from clipspm.extract.decode_pool import DecodePool
+from clipspm.extract.views import Clip, ClipSettings, load_clip, resized_shape
 from tests.media import TINY_CONFIG, numbered_frames, tiny_local_dir, write_video
 
 
@@ -142,7 +142,7 @@ def test_a_hanging_or_dying_decoder_costs_one_video(
     settings = ClipSettings(2, 1, 37, 32, "bicubic", False, 1)
     # a module that the workers import decides what some names do
     (tmp_path / "sitecustomize.py").write_text(
-        "import clipspm.extract.clip as c, os, time\n"
+        "import clipspm.extract.views as c, os, time\n"
         "plain = c.read_frames\n"
         "def read(path, *a, **k):\n"
         "    if 'hang' in str(path): time.sleep(60)\n"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from clipspm.cache.spec import CacheSpec
-from clipspm.extract import ExtractConfig, extract, shards, workers
-from clipspm.extract.clip import ClipSettings
+from clipspm.extract import ExtractConfig, decode_pool, extract, shards
+from clipspm.extract.decode_pool import DecodePool
 from clipspm.extract.encoder import Encoder, Underway
-from clipspm.extract.workers import DecodePool
+from clipspm.extract.views import ClipSettings
 from tests.campaigns import tiny_config
 from tests.media import numbered_frames, write_video
 
@@ -27,7 +27,7 @@ BATCHES = [5, 5, 5, 1, 5, 5, 5, 1, 4]
 #: what a decode worker does as it starts: leave a line for every file it opens and every video it reads
 _COUNTING = """
 import av, os
-import clipspm.extract.clip as clip, clipspm.extract.decode as decode
+import clipspm.extract.views as views, clipspm.extract.decode as decode
 def told(name, plain):
     def call(path, *args, **options):
         with open(os.environ["CLIPSPM_TEST_COUNTS"], "a") as file:
@@ -36,7 +36,7 @@ def told(name, plain):
     return call
 av.open = told("open", av.open)
 decode._decode = told("decode", decode._decode)
-clip.read_frames = told("read", clip.read_frames)
+views.read_frames = told("read", views.read_frames)
 """
 
 
@@ -173,10 +173,10 @@ def test_decoders_run_ahead_by_a_bounded_number(tmp_path: Path) -> None:
 def test_pixels_do_not_go_through_the_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", numbered_frames(8, 240, 320))
     settings = ClipSettings(8, 1, 256, 224, "bicubic", False, 1)
-    monkeypatch.setattr(workers, "_slots", np.empty((2, settings.most_bytes), np.uint8))
-    clip, shape = workers._load(path, "a", settings, 1)
+    monkeypatch.setattr(decode_pool, "_slots", np.empty((2, settings.most_bytes), np.uint8))
+    clip, shape = decode_pool._load(path, "a", settings, 1)
     assert shape == (1, 8, 224, 224, 3) and len(pickle.dumps(clip)) < 1000
-    assert len(pickle.dumps(workers._load(path, "a", settings, None))) > 10**6
+    assert len(pickle.dumps(decode_pool._load(path, "a", settings, None))) > 10**6
 
 
 def test_the_result_says_how_busy_each_stage_was(config: ExtractConfig) -> None:

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipspm.train_heads.heads import CLIPSPM, BaseClasses, CLIPSPMConfig, HeadOutput, build_head, load_preset
-from clipspm.train_heads.heads.blocks import sinusoidal_positions
-from clipspm.train_heads.heads.config import PRESETS, make_config
-from clipspm.train_heads.heads.dropout import Dropout
-from clipspm.train_heads.heads.hsmr import MotionFeatures, MovingFrames
-from clipspm.train_heads.heads.matching import matcher, otam
+from clipspm.train_heads.heads.clipspm.config import PRESETS, make_config
+from clipspm.train_heads.heads.clipspm.hsmr import MotionFeatures, MovingFrames
+from clipspm.train_heads.heads.parts.attention import sinusoidal_positions
+from clipspm.train_heads.heads.parts.dropout import Dropout
+from clipspm.train_heads.heads.parts.matching import matcher, otam
 
 E, C, T, D = 2, 3, 4, 16
 LABELS = torch.tensor([[2, 0, 1, 0, 0, 1], [1, 2, 2, 0, 2, 2]])

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from clipspm.train_heads.heads import CLIPSPM
-from clipspm.train_heads.heads.reference import to_reference
+from clipspm.train_heads.heads.clipspm.reference import to_reference
 
 FILES = ("hmdb51_5way_1shot", "kinetics_5way_5shot")
 

@@ -18,7 +18,7 @@ from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.encoder import Encoder
 from clipspm.extract.tower import infer_architecture, save_encoder
 from clipspm.train_heads import CLIPSPM, Run, evaluate, train
-from clipspm.train_heads.heads.config import make_config
+from clipspm.train_heads.heads.clipspm.config import make_config
 from clipspm.train_heads.import_checkpoint import read_checkpoint
 from tests.media import TINY_CONFIG, numbered_frames, register_architecture, write_video
 from tests.synthetic import fake_cache, silent, tiny_config

@@ -37,7 +37,7 @@ def test_no_module_of_ours_calls_what_is_deprecated() -> None:
 @pytest.mark.parametrize(
     "modules",
     [
-        ("clipspm.extract.workers", "clipspm.extract.clip"),  # every decoding process
+        ("clipspm.extract.decode_pool", "clipspm.extract.views"),  # every decoding process
         ("clipspm.errors",),
     ],
 )

@@ -12,9 +12,9 @@ from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
 from clipspm.train_heads.episodes.pool import Pool
 from clipspm.train_heads.evaluation.evaluate import evaluate
 from clipspm.train_heads.heads.base import HeadOutput
+from clipspm.train_heads.heads.clipspm.pieces import Projected
+from clipspm.train_heads.heads.clipspm.recall import Recalled
 from clipspm.train_heads.heads.episode import Episode
-from clipspm.train_heads.heads.pieces import Projected
-from clipspm.train_heads.heads.recall import Recalled
 from clipspm.train_heads.heads.registry import HEADS, build_head
 from clipspm.train_heads.runs import Run
 from clipspm.train_heads.training.loop import Trainer

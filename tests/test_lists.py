@@ -16,9 +16,9 @@ from clipspm.cache.reader import Coverage
 from clipspm.cache.transform import convert
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract import ExtractConfig, extract
-from clipspm.extract.check import check
 from clipspm.extract.datasets import benchmark, index_dataset
 from clipspm.extract.lists import read_lists
+from clipspm.extract.report import check
 from tests.campaigns import tiny_config
 from tests.media import numbered_frames, write_video
 

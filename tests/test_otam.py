@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipspm.train_heads.heads.matching import MATCHERS, matcher
-from clipspm.train_heads.heads.otam import frame_distance, otam_distance
+from clipspm.train_heads.heads.parts.matching import MATCHERS, matcher
+from clipspm.train_heads.heads.parts.otam import frame_distance, otam_distance
 
 #: no bound: the log domain; a bound of 2: plain sums where they are safe
 BOUNDS = (None, 2.0)

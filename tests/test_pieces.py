@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from clipspm.train_heads.heads import pieces
-from clipspm.train_heads.heads.blocks import Block
-from clipspm.train_heads.heads.fusion import SemanticFusion
+from clipspm.train_heads.heads.clipspm import pieces
+from clipspm.train_heads.heads.clipspm.fusion import SemanticFusion
+from clipspm.train_heads.heads.parts.attention import Block
 
 D = 12
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from clipspm.cache.reader import home_table
 from clipspm.errors import UsageError
-from clipspm.extract.check import CheckReport, ClassReport, benchmarks_table, describe_benchmarks
+from clipspm.extract.report import CheckReport, ClassReport, benchmarks_table, describe_benchmarks
 from clipspm.tables import Table
 from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
 from clipspm.train_heads.episodes.pool import Pool

@@ -33,8 +33,8 @@ from .experiments.results import collect as collect
 from .experiments.rows import ablation_rows as ablation_rows
 from .heads.base import Head as Head
 from .heads.base import HeadOutput as HeadOutput
-from .heads.clipspm import CLIPSPM as CLIPSPM
-from .heads.otam import otam_distance as otam_distance
+from .heads.clipspm.head import CLIPSPM as CLIPSPM
+from .heads.parts.otam import otam_distance as otam_distance
 from .heads.registry import HEADS as HEADS
 from .heads.registry import build_head as build_head
 from .runs import Run as Run

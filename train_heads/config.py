@@ -17,6 +17,7 @@ from clipspm.cache.disk import Unreadable, reading, size_text
 from clipspm.errors import UsageError
 from clipspm.settings import from_yaml, near, typed
 from clipspm.train_heads.episodes.random import digest
+from clipspm.train_heads.heads.clipspm.config import PRESETS, load_preset
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.heads.registry import HEADS, check_settings
 
@@ -124,30 +125,19 @@ class TrainConfig:
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
-    return _data_names("recipes")
+    root = resources.files("clipspm.train_heads") / "recipes"
+    return sorted(item.name.removesuffix(".yaml") for item in root.iterdir() if item.name.endswith(".yaml"))
 
 
 def load_recipe(name: str) -> dict[str, Any]:
     """A recipe: ``train`` (values of :class:`TrainConfig`), ``presets`` (the same, by preset), and ``heads``:
     by head, ``train`` and ``config`` (settings of the head). ``extends`` names a recipe to start from."""
-    recipe = _data("recipes", name)
+    if name not in (names := recipe_names()):
+        raise UsageError(f"unknown recipe {name!r}{near(name, names)}")
+    file = resources.files("clipspm.train_heads") / "recipes" / f"{name}.yaml"
+    recipe: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
     parent = recipe.pop("extends", None)
     return _merged(load_recipe(parent), recipe) if parent else recipe
-
-
-def _data_names(folder: str) -> list[str]:
-    root = resources.files("clipspm.train_heads").joinpath(folder)
-    return sorted(item.name.removesuffix(".yaml") for item in root.iterdir() if item.name.endswith(".yaml"))
-
-
-def _data(folder: str, name: str) -> dict[str, Any]:
-    """A data file of the package."""
-    names = _data_names(folder)
-    if name not in names:
-        raise UsageError(f"unknown {folder.removesuffix('s')} {name!r}{near(name, names)}")
-    text = resources.files("clipspm.train_heads").joinpath(f"{folder}/{name}.yaml").read_text("utf-8")
-    content: dict[str, Any] = yaml.safe_load(text)
-    return content
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +185,7 @@ def resolve_config(
     chosen_recipe = recipe or flags.pop("recipe", None) or given.pop("recipe", None) or "default"
     chosen_preset = preset or flags.pop("preset", None) or given.pop("preset", None)
     if chosen_preset is None:
-        chosen_preset = dataset if dataset in _data_names("presets") else DEFAULT_PRESET
+        chosen_preset = dataset if dataset in PRESETS else DEFAULT_PRESET
     head = flags.get("head") or given.get("head") or DEFAULT_HEAD
     data = load_recipe(chosen_recipe)
     for_head = data.get("heads", {}).get(head, {})
@@ -206,7 +196,9 @@ def resolve_config(
     ] + [given, flags]
     settings = dict(for_head.get("config", {}))
     if head == DEFAULT_HEAD:
-        settings |= _data("presets", chosen_preset)
+        if chosen_preset not in PRESETS:
+            raise UsageError(f"unknown preset {chosen_preset!r}{near(chosen_preset, PRESETS)}")
+        settings |= load_preset(chosen_preset)
     for layer in layers:
         settings |= layer.pop("head_config", {})
     values = {k: v for layer in layers for k, v in layer.items()}

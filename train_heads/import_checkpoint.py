@@ -18,8 +18,8 @@ from clipspm.cache.checked import file_digest
 from clipspm.cache.disk import DiskFull, reading
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.config import TrainConfig, resolve_config
-from clipspm.train_heads.heads.clipspm import CLIPSPM
-from clipspm.train_heads.heads.reference import split_reference
+from clipspm.train_heads.heads.clipspm.head import CLIPSPM
+from clipspm.train_heads.heads.clipspm.reference import split_reference
 from clipspm.train_heads.runs import CONFIG, HeadShape, Run, holds_run
 
 #: frames per video in the authors' code; the head itself takes any number

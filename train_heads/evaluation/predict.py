@@ -20,8 +20,8 @@ from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.stats import accuracies
 from clipspm.train_heads.heads.base import BaseClasses, Head, HeadOutput
+from clipspm.train_heads.heads.clipspm.recall import Recalled
 from clipspm.train_heads.heads.protocol import Protocol
-from clipspm.train_heads.heads.recall import Recalled
 
 _RECALL_LIMIT = 1.5e9  # bytes of what is known of videos before they are scored
 _TUNE_LIMIT = 64  # more combinations than this are searched one setting at a time

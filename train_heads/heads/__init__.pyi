@@ -1,9 +1,9 @@
 from .base import BaseClasses as BaseClasses
 from .base import Head as Head
 from .base import HeadOutput as HeadOutput
-from .clipspm import CLIPSPM as CLIPSPM
-from .config import CLIPSPMConfig as CLIPSPMConfig
-from .config import load_preset as load_preset
-from .otam import otam_distance as otam_distance
+from .clipspm.config import CLIPSPMConfig as CLIPSPMConfig
+from .clipspm.config import load_preset as load_preset
+from .clipspm.head import CLIPSPM as CLIPSPM
+from .parts.otam import otam_distance as otam_distance
 from .registry import HEADS as HEADS
 from .registry import build_head as build_head

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from clipspm.train_heads.heads.checks import check_episode
+from clipspm.train_heads.heads.clipspm.recall import Recalled
 from clipspm.train_heads.heads.episode import BaseClasses, Episode
-from clipspm.train_heads.heads.otam import full
+from clipspm.train_heads.heads.parts.otam import full
 from clipspm.train_heads.heads.protocol import Protocol
-from clipspm.train_heads.heads.recall import Recalled
 
 #: the reference sums the cross-entropy over queries and over the 16 episodes of an optimiser step, and
 #: divides by 16; so one episode contributes its sum / 16, however many queries it has

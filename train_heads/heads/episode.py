@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipspm.train_heads.heads.otam import full
+from clipspm.train_heads.heads.clipspm.recall import Recalled
+from clipspm.train_heads.heads.parts.otam import full
 from clipspm.train_heads.heads.protocol import Protocol
-from clipspm.train_heads.heads.recall import Recalled
 
 
 @dataclass(frozen=True)

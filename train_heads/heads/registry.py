@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from clipspm.settings import near, typed
-from clipspm.train_heads.heads.config import make_config
+from clipspm.train_heads.heads.clipspm.config import make_config
 
 if TYPE_CHECKING:
     from clipspm.train_heads.heads.base import Head
@@ -36,40 +36,40 @@ class HeadEntry:
 _HERE = "clipspm.train_heads.heads"
 
 HEADS: dict[str, HeadEntry] = {
-    "clip-spm": HeadEntry("CLIP-SPM: HSMR, SPM and PADM (arXiv 2512.19036)", f"{_HERE}.clipspm:CLIPSPM"),
+    "clip-spm": HeadEntry("CLIP-SPM: HSMR, SPM and PADM (arXiv 2512.19036)", f"{_HERE}.clipspm.head:CLIPSPM"),
     "clip-fsar": HeadEntry(
-        "class texts with supports, OTAM (arXiv 2303.02982)", f"{_HERE}.clip_fsar:CLIPFSAR"
+        "class texts with supports, OTAM (arXiv 2303.02982)", f"{_HERE}.peers.clip_fsar:CLIPFSAR"
     ),
-    "cpm": HeadEntry("compound prototype matching (arXiv 2207.05515)", f"{_HERE}.cpm:CPM"),
-    "trx": HeadEntry("cross-attention of frame tuples (arXiv 2101.06184)", f"{_HERE}.trx:TRX"),
+    "cpm": HeadEntry("compound prototype matching (arXiv 2207.05515)", f"{_HERE}.peers.cpm:CPM"),
+    "trx": HeadEntry("cross-attention of frame tuples (arXiv 2101.06184)", f"{_HERE}.peers.trx:TRX"),
     "semantic-prompt": HeadEntry(
         "class texts prompt the supports (arXiv 2303.14123)",
-        f"{_HERE}.semantic_prompt:SemanticPrompt",
+        f"{_HERE}.peers.semantic_prompt:SemanticPrompt",
     ),
     "otam": HeadEntry(
-        "ordered temporal alignment (arXiv 1906.11415)", f"{_HERE}.training_free:OTAM", trained=False
+        "ordered temporal alignment (arXiv 1906.11415)", f"{_HERE}.peers.training_free:OTAM", trained=False
     ),
     "frame-cosine": HeadEntry(
         "cosine of frames at the same index",
-        f"{_HERE}.training_free:FrameCosine",
+        f"{_HERE}.peers.training_free:FrameCosine",
         {"centered": False},
         trained=False,
     ),
     "frame-cosine-centered": HeadEntry(
         "the same on frames minus their clip's mean",
-        f"{_HERE}.training_free:FrameCosine",
+        f"{_HERE}.peers.training_free:FrameCosine",
         {"centered": True},
         trained=False,
     ),
     "prototype": HeadEntry(
-        "cosine of mean frames, blind to order", f"{_HERE}.training_free:Prototype", trained=False
+        "cosine of mean frames, blind to order", f"{_HERE}.peers.training_free:Prototype", trained=False
     ),
     "zero-shot": HeadEntry(
-        "cosine with the class texts, supports unused", f"{_HERE}.training_free:ZeroShot", trained=False
+        "cosine with the class texts, supports unused", f"{_HERE}.peers.training_free:ZeroShot", trained=False
     ),
     "tip-adapter": HeadEntry(
         "texts and a cache of supports (arXiv 2111.03930)",
-        f"{_HERE}.training_free:TipAdapter",
+        f"{_HERE}.peers.training_free:TipAdapter",
         trained=False,
     ),
 }

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clipspm.train_heads.heads import pieces
-from clipspm.train_heads.heads.blocks import Block
+from clipspm.train_heads.heads.clipspm import pieces
 from clipspm.train_heads.heads.episode import Episode
-from clipspm.train_heads.heads.matching import Matcher
+from clipspm.train_heads.heads.parts.attention import Block
+from clipspm.train_heads.heads.parts.matching import Matcher
 
 
 @dataclass(frozen=True)

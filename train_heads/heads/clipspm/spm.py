@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from clipspm.train_heads.heads.blocks import FeedForward
-from clipspm.train_heads.heads.config import Prompt
+from clipspm.train_heads.heads.clipspm.config import Prompt
+from clipspm.train_heads.heads.parts.attention import FeedForward
 
 
 class PromptGenerator(nn.Module):

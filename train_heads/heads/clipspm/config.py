@@ -134,7 +134,7 @@ def _preset_values(name: str) -> dict[str, Any]:
     name = _ALIASES.get(name, name)
     if name not in PRESETS:
         raise ValueError(f"preset: found {name!r}; needed one of {', '.join(PRESETS)}")
-    path = files("clipspm.train_heads") / "presets" / f"{name}.yaml"
+    path = files("clipspm.train_heads.heads.clipspm") / "presets" / f"{name}.yaml"
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert isinstance(values, dict)
     return values

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .shapes import (
+from clipspm.extract.demo.shapes import (
     KINDS,
     SIDE,
     SYMMETRY,

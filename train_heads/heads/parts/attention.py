@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipspm.train_heads.heads.dropout import Dropout
+from clipspm.train_heads.heads.parts.dropout import Dropout
 
 
 class FeedForward(nn.Module):

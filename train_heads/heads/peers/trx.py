@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from clipspm.train_heads.heads.base import Head, HeadOutput
-from clipspm.train_heads.heads.blocks import sinusoidal_positions
 from clipspm.train_heads.heads.episode import Episode
-from clipspm.train_heads.heads.otam import full
+from clipspm.train_heads.heads.parts.attention import sinusoidal_positions
+from clipspm.train_heads.heads.parts.otam import full
 
 #: sets of frames per clip beyond which no memory would hold their attention
 _MOST_TUPLES = 100_000

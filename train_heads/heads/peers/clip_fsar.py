@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from clipspm.train_heads.heads.base import EPISODES_PER_STEP, Head, HeadOutput, cross_entropy
-from clipspm.train_heads.heads.blocks import Block
 from clipspm.train_heads.heads.episode import Episode
-from clipspm.train_heads.heads.matching import otam
-from clipspm.train_heads.heads.otam import frame_distance
-from clipspm.train_heads.heads.text_scores import FUSION_CANDIDATES, fuse
+from clipspm.train_heads.heads.parts.attention import Block
+from clipspm.train_heads.heads.parts.matching import otam
+from clipspm.train_heads.heads.parts.otam import frame_distance
+from clipspm.train_heads.heads.parts.text_scores import FUSION_CANDIDATES, fuse
 
 
 class CLIPFSAR(Head):

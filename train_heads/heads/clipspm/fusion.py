@@ -6,8 +6,8 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from clipspm.train_heads.heads import pieces
-from clipspm.train_heads.heads.blocks import Block
+from clipspm.train_heads.heads.clipspm import pieces
+from clipspm.train_heads.heads.parts.attention import Block
 
 
 class Gate(nn.Module):

@@ -1,6 +1,6 @@
 """Train the tiny CLIP of the demo on captioned stills.
 
-``python -m clipspm.extract.demo.train_encoder --out DIR`` writes a folder that open_clip loads as
+``python -m tools.train_encoder --out DIR`` writes a folder that open_clip loads as
 ``local-dir:DIR``: ``open_clip_config.json`` and ``open_clip_model.safetensors`` (float16).
 
 The vocabulary needs no file. open_clip's tokenizer reads its merges from ``bpe_path``; an empty one leaves
@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from .shapes import KINDS
-from .stills import (
+from clipspm.extract.demo.shapes import KINDS
+from tools.stills import (
     ASPECTS,
     COLOURS,
     COLUMNS,

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clipspm.train_heads.heads.config import CLIPSPMConfig
+from clipspm.train_heads.heads.clipspm.config import CLIPSPMConfig
 
 if TYPE_CHECKING:
-    from clipspm.train_heads.heads.clipspm import CLIPSPM
+    from clipspm.train_heads.heads.clipspm.head import CLIPSPM
 
 #: prefixes of everything that is ours <- theirs; the rest of a name stays, or is one of _TAILS
 _PREFIXES = {

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from clipspm.train_heads.heads.base import Head, HeadOutput
 from clipspm.train_heads.heads.episode import Episode
-from clipspm.train_heads.heads.matching import otam
-from clipspm.train_heads.heads.text_scores import cosine, text_cosine
+from clipspm.train_heads.heads.parts.matching import otam
+from clipspm.train_heads.heads.parts.text_scores import cosine, text_cosine
 
 
 class ZeroShot(Head):

@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
-from clipspm.train_heads.heads.otam import frame_distance, otam_distance
+from clipspm.train_heads.heads.parts.otam import frame_distance, otam_distance
 
 #: (prototypes [E, C, T, D], queries [E, Q, T, D]) -> distances [E, Q, C]
 Matcher = Callable[[Tensor, Tensor], Tensor]

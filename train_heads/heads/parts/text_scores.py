@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipspm.train_heads.heads.otam import full
+from clipspm.train_heads.heads.parts.otam import full
 
 #: candidates of the fusion weight b; denser at the ends, where one score is much sharper than the other
 FUSION_CANDIDATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipspm.train_heads.heads.base import Head, HeadOutput
-from clipspm.train_heads.heads.blocks import Block, FeedForward, sinusoidal_positions
 from clipspm.train_heads.heads.episode import Episode
-from clipspm.train_heads.heads.otam import full
+from clipspm.train_heads.heads.parts.attention import Block, FeedForward, sinusoidal_positions
+from clipspm.train_heads.heads.parts.otam import full
 
 _MOST_FOCUSED = 12
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipspm.train_heads.heads.blocks import Block
+from clipspm.train_heads.heads.parts.attention import Block
 
 
 class Pieces(NamedTuple):

@@ -24,9 +24,9 @@ import numpy as np
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from clipspm.errors import ClipspmError
-from clipspm.extract.clip import Clip, ClipSettings, load_clip
 from clipspm.extract.config import MEMORY
 from clipspm.extract.failures import DecodeError
+from clipspm.extract.views import Clip, ClipSettings, load_clip
 from clipspm.interrupts import children_unaware
 
 #: videos a worker decodes before a fresh one takes its place: leaks of native decoders stay bounded

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from clipspm.train_heads.heads import pieces
-from clipspm.train_heads.heads.pieces import Projected
+from clipspm.train_heads.heads.clipspm import pieces
+from clipspm.train_heads.heads.clipspm.pieces import Projected
 
 if TYPE_CHECKING:
-    from clipspm.train_heads.heads.clipspm import CLIPSPM
+    from clipspm.train_heads.heads.clipspm.head import CLIPSPM
 
 #: videos that are gone through at a time
 _CHUNK = 64

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from clipspm.train_heads.heads.base import Head, HeadOutput
-from clipspm.train_heads.heads.blocks import Block
 from clipspm.train_heads.heads.episode import Episode
-from clipspm.train_heads.heads.text_scores import cosine
+from clipspm.train_heads.heads.parts.attention import Block
+from clipspm.train_heads.heads.parts.text_scores import cosine
 
 
 class SemanticPrompt(Head):

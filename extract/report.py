@@ -17,9 +17,9 @@ from clipspm.errors import UsageError
 from clipspm.extract.config import MEMORY
 from clipspm.extract.datasets import BENCHMARKS, Index, benchmark
 from clipspm.extract.decode import count_frames
+from clipspm.extract.decode_pool import limit_memory
 from clipspm.extract.failures import DecodeError
 from clipspm.extract.suffixes import stem
-from clipspm.extract.workers import limit_memory
 from clipspm.progress import track
 from clipspm.tables import Table
 

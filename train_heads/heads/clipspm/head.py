@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipspm.train_heads.heads import pieces
 from clipspm.train_heads.heads.base import (
     EPISODES_PER_STEP,
     Episode,
@@ -19,16 +18,22 @@ from clipspm.train_heads.heads.base import (
     HeadOutput,
     cross_entropy,
 )
-from clipspm.train_heads.heads.blocks import Block, sinusoidal_positions
-from clipspm.train_heads.heads.config import CLIPSPMConfig, TextInput, make_config
-from clipspm.train_heads.heads.fusion import SemanticFusion
-from clipspm.train_heads.heads.hsmr import MotionFeatures, MovingFrames, motion_consistency
-from clipspm.train_heads.heads.matching import matcher
-from clipspm.train_heads.heads.padm import PADM, Refined, distances
+from clipspm.train_heads.heads.clipspm import pieces
+from clipspm.train_heads.heads.clipspm.config import CLIPSPMConfig, TextInput, make_config
+from clipspm.train_heads.heads.clipspm.fusion import SemanticFusion
+from clipspm.train_heads.heads.clipspm.hsmr import MotionFeatures, MovingFrames, motion_consistency
+from clipspm.train_heads.heads.clipspm.padm import PADM, Refined, distances
+from clipspm.train_heads.heads.clipspm.recall import Recalled, bytes_per_video, recall
+from clipspm.train_heads.heads.clipspm.spm import (
+    Branches,
+    PromptGenerator,
+    fusion_consistency,
+    text_consistency,
+)
+from clipspm.train_heads.heads.parts.attention import Block, sinusoidal_positions
+from clipspm.train_heads.heads.parts.matching import matcher
+from clipspm.train_heads.heads.parts.text_scores import FUSION_CANDIDATES, fuse, text_cosine
 from clipspm.train_heads.heads.protocol import Protocol
-from clipspm.train_heads.heads.recall import Recalled, bytes_per_video, recall
-from clipspm.train_heads.heads.spm import Branches, PromptGenerator, fusion_consistency, text_consistency
-from clipspm.train_heads.heads.text_scores import FUSION_CANDIDATES, fuse, text_cosine
 
 
 @dataclass
@@ -114,13 +119,13 @@ class CLIPSPM(Head):
         entries, which are ignored. D is inferred; ``overrides`` are fields of :class:`CLIPSPMConfig`. Raises
         ValueError naming each parameter that is missing, unknown or of another shape than the preset's.
         """
-        from clipspm.train_heads.heads.reference import head_from_reference
+        from clipspm.train_heads.heads.clipspm.reference import head_from_reference
 
         return head_from_reference(cls, state_dict, make_config(preset, **overrides))
 
     def to_reference_state(self) -> dict[str, Tensor]:
         """The parameters under the names of the authors' checkpoints; inverse of :meth:`from_reference`."""
-        from clipspm.train_heads.heads.reference import to_reference
+        from clipspm.train_heads.heads.clipspm.reference import to_reference
 
         return to_reference(self, {name: p.detach() for name, p in self.named_parameters()})
 

@@ -1,0 +1,1 @@
+"""Pieces that several heads are built of: attention, dropout, matching, text scores."""
