@@ -605,8 +605,10 @@ def train_heads(
         heads(as_json)
         return
     from clipspm.train_heads.config import resolve_config
+    from clipspm.train_heads.episodes.data import Data
+    from clipspm.train_heads.places import default_run_dir
     from clipspm.train_heads.request import fit_to_cache
-    from clipspm.train_heads.runs import as_trained, default_run_dir, unfinished_run
+    from clipspm.train_heads.resume import as_trained, unfinished_run
 
     given = _overrides(
         shots=shots, way=way, queries=queries, frames=frames, episodes=episodes, head=head,
@@ -618,26 +620,27 @@ def train_heads(
     run = _run_to_resume(run_dir) if resume and run_dir is not None else None
     needed: Any = ("train", "val")
     if run is not None and cache is None and dataset is None and splits is None:
-        source: Any = as_trained(run, splits=needed, allow_partial=allow_partial)
-        _say(f"cache: {source.path}")
+        data = as_trained(run, splits=needed, allow_partial=allow_partial, device=device or "auto")
+        _say(f"cache: {data.path}")
     else:
         source = _open(cache, dataset, splits).require(needed, allow_partial=allow_partial)
+        data = Data(source, device or "auto")
     config = None
     if run is not None and set(given) <= {"device"} and not (recipe or preset or config_file):
         config = replace(run.config, **given)
     elif run is None or any(chosen.values()):
-        config = fit_to_cache(resolve_config(dataset=source.spec.dataset, **chosen), source, _silent)
+        config = fit_to_cache(resolve_config(dataset=data.spec.dataset, **chosen), data, _silent)
     if run is not None:
         run_dir = run.path
     elif run_dir is None:
         assert config is not None
-        run_dir = unfinished_run(config, source) if resume else default_run_dir(config, source)
+        run_dir = unfinished_run(config, data) if resume else default_run_dir(config, data)
     _load_torch(threads)
     from clipspm.train_heads import train
 
     try:
         result = train(
-            source, config, run_dir, resume=resume, tensorboard=tensorboard, keep_checkpoints=keep_checkpoints
+            data, config, run_dir, resume=resume, tensorboard=tensorboard, keep_checkpoints=keep_checkpoints
         )
     finally:
         with suppress(OSError):
@@ -979,8 +982,9 @@ def ablate(
     """Train the full model and the model without some part, on the same seeds and episodes."""
     from clipspm.cache.home import runs_dir
     from clipspm.train_heads.config import resolve_config
+    from clipspm.train_heads.episodes.data import Data
     from clipspm.train_heads.experiments.rows import ablation_rows
-    from clipspm.train_heads.runs import cache_title
+    from clipspm.train_heads.places import cache_title
 
     spread = _engine(engine, jobs, gpus, ray_address, slurm, devices=device)
     given = _overrides(
@@ -994,7 +998,8 @@ def ablate(
     ablation_rows(resolve_config(**chosen), **rows)  # mistakes are said before anything is read
     source = _open(cache, dataset, splits).require(("train", "val", "test"), allow_partial=allow_partial)
     config = resolve_config(dataset=source.spec.dataset, **chosen)
-    folder = out_path or runs_dir() / f"ablate-{cache_title(source)}-{source.spec.fingerprint[:8]}"
+    data = Data(source, config.device)
+    folder = out_path or runs_dir() / f"ablate-{cache_title(data)}-{data.spec.fingerprint[:8]}"
     asked: dict[str, Any] = {
         **rows,
         "shots": number["--shots"] or [config.shots],
@@ -1008,14 +1013,14 @@ def ablate(
     from clipspm.train_heads.experiments.ablate import describe_plans, plan_shots, plans_table
 
     if dry_run:
-        plans = plan_shots(source, config, **asked)
+        plans = plan_shots(data, config, **asked)
         if as_json:
             _print_json(describe_plans(plans))
         else:
             _show(plans_table(plans))
         return
     with _resumable("finished cells and the last checkpoint are"):
-        result = ablate_shots(source, config, **asked)
+        result = ablate_shots(data, config, **asked)
     if as_json:
         _print_json(result.as_dict())
     else:
@@ -1085,7 +1090,8 @@ def _open(cache: Path | None, dataset: str | None, splits: Path | None) -> Any:
 
 def _run_to_resume(run_dir: Path) -> Any:
     """The run in ``run_dir``, or of that name under the home; None, and a note, where there is none."""
-    from clipspm.train_heads.runs import CONFIG, Run, run_at
+    from clipspm.train_heads.places import run_at
+    from clipspm.train_heads.runs import CONFIG, Run
 
     if os.path.lexists(run_at(run_dir) / CONFIG):
         return Run.open(run_dir)

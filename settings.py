@@ -80,6 +80,8 @@ def coerced(value: Any, hint: Any) -> Any:
 
     Raises ValueError or TypeError that says what is needed.
     """
+    if hint is Any:
+        return value
     if isinstance(hint, UnionType):
         if value is None or (
             isinstance(value, str) and value.lower() == "none" and NoneType in get_args(hint)

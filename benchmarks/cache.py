@@ -64,21 +64,21 @@ _TRAIN = """
 import json, sys, tempfile, time
 from pathlib import Path
 from clipspm.cache import open_cache
-from clipspm.train_heads import Banks, EpisodeSpec, draw, evaluate, resolve_config, train
+from clipspm.train_heads import Data, EpisodeSpec, draw, evaluate, resolve_config, train
 from clipspm.train_heads.episodes import bank as module
 from clipspm.train_heads.evaluation.predict import make_batch
 path, mapped, steps = sys.argv[1], sys.argv[2] == "mapped", int(sys.argv[3])
 if mapped:
     module.free_memory = lambda device: 0
 cache = open_cache(path)
-banks = Banks(cache)
+data = Data(cache)
 count = {"episodes": 16 * steps, "val_every": 16, "val_episodes": 25 * steps}
 config = resolve_config(overrides={**count, "device": "cpu"})
 with tempfile.TemporaryDirectory() as folder:
     run = Path(folder) / "run"
-    train(cache, config, run, banks=banks, log=lambda line: None)
-    evaluate(run, cache, episodes=50 * steps, banks=banks, log=lambda line: None)
-bank, taken = banks.get("train"), []
+    train(data, config, run, log=lambda line: None)
+    evaluate(run, data, episodes=50 * steps, log=lambda line: None)
+bank, taken = data.bank("train"), []
 spec = EpisodeSpec(dataset="synthetic", split="train", queries=4)
 for i in range(20):
     episodes = draw(spec, bank.pool, 16, 16 * i)

@@ -38,7 +38,8 @@ from clipspm.engines.allocator import keep_pages
 from clipspm.progress import Reporter
 from clipspm.tables import Table
 from clipspm.train_heads.config import Precision, TrainConfig, resolve_config
-from clipspm.train_heads.episodes.bank import Banks, FeatureBank
+from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
 from clipspm.train_heads.evaluation.predict import autocast, evaluating, make_batch, predict, recall_videos
 from clipspm.train_heads.heads.base import EPISODES_PER_STEP
@@ -174,8 +175,8 @@ class Reference:
     """The plain side: one episode at a time."""
 
     def __init__(self, source: Synthetic) -> None:
-        banks = Banks(source)
-        self.train_bank, self.test_bank = banks.get("train"), banks.get("test")
+        data = Data(source, "cpu")
+        self.train_bank, self.test_bank = data.bank("train"), data.bank("test")
         torch.manual_seed(0)
         self.head = ReferenceHead(DIM)
         self.optimizer = adam(self.head)
@@ -236,14 +237,14 @@ class Package:
     def __init__(self, source: Synthetic, precision: Precision, folder: str) -> None:
         keep_pages()
         self.precision = precision
-        banks = Banks(source)
+        data = Data(source, "cpu")
         wanted = config(precision)
-        shape = HeadShape.of(source, FRAMES)
+        shape = HeadShape.of(data, FRAMES)
         torch.manual_seed(0)
         head = shape.build(wanted)
-        run = Run.create(Path(folder) / "run", wanted, shape, source)
-        self.trainer = Trainer(source, run, head, banks, Several([]), Reporter(lambda line: None))
-        self.bank, self.head, self.at = banks.get("test"), head, 0
+        run = Run.create(Path(folder) / "run", wanted, shape, data)
+        self.trainer = Trainer(data, run, head, Several([]), Reporter(lambda line: None))
+        self.bank, self.head, self.at = data.bank("test"), head, 0
 
     def train(self) -> float:
         """Seconds per episode of one step."""
@@ -261,9 +262,9 @@ class Package:
         rows = np.arange(videos).reshape(1, -1)
         with evaluating(self.head), autocast(self.bank.device, self.precision):
             frames, text = self.bank.gather(rows, FRAMES)[0], self.bank.text[self.bank.labels[:videos]]
-            return seconds(lambda: self.head.recall(frames, text)) / videos
+            return seconds(lambda: self.head.recall(frames, text, frames)) / videos
 
-    def memory(self) -> None:
+    def know(self) -> None:
         """Recall all test videos, as an evaluation of 10,000 episodes does."""
         with evaluating(self.head), autocast(self.bank.device, self.precision):
             self.known = recall_videos(self.head, self.bank, scored_episodes(self.bank, EPISODES), FRAMES)
@@ -272,7 +273,7 @@ class Package:
         """Seconds per episode of what is done for each."""
         episodes = scored_episodes(self.bank, n)
         options: dict[str, Any] = {"frames": FRAMES, "protocol": protocol, "precision": self.precision}
-        return seconds(lambda: predict(self.head, self.bank, episodes, memory=self.known, **options)) / n
+        return seconds(lambda: predict(self.head, self.bank, episodes, known=self.known, **options)) / n
 
 
 def _serve(side: str, options: "Options", per_class: int, pipe: Connection) -> None:
@@ -320,7 +321,7 @@ def measure(size: Size, options: "Options", *, full: bool = False) -> dict[str, 
     reference, package = (Side(s, options, size.per_class) for s in ("reference", "package"))
     try:
         operations = reference("operations")  # and a warm-up
-        package("memory")
+        package("know")
         for _ in range(size.warm_up):
             package("train")
         rounds = []

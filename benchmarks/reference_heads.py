@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipspm.train_heads.evaluation.predict import EpisodeBatch
+from clipspm.cache.spec import FINAL
+from clipspm.train_heads.evaluation.predict import Batch
 
 
 class FeedForward(nn.Module):
@@ -230,9 +231,11 @@ def cumulative(dist: Tensor, smoothing: float = 0.5) -> Tensor:
     return cum[:, :, -1, -1]
 
 
-def episodes_of(batch: EpisodeBatch) -> Iterable[tuple[Tensor, ...]]:
+def episodes_of(batch: Batch) -> Iterable[tuple[Tensor, ...]]:
     """The arguments of :meth:`ReferenceHead.forward`, one episode after the other."""
-    return zip(batch.support, batch.support_labels, batch.query, batch.text, batch.query_labels, strict=True)
+    of = batch.episode
+    arguments = of.support[FINAL], of.support_labels, of.query[FINAL], of.text, batch.query_labels
+    return zip(*arguments, strict=True)
 
 
 def adam(head: ReferenceHead, **options: Any) -> torch.optim.Optimizer:

@@ -22,6 +22,8 @@ BLOBS = (SPEC, CLASSES, VIDEOS, LEDGER)
 
 Split = Literal["train", "val", "test", "none"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "none")
+#: the layer that every cache holds: the encoder's embedding of each frame
+FINAL = "final"
 Format = Literal["zarr", "hdf5"]
 Status = Literal["ok", "failed", "pending"]
 #: name, split, and how many videos there are where the data set is complete

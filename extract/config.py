@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from clipspm.cache.spec import Format
+from clipspm.cache.spec import FINAL, Format
 from clipspm.engines.base import EngineConfig, parse_devices
 from clipspm.errors import UsageError
 from clipspm.extract.datasets import check_name
@@ -13,8 +13,6 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 ResizeOn = Literal["auto", "decoders", "encoder"]
 PixelNorm = Literal["model", "none"]
 StoreDtype = Literal["fp16", "fp32"]
-
-FINAL = "final"
 
 _MOST_THREADS = 1024
 #: more is none of a video, and no cache would hold it

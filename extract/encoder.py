@@ -16,8 +16,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from clipspm.cache.spec import FINAL
 from clipspm.errors import ClipspmError, UsageError
-from clipspm.extract.config import FINAL, Precision
+from clipspm.extract.config import Precision
 from clipspm.extract.measured import recall, remember
 from clipspm.extract.prompts import fill
 from clipspm.extract.views import Clip, Cut

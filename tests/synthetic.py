@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clipspm.cache.reader import Coverage
 from clipspm.train_heads.config import TrainConfig, resolve_config
-from clipspm.train_heads.heads.base import Head, HeadOutput
+from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.episode import Episode
 
 
@@ -107,21 +107,33 @@ def fake_cache(
 class LinearHead(Head):
     """A trainable head small enough for tests, with dropout and a tunable buffer."""
 
-    def __init__(self, *, dim: int, frames: int, scale: float = 1.0, shallow: str = "") -> None:
-        super().__init__(dim=dim)
+    tunable = {"sharpness": (0.5, 2.0)}  # noqa: RUF012
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        frames: int,
+        layer_dims: Mapping[str, int] | None = None,
+        scale: float = 1.0,
+        shallow: str = "",
+    ) -> None:
+        super().__init__(dim=dim, layer_dims=layer_dims)
         self.lift = nn.Linear(dim, dim)
         self.drop = nn.Dropout(0.3)
         self.register_buffer("sharpness", torch.tensor(float(scale)))
-        self.shallow_layer = shallow or None
+        if shallow:
+            self.layers = ("final", shallow)
 
-    def score(self, episode: Episode) -> HeadOutput:
-        support, query = (self.drop(self.lift(x.mean(2))) for x in (episode.support, episode.query))
+    def scores(self, episode: Episode) -> dict[str, Tensor]:
+        videos = episode.support["final"], episode.query["final"]
+        support, query = (self.drop(self.lift(x.mean(2))) for x in videos)
         member = nn.functional.one_hot(episode.support_labels, episode.text.shape[1]).to(support.dtype)
         prototypes = member.mT @ support / member.sum(1)[..., None]
-        return HeadOutput(-torch.cdist(query, prototypes) * self.sharpness)
+        return {"near": -torch.cdist(query, prototypes)}
 
-    def tunable(self) -> dict[str, tuple[float, ...]]:
-        return {"sharpness": (0.5, 2.0)}
+    def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
+        return scores["near"] * self.sharpness
 
 
 def tiny_config(**overrides: Any) -> TrainConfig:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from clipspm.engines import EngineConfig
 from clipspm.errors import ClipspmError, UsageError
+from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.evaluation.stats import paired
 from clipspm.train_heads.experiments import cells as cells_module
 from clipspm.train_heads.experiments.ablate import (
@@ -144,10 +145,10 @@ def test_kept_cells_hold_the_selected_weights_and_no_trainer_state(result: Ablat
 def test_cell_depends_on_configuration_cache_and_splits() -> None:
     grown = replace(CACHE, good=CACHE.good[:-1])
     other = replace(CACHE, spec=replace(CACHE.spec, fingerprint="0" * 64))
-    names = [cell_name(CONFIG, c) for c in (CACHE, grown, other)]
-    names.append(cell_name(replace(CONFIG, seed=1), CACHE))
+    names = [cell_name(CONFIG, Data(c)) for c in (CACHE, grown, other)]
+    names.append(cell_name(replace(CONFIG, seed=1), Data(CACHE)))
     assert len(set(names)) == 4
-    assert cell_name(replace(CONFIG, device="auto"), CACHE.reordered(1)) == names[0]
+    assert cell_name(replace(CONFIG, device="auto"), Data(CACHE.reordered(1))) == names[0]
 
 
 def test_grid_is_all_eight_combinations() -> None:

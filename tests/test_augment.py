@@ -2,28 +2,24 @@
 
 import torch
 
-from clipspm.train_heads.evaluation.predict import EpisodeBatch
+from clipspm.train_heads.evaluation.predict import Batch
+from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.training.augment import mix_motion
 
 E, C, K, Q, T, D = 3, 4, 2, 3, 5, 6
 
 
-def batch(seed: int = 0) -> EpisodeBatch:
+def batch(seed: int = 0) -> Batch:
     g = torch.Generator().manual_seed(seed)
 
     def labels(n: int) -> torch.Tensor:
         return torch.arange(C).repeat_interleave(n).expand(E, -1)
 
-    return EpisodeBatch(
-        support=torch.randn(E, C * K, T, D, generator=g),
-        support_labels=labels(K),
-        query=torch.randn(E, C * Q, T, D, generator=g),
-        query_labels=labels(Q),
-        text=torch.randn(E, C, D, generator=g),
-        support_shallow=None,
-        query_shallow=torch.randn(E, C * Q, T, 2, generator=g),
-        base=None,
-    )
+    def features(n: int) -> dict[str, torch.Tensor]:
+        return {layer: torch.randn(E, n, T, width, generator=g) for layer, width in (("final", D), ("3", 2))}
+
+    episode = Episode(features(C * K), features(C * Q), labels(K), torch.randn(E, C, D, generator=g))
+    return Batch(episode, labels(Q))
 
 
 def test_a_plain_loop_gives_the_same() -> None:
@@ -33,12 +29,10 @@ def test_a_plain_loop_gives_the_same() -> None:
     share = (torch.rand(E, C, generator=g) * 2 - 1) * 0.8
     assert share.abs().max() > 0.3
     for videos, found, n in (
-        (plain.support, mixed.support, K),
-        (plain.query, mixed.query, Q),
-        (plain.query_shallow, mixed.query_shallow, Q),
+        (plain.episode.support["final"], mixed.episode.support["final"], K),
+        (plain.episode.query["final"], mixed.episode.query["final"], Q),
+        (plain.episode.query["3"], mixed.episode.query["3"], Q),
     ):
-        assert videos is not None
-        assert found is not None
         for e in range(E):
             for c in range(C):
                 partner = int(c + steps[e, 0]) % C
@@ -52,13 +46,15 @@ def test_a_plain_loop_gives_the_same() -> None:
 def test_mean_frames_labels_and_texts_stay() -> None:
     plain = batch()
     mixed = mix_motion(plain, 1.0, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(mixed.support.mean(2), plain.support.mean(2), atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(mixed.query.mean(2), plain.query.mean(2), atol=1e-6, rtol=1e-5)
-    assert mixed.text is plain.text
+    before, after = plain.episode, mixed.episode
+    for now, then in ((after.support, before.support), (after.query, before.query)):
+        torch.testing.assert_close(now["final"].mean(2), then["final"].mean(2), atol=1e-6, rtol=1e-5)
+    assert after.text is before.text
     assert mixed.query_labels is plain.query_labels
-    assert not torch.allclose(mixed.support, plain.support)
+    assert not torch.allclose(after.support["final"], before.support["final"])
 
 
 def test_no_strength_changes_nothing() -> None:
     plain = batch()
-    torch.testing.assert_close(mix_motion(plain, 0.0, torch.Generator()).query, plain.query)
+    found = mix_motion(plain, 0.0, torch.Generator()).episode.query["final"]
+    torch.testing.assert_close(found, plain.episode.query["final"])

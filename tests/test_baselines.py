@@ -98,9 +98,9 @@ def test_trx_equals_the_recorded_tensors(shared_dir: Path) -> None:
         }
     )
     text = torch.zeros(5, 32)
-    pairs, triples = head.scores_by_size(
-        Episode(golden["support"][None], golden["support_labels"][None], golden["query"][None], text[None])
-    )
+    features = {name: {"final": golden[name][None]} for name in ("support", "query")}
+    found = head.scores(Episode(**features, support_labels=golden["support_labels"][None], text=text[None]))
+    pairs, triples = found.values()
     assert_recorded(pairs[0], golden["logits_pairs"])
     assert_recorded(triples[0], golden["logits_triples"])
     assert_recorded(
@@ -177,7 +177,7 @@ class TestEveryHead:
 
     def test_tunable_names_are_scalar_buffers(self, name: str) -> None:
         head = build(name)
-        for buffer, candidates in head.tunable().items():
+        for buffer, candidates in head.tunable.items():
             assert head.get_buffer(buffer).shape == ()
             assert len(set(candidates)) == len(candidates) > 1
 
@@ -195,7 +195,7 @@ class TestEveryHead:
 
 
 def test_unknown_heads_are_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="head: found 'clipspm'; did you mean clip-spm"):
+    with pytest.raises(ValueError, match="unknown head 'clipspm'; did you mean clip-spm"):
         build_head("clipspm", dim=D, frames=T)
 
 
@@ -270,7 +270,7 @@ def test_clip_fsar_fuses_text_when_scoring_only() -> None:
     call = episode()
     head = build("clip-fsar", text_fusion=True, text_scale=7.0).eval()
     plain = build("clip-fsar", text_scale=7.0).eval()
-    assert "fusion_b" in head.tunable()
+    assert "fusion_b" in head.tunable
     text = 7 * damped_cos(call["query"].mean(2), call["text"])
     matching = (T + plain(**call).logits) / T
     expected = 0.9 * text.log_softmax(-1) + 0.1 * matching.log_softmax(-1)
@@ -291,7 +291,7 @@ def test_clip_fsar_adds_the_base_class_cross_entropy_on_the_scale_of_the_matchin
     logits = damped_cos(videos, base.text)
     truth = torch.cat([base.support, base.query], dim=1)
     expected = torch.stack([F.cross_entropy(x, y) for x, y in zip(logits, truth, strict=True)])
-    found = head.episode_loss(head(**call, base=base), labels)
+    found = head.episode_loss(head(**call, query_labels=labels, base=base), labels)
     torch.testing.assert_close(found - without, 2.0 * 6 / 16 * expected)
 
 

@@ -1,6 +1,7 @@
 """Evaluation: the same episodes whatever the batch, results that say what they are, no leak."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from torch import Tensor
 from clipspm.cache import Cache, CacheWriter, Plan, VideoRecord, open_cache
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
 from clipspm.train_heads.evaluation import predict as scoring
 from clipspm.train_heads.evaluation.evaluate import evaluate
 from clipspm.train_heads.evaluation.predict import batch_size, predict
 from clipspm.train_heads.evaluation.result import load_evaluation
 from clipspm.train_heads.evaluation.stats import accuracies
-from clipspm.train_heads.heads.base import Head, HeadOutput
+from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.registry import build_head
 from clipspm.train_heads.runs import Run
@@ -37,15 +39,16 @@ class ByHand(Head):
         super().__init__(dim=16)
         self.sizes: list[int] = []
 
-    def score(self, episode: Episode) -> HeadOutput:
-        self.sizes.append(len(episode.support))
-        each = episode.support.mean(2).unflatten(1, (episode.text.shape[1], -1)).mean(2)
-        return HeadOutput(-torch.cdist(episode.query.mean(2), each))
+    def scores(self, episode: Episode) -> dict[str, Tensor]:
+        support = episode.support["final"]
+        self.sizes.append(len(support))
+        each = support.mean(2).unflatten(1, (episode.text.shape[1], -1)).mean(2)
+        return {"near": -torch.cdist(episode.query["final"].mean(2), each)}
 
 
 def test_accuracy_equals_a_plain_loop() -> None:
     result = evaluate(ByHand(), CACHE, episodes=30, way=4, shots=2, queries=2, log=silent, device="cpu")
-    bank = FeatureBank.from_cache(CACHE, "test")
+    bank = Data(CACHE, "cpu").bank("test")
     spec = EpisodeSpec(dataset="fake", split="test", way=4, shot=2, queries=2)
     episodes = draw(spec, bank.pool, 30)
     features = {v.id: CACHE.arrays["final"][i, 0].astype(np.float32) for i, v in enumerate(CACHE.good)}
@@ -85,7 +88,7 @@ def test_order_on_disk_changes_neither_hash_nor_accuracy() -> None:
 
 
 def test_memory_bounds_the_batch() -> None:
-    bank = FeatureBank.from_cache(CACHE, "test")
+    bank = Data(CACHE, "cpu").bank("test")
     small = draw(EpisodeSpec(dataset="fake", split="test"), bank.pool, 1)
     large = draw(EpisodeSpec(dataset="fake", split="test", shot=4, queries=4), bank.pool, 1)
     cpu = torch.device("cpu")
@@ -138,7 +141,7 @@ def test_inductive_and_transductive_differ_where_padm_looks_at_all_queries(run: 
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    bank = FeatureBank.from_cache(CACHE, "test")
+    bank = Data(CACHE, "cpu").bank("test")
     episodes = draw(EpisodeSpec(dataset="fake", split="test"), bank.pool, 40)
     found = [predict(head, bank, episodes, frames=4, protocol=p) for p in ("inductive", "transductive")]
     assert not np.array_equal(*found)
@@ -184,9 +187,8 @@ def test_a_shallow_layer_of_another_width_or_none_is_refused(
 
 def test_logits_that_are_not_finite_are_an_error() -> None:
     class Broken(ByHand):
-        def score(self, episode: Episode) -> HeadOutput:
-            logits: Tensor = super().score(episode).logits
-            return HeadOutput(logits / 0)
+        def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
+            return super().combine(episode, scores) / 0
 
     with pytest.raises(ClipspmError, match=r"not finite in episodes 0\.\.4"):
         evaluate(Broken(), CACHE, episodes=5, log=silent, device="cpu")
@@ -226,7 +228,7 @@ def test_impossible_request_is_one_clear_line(options: dict, message: str) -> No
 
 
 def test_accuracy_is_per_episode() -> None:
-    bank = FeatureBank.from_cache(CACHE, "test")
+    bank = Data(CACHE, "cpu").bank("test")
     episodes = draw(EpisodeSpec(dataset="fake", split="test", way=2, queries=2), bank.pool, 2)
     assert accuracies(np.array([[0, 0, 1, 1], [0, 1, 1, 0]]), episodes).tolist() == [1.0, 0.5]
 
@@ -280,59 +282,49 @@ def test_splits_given_in_training_hold_in_evaluation(tmp_path: Path, named: bool
     assert all(name.startswith("test") for name in result.episodes.class_names)
 
 
+def logits_of(head: Head, bank: FeatureBank, protocol: Any, precision: Any, *, known: bool) -> torch.Tensor:
+    """Logits of 40 episodes with, or without, what the head recalls of their videos."""
+    episodes = draw(EpisodeSpec(dataset="fake", split="test", queries=2), bank.pool, 40)
+    with scoring.evaluating(head), scoring.autocast(bank.device, precision):
+        recalled = scoring.recall_videos(head, bank, episodes, 4)
+        episode = scoring.make_batch(bank, episodes, 4, protocol=protocol).episode
+        if known:
+            assert recalled is not None
+            return recalled.logits(episode, episodes)
+        return head.run(episode).logits
+
+
+def scrambled(dim: int, by: float, **config: Any) -> Head:
+    torch.manual_seed(0)
+    head = build_head("clip-spm", dim=dim, frames=4, config=config)
+    with torch.no_grad():
+        for p in head.parameters():
+            p.add_(by * torch.randn_like(p))
+    return head
+
+
 @pytest.mark.parametrize("protocol", ["inductive", "transductive"])
 def test_recalling_videos_changes_no_logit(protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[torch.Tensor] = []
-    torch.manual_seed(0)
-    head = build_head("clip-spm", dim=16, frames=4, config={"heads": 2, "head_width": 8, "ffn_width": 24})
-    with torch.no_grad():
-        for p in head.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    forward = head.forward
-
-    def watched(**call: Any) -> Any:
-        assert ("support_recalled" in call) == (head.recall_bytes(4) < scoring._RECALL_LIMIT)
-        output = forward(**call)
-        seen.append(output.logits)
-        return output
-
-    monkeypatch.setattr(head, "forward", watched)
-    bank = FeatureBank.from_cache(fake_cache(), "test")
-    episodes = draw(EpisodeSpec(dataset="fake", split="test", queries=2), bank.pool, 40)
-    with_memory = predict(head, bank, episodes, frames=4, protocol=protocol, batch=16)
-    monkeypatch.setattr(scoring, "_RECALL_LIMIT", 0)
-    without = predict(head, bank, episodes, frames=4, protocol=protocol, batch=16)
-    assert (with_memory == without).all()
-    recalled, plain = torch.cat(seen).chunk(2)
+    head, bank = (
+        scrambled(16, 0.1, heads=2, head_width=8, ffn_width=24),
+        Data(fake_cache(), "cpu").bank("test"),
+    )
+    recalled, plain = (logits_of(head, bank, protocol, "float32", known=known) for known in (True, False))
     torch.testing.assert_close(recalled, plain, rtol=1e-4, atol=1e-4)
+    episodes = draw(EpisodeSpec(dataset="fake", split="test", queries=2), bank.pool, 40)
+    found = predict(head, bank, episodes, frames=4, protocol=protocol, batch=16)
+    assert (found == plain.argmax(-1).numpy()).all()
+    monkeypatch.setattr(scoring, "_MOST_RECALLED", 0)
+    assert scoring.recall_videos(head, bank, episodes, 4) is None
 
 
 @pytest.mark.parametrize("protocol", ["inductive", "transductive"])
-def test_recalling_videos_in_bf16_is_as_exact_as_not(protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    head = build_head("clip-spm", dim=64, frames=4, config={"heads": 2, "head_width": 32, "ffn_width": 96})
-    with torch.no_grad():
-        for p in head.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    seen: dict[str, list[torch.Tensor]] = {"exact": [], "recalled": [], "plain": []}
-    known: list[bool] = []
-    forward, now = head.forward, "exact"
-
-    def watched(**call: Any) -> Any:
-        known.append("support_recalled" in call)
-        output = forward(**call)
-        seen[now].append(output.logits)
-        return output
-
-    monkeypatch.setattr(head, "forward", watched)
-    bank = FeatureBank.from_cache(fake_cache(dim=64), "test")
-    episodes = draw(EpisodeSpec(dataset="fake", split="test", queries=2), bank.pool, 64)
-    for now in ("exact", "recalled", "plain"):
-        if now == "plain":
-            monkeypatch.setattr(scoring, "_RECALL_LIMIT", 0)
-        precision: Any = "float32" if now == "exact" else "bf16"
-        predict(head, bank, episodes, frames=4, protocol=protocol, batch=64, precision=precision)
-    assert known == [True, True, False]
-    exact, recalled, plain = (torch.cat(seen[name]).float() for name in seen)
+def test_recalling_videos_in_bf16_is_as_exact_as_not(protocol: Any) -> None:
+    head = scrambled(64, 0.05, heads=2, head_width=32, ffn_width=96)
+    bank = Data(fake_cache(dim=64), "cpu").bank("test")
+    exact = logits_of(head, bank, protocol, "float32", known=True)
+    recalled, plain = (
+        logits_of(head, bank, protocol, "bf16", known=known).float() for known in (True, False)
+    )
     assert (recalled - exact).abs().mean() < 1.25 * (plain - exact).abs().mean()
     assert (recalled - exact).abs().mean() < 0.02 * exact.std()

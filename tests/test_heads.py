@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipspm.train_heads.heads import CLIPSPM, BaseClasses, CLIPSPMConfig, HeadOutput, build_head, load_preset
+from clipspm.train_heads.heads import (
+    CLIPSPM,
+    BaseClasses,
+    CLIPSPMConfig,
+    Episode,
+    Evidence,
+    HeadOutput,
+    build_head,
+    load_preset,
+)
 from clipspm.train_heads.heads.clipspm.config import PRESETS, make_config
 from clipspm.train_heads.heads.clipspm.hsmr import MotionFeatures, MovingFrames
 from clipspm.train_heads.heads.parts.attention import sinusoidal_positions
@@ -23,9 +32,9 @@ LABELS = torch.tensor([[2, 0, 1, 0, 0, 1], [1, 2, 2, 0, 2, 2]])
 SMALL: dict[str, Any] = {"heads": 2, "head_width": 8, "ffn_width": 24}
 
 
-def build(**config: Any) -> CLIPSPM:
+def build(*, layer_dims: dict[str, int] | None = None, **config: Any) -> CLIPSPM:
     torch.manual_seed(0)
-    return CLIPSPM(D, CLIPSPMConfig(**{**SMALL, **config}))
+    return CLIPSPM(D, CLIPSPMConfig(**{**SMALL, **config}), layer_dims=layer_dims)
 
 
 def episode(queries: int = 5, seed: int = 1) -> dict[str, Tensor]:
@@ -45,6 +54,18 @@ def base_classes() -> BaseClasses:
     return BaseClasses(torch.randn(9, D, generator=g), support, query)
 
 
+def as_episode(protocol: Any = "inductive", **call: Tensor) -> Episode:
+    """The arguments of a call as heads see them."""
+    features = {name: {"final": call.pop(name)} for name in ("support", "query")}
+    return Episode(**features, **call, protocol=protocol)
+
+
+def evidence(head: CLIPSPM, **call: Any) -> Evidence:
+    """What scoring finds in evaluation mode."""
+    return head.eval().scores(as_episode(**{**episode(), **call}))
+
+
+RAW = torch.cat([episode()["support"], episode()["query"]], dim=1)
 QUERY_LABELS = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
 close = torch.testing.assert_close
 
@@ -115,8 +136,9 @@ def test_a_batch_is_a_loop_over_episodes(protocol: Any, consistency: bool) -> No
         one = {k: v[e] for k, v in call.items()}
         alone = head(**one, protocol=protocol, query_labels=QUERY_LABELS[e])
         close(alone.logits, batched.logits[e], rtol=1e-4, atol=1e-5)
-        for name in ("motion", "text", "consistency"):
-            close(alone.losses[name], batched.losses[name][e], rtol=1e-4, atol=1e-5)
+        assert list(batched.losses) == ["motion", "text", "consistency"][: 3 if consistency else 1]
+        for name, loss in batched.losses.items():
+            close(alone.losses[name], loss[e], rtol=1e-4, atol=1e-5)
 
 
 def test_order_of_videos_does_not_matter_to_the_losses() -> None:
@@ -200,21 +222,18 @@ def test_scoring_computes_no_losses_and_only_the_pass_that_it_needs() -> None:
 def test_training_adds_the_motion_pass_and_consistency_the_second_branches() -> None:
     assert count_tokens(build().train(), query_labels=QUERY_LABELS)[0] == 2 * E * 11
     assert count_tokens(build(consistency=True).train(), query_labels=QUERY_LABELS)[0] == 3 * E * 11
-    assert count_tokens(build(consistency=True).train())[0] == 2 * E * 11
     assert count_tokens(build(hsmr=False).train(), query_labels=QUERY_LABELS)[0] == E * 11
     assert count_tokens(build(spm=False).eval())[0] == 0
 
 
-def test_losses_without_query_labels_leave_out_those_that_need_them() -> None:
-    head = build(consistency=True).train()
-    losses = head(**episode()).losses
-    assert (losses["motion"] > 0).all()
-    assert not losses["text"].any()
-    assert not losses["consistency"].any()
+def test_without_query_labels_there_are_no_losses() -> None:
+    assert build(consistency=True).train()(**episode()).losses == {}
 
 
 def test_loss_is_the_documented_sum() -> None:
-    head = build(consistency=True, w_motion=3.0).eval()
+    head = build(consistency=True).eval()
+    with torch.no_grad():
+        head.w_motion.fill_(3.0)
     output = head(**episode(), query_labels=QUERY_LABELS)
     nll = F.cross_entropy(output.logits.flatten(0, 1), QUERY_LABELS.flatten(), reduction="none").view(E, 5)
     terms = output.losses
@@ -231,20 +250,16 @@ def test_every_combination_of_modules(hsmr: bool, spm: bool, padm: bool) -> None
     assert head.trainable == (hsmr or spm or padm)
     if head.trainable:
         assert still(head) == ["scale"]
-    t = head.eval().trace(**episode(), protocol="transductive", query_labels=QUERY_LABELS)
-    losses = t.output.losses
-    assert bool(losses["motion"].any()) == hsmr
-    assert t.d1 is not None
+    output = head.eval()(**episode(), protocol="transductive", query_labels=QUERY_LABELS)
+    found = evidence(head, protocol="transductive")
+    assert list(output.losses) == (["motion"] if hsmr else [])
+    assert list(found) == (["prototype", "refined", "anchor"] if padm else ["prototype"])
     if not spm:
         mean = F.one_hot(LABELS, C).float().mT @ episode()["support"].flatten(2)
         prototypes = (mean / F.one_hot(LABELS, C).sum(1).unsqueeze(-1)).unflatten(-1, (T, D))
-        close(t.d1, otam(prototypes, episode()["query"]))
-    expected = -0.5 * t.d1
-    if padm:
-        assert t.d2 is not None
-        assert t.d3 is not None
-        expected = expected - t.d2 - t.d3
-    close(t.output.logits, expected)
+        close(found["prototype"], -otam(prototypes, episode()["query"]))
+    close(output.logits, 0.5 * found["prototype"] + sum(found[name] for name in list(found)[1:]))
+    assert dict.fromkeys(found, (E, 5, C)) == {n: x.shape for n, x in output.evidence.items()}
 
 
 def test_motion_equals_two_convolutions_over_time() -> None:
@@ -262,118 +277,99 @@ def test_motion_equals_two_convolutions_over_time() -> None:
 # Variants.
 
 
-def test_mean_frame_prompts() -> None:
-    head, call = build(prompt="mean-frame"), episode()
-    t = head.eval().trace(**call)
-    videos = torch.cat([call["support"], call["query"]], dim=1)
-    close(t.prompt, head.prompts.ffn(call["text"].mean(1, keepdim=True) * videos.mean(2)))
-    assert still(head) == ["scale"]
-    scalar = build().eval()
-    expected = scalar.prompts.ffn(call["text"].mean(1, keepdim=True) * videos.mean((2, 3)).unsqueeze(-1))
-    close(scalar.trace(**call).prompt, expected)
+def test_prompts_come_from_the_mean_of_the_video() -> None:
+    head, call = build(), episode()
+    made = evidence(head).kept
+    close(made.prompt, head.prompts.ffn(call["text"].mean(1, keepdim=True) * RAW.mean((2, 3)).unsqueeze(-1)))
 
 
 def test_shallow_motion_from_another_layer() -> None:
-    head = build(shallow_layer="layer6", shallow_dim=6)
-    assert (head.shallow_layer, head.shallow_dim) == ("layer6", 6)
-    shallow = {"support_shallow": torch.randn(E, 6, T, 6), "query_shallow": torch.randn(E, 5, T, 6)}
-    t = head.eval().trace(**episode(), query_labels=QUERY_LABELS, **shallow)
-    close(t.shallow, head.motion(head.lift(torch.cat([*shallow.values()], dim=1))))
-    assert still(head, **shallow) == ["scale"]
-    with pytest.raises(
-        ValueError, match=r"support_shallow \(layer 'layer6'\): found None; needed \[2, 6, 4, 6\]"
-    ):
+    head = build(shallow_layer="layer6", layer_dims={"layer6": 6}).eval()
+    assert head.layers == ("final", "layer6")
+    call = episode()
+    support, query = torch.randn(E, 6, T, 6), torch.randn(E, 5, T, 6)
+    both = {
+        "support": {"final": call.pop("support"), "layer6": support},
+        "query": {"final": call.pop("query"), "layer6": query},
+    }
+    shallow = head.shallow_motion(Episode(**both, **call), RAW)
+    close(shallow, head.motion(head.lift(torch.cat([support, query], dim=1))))
+    output = head.train()(**both, **call, query_labels=QUERY_LABELS)
+    head.episode_loss(output, QUERY_LABELS).sum().backward()
+    assert [n for n, p in head.named_parameters() if p.grad is None] == ["scale"]
+    with pytest.raises(ValueError, match="support: found layers final; needed layer 'layer6' too"):
         head(**episode())
+    both["query"]["layer6"] = query[..., :5]
+    with pytest.raises(
+        ValueError, match=r"query\['layer6'\]: found shape \(2, 5, 4, 5\); needed \[2, 5, 4, 6\]"
+    ):
+        head(**both, **call)
 
 
-@pytest.mark.parametrize("matching_input", ["raw", "centered", "difference", "refined"])
-def test_what_enters_the_matching(matching_input: Any) -> None:
-    head = build(matching_input=matching_input)
-    t = head.eval().trace(**episode(), query_labels=QUERY_LABELS)
-    expected = {
-        "raw": t.raw,
-        "centered": t.raw - t.raw.mean(2, keepdim=True),
-        "difference": t.raw.diff(dim=2),
-        "refined": t.refined,
-    }[matching_input]
-    assert torch.equal(t.frames, expected)
-    assert t.query is not None
-    assert t.query.shape == (E, 5, T - (matching_input == "difference"), D)
-    assert still(head) == ["scale"]
-    assert torch.equal(
-        build(matching_input=matching_input, hsmr=False).eval().trace(**episode()).frames, t.raw
-    )
-
-
-def test_refined_frames_are_the_same_when_they_feed_and_when_they_do_not() -> None:
-    feeds = build(matching_input="refined").eval().trace(**episode(), query_labels=QUERY_LABELS)
-    apart = build().eval().trace(**episode(), query_labels=QUERY_LABELS)
-    assert apart.refined is not None
-    close(feeds.refined, apart.refined)
-    close(feeds.output.losses["motion"], apart.output.losses["motion"])
+def test_refined_frames_are_the_same_in_training_and_for_the_losses() -> None:
+    head = build(dropout=0.0, ffn_dropout=0.0)
+    together = head.train().scores(as_episode(**episode())).kept
+    alone = head.refined_motion(as_episode(**episode()), RAW)
+    close(together.motion.frames, alone.frames, rtol=1e-4, atol=1e-4)
+    close(together.motion.token, alone.token, rtol=1e-4, atol=1e-4)
+    assert evidence(head).kept.motion is None  # scoring needs it for nothing
 
 
 @pytest.mark.parametrize("name", ["otam", "bimhm", "mean-cosine"])
 def test_matchers(name: str) -> None:
     head = build(matcher=name)
-    t = head.eval().trace(**episode(), protocol="transductive")
-    assert t.query is not None
-    assert t.padm is not None
-    close(t.d3, matcher(name)(t.padm.class_token, t.padm.anchor).expand(E, 5, C))
+    found = evidence(head, protocol="transductive")
+    refined = found.kept.refined
+    close(found["anchor"], -matcher(name)(refined.class_token, refined.anchor).expand(E, 5, C))
     assert still(head) == ["scale"]
-
-
-def test_smoothing_reaches_the_matching() -> None:
-    assert not torch.allclose(
-        build(smoothing=0.1).eval()(**episode()).logits, build().eval()(**episode()).logits
-    )
 
 
 def test_positions_make_frame_order_count_in_fusion() -> None:
     head = build(position=True)
-    t = head.eval().trace(**episode())
-    close(t.frames - t.raw, (0.1 * sinusoidal_positions(T, D, t.raw)).expand_as(t.raw), rtol=1e-4, atol=1e-5)
+    seen = RAW + 0.1 * sinusoidal_positions(T, D, RAW)
+    close(evidence(head).kept.gated, head.fusion.gate_frames(seen), rtol=1e-4, atol=1e-5)
     assert still(head) == ["scale"]
 
 
 def test_hsmr_can_refine_what_moves() -> None:
-    head = build(matching_input="refined-centered", position=True).eval()
-    t = head.trace(**episode(), query_labels=QUERY_LABELS)
-    moving = t.raw - t.raw.mean(2, keepdim=True)
-    seen = moving + 0.1 * sinusoidal_positions(T, D, t.raw)
-    shallow = head.motion(seen)
-    close(t.shallow, shallow)
-    ((refined, token),) = head.fusion((head.fusion.gate_frames(seen), shallow))
-    close(t.refined, refined)
-    close(t.motion_token, token)
-    close(t.frames, refined)
+    head = build(matching_input="refined-centered", position=True, spm=False).eval()
+    seen = RAW - RAW.mean(2, keepdim=True) + 0.1 * sinusoidal_positions(T, D, RAW)
+    ((refined, token),) = head.fusion((head.fusion.gate_frames(seen), head.motion(seen)))
+    made = evidence(head).kept
+    close(made.motion.frames, refined)
+    close(made.motion.token, token)
+    close(made.query, refined[:, 6:])
     shifted = {k: v + 3.0 if k in ("support", "query") else v for k, v in episode().items()}
-    close(head.trace(**shifted).frames, refined, rtol=1e-4, atol=1e-4)  # what stands still is not seen
+    # what stands still is not seen
+    close(head.scores(as_episode(**shifted)).kept.query, refined[:, 6:], rtol=1e-4, atol=1e-4)
     assert not still(build(matching_input="refined-centered", spm=False, padm=False))[1:]  # all but ``scale``
+    assert torch.equal(
+        build(matching_input="refined-centered", hsmr=False).eval()(**episode()).logits,
+        build(hsmr=False).eval()(**episode()).logits,
+    )
 
 
 def test_motion_enters_the_matching_with_its_weight() -> None:
     plain, more = build().eval(), build(motion_weight=0.7).eval()
-    a, b = plain.trace(**episode()), more.trace(**episode())
-    moving = a.raw - a.raw.mean(2, keepdim=True)
+    moving = RAW - RAW.mean(2, keepdim=True)
     prototypes = torch.stack(
         [torch.stack([moving[e, :6][LABELS[e] == c].mean(0) for c in range(C)]) for e in range(E)]
     )
     d0 = otam(prototypes, moving[:, 6:])
-    close(b.d0, d0)
-    close(b.output.logits, a.output.logits - 0.7 * d0, rtol=1e-4, atol=1e-4)
-    assert build(motion_weight=0.7, hsmr=False).eval().trace(**episode()).d0 is None
+    close(evidence(more)["motion"], -d0)
+    close(more(**episode()).logits, plain(**episode()).logits - 0.7 * d0, rtol=1e-4, atol=1e-4)
+    assert "motion" not in evidence(build(motion_weight=0.7, hsmr=False))
 
 
 def test_weights_of_the_distances() -> None:
-    t = build(d1_weight=2.0, d2_weight=0.3, d3_weight=0.0).eval().trace(**episode())
-    close(t.output.logits, -(2.0 * t.d1 + 0.3 * t.d2))
+    head = build(d1_weight=2.0, d2_weight=0.3, d3_weight=0.0)
+    found = evidence(head)
+    close(head(**episode()).logits, 2.0 * found["prototype"] + 0.3 * found["refined"])
 
 
 def test_blocks_may_start_as_the_identity() -> None:
-    t = build(zero_init=True, spm=False).eval().trace(**episode())
-    assert t.padm is not None
-    close(t.padm.query, t.query)
+    made = evidence(build(zero_init=True, spm=False)).kept
+    close(made.refined.query, made.query)
     assert "padm.block.out.weight" not in still(build(zero_init=True, spm=False))
 
 
@@ -385,92 +381,14 @@ def test_logit_scale_multiplies_and_may_learn() -> None:
     assert still(head) == ["scale"]
 
 
-@pytest.mark.parametrize("source", ["modulated", "refined"])
-def test_class_text_is_the_cross_entropy_against_all_base_classes(source: Any) -> None:
-    head, base = build(class_text_weight=2.0, class_text_input=source), base_classes()
-    t = head.eval().trace(**episode(), query_labels=QUERY_LABELS, base=base)
-    assert t.query is not None
-    if source == "refined":
-        assert t.refined is not None
-        frames = t.refined
-    else:
-        assert t.prompt is not None
-        gated = head.fusion.gate_frames(t.raw)
-        ((frames, _),) = head.fusion((gated, t.prompt))
-    logits = 100 * F.normalize(frames.mean(2), dim=-1) @ F.normalize(base.text, dim=-1).T
-    truth = torch.cat([base.support, base.query], dim=1)
-    expected = torch.stack([F.cross_entropy(x, y) for x, y in zip(logits, truth, strict=True)])
-    close(t.output.losses["class_text"], expected, rtol=1e-4, atol=1e-4)
-    without = dict(t.output.losses)
-    del without["class_text"]
-    gap = head.episode_loss(t.output, QUERY_LABELS) - head.episode_loss(
-        HeadOutput(t.output.logits, without), QUERY_LABELS
-    )
-    close(gap, 2.0 * 5 / 16 * expected, rtol=1e-4, atol=1e-4)
-    assert still(head, base=base) == []
-
-
-def test_class_text_with_consistency_shares_its_passes() -> None:
-    head = build(class_text_weight=1.0, consistency=True).train()
-    assert count_tokens(head, query_labels=QUERY_LABELS, base=base_classes())[0] == 3 * E * 11
-    head = build(class_text_weight=1.0).train()
-    assert count_tokens(head, query_labels=QUERY_LABELS, base=base_classes())[0] == E * (2 * 11 + 6)
-    assert "class_text" not in head(**episode(), query_labels=QUERY_LABELS).losses
-
-
-@pytest.mark.parametrize("source", ["raw", "refined", "modulated"])
-def test_text_fusion_mixes_log_probabilities(source: Any) -> None:
-    head, call = build(text_fusion=True, text_input=source, fusion_b=0.3).eval(), episode()
-    matching = build().eval()(**call).logits
-    t = head.trace(**call)
-    frames = {"raw": t.raw, "refined": t.refined, "modulated": t.query}[source]
-    assert frames is not None
-    mean = F.normalize(frames[:, -5:].mean(2), dim=-1)
-    text = 100 * mean @ F.normalize(call["text"], dim=-1).mT
-    expected = 0.3 * text.log_softmax(-1) + 0.7 * matching.log_softmax(-1)
-    close(t.output.logits, expected, rtol=1e-4, atol=1e-4)
-    assert {"fusion_b"} == head.tunable().keys()
-    head.get_buffer("fusion_b").fill_(0.0)
-    assert torch.equal(head(**call).logits.argmax(-1), matching.argmax(-1))
-    head.get_buffer("fusion_b").fill_(1.0)
-    close(head(**call).logits, text.log_softmax(-1), rtol=1e-4, atol=1e-4)
-
-
-def test_text_fusion_enters_training_on_request_only() -> None:
-    call = episode()
-    options: dict[str, Any] = {"dropout": 0.0, "ffn_dropout": 0.0}
-    plain = build(**options).train()(**call).logits
-    close(build(text_fusion=True, **options).train()(**call).logits, plain)
-    fused = build(text_fusion=True, fusion_in_training=True, **options)
-    assert not torch.allclose(fused.train()(**call).logits, plain)
-    assert still(fused) == []
-
-
-def test_text_inputs_fall_back_when_their_module_is_off() -> None:
-    call = episode()
-    t = build(spm=False, text_fusion=True, text_input="modulated").eval().trace(**call)
-    assert t.refined is not None
-    raw = build(spm=False, hsmr=False, text_fusion=True, text_input="modulated").eval()
-    same = build(spm=False, hsmr=False, text_fusion=True).eval()
-    close(raw(**call).logits, same(**call).logits)
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"shallow_layer": "layer6"}, "shallow_layer='layer6' contradicts shallow_dim=None"),
-        ({"shallow_dim": 8}, "shallow_layer=None contradicts shallow_dim=8"),
-        ({"fusion_in_training": True}, "fusion_in_training=True contradicts text_fusion=False"),
-        (
-            {"class_text_weight": 1.0, "class_text_input": "raw"},
-            "class_text_input='raw' contradicts class_text_weight",
-        ),
         ({"matcher": "dtw"}, "matcher: found 'dtw'; needed one of otam, bimhm, mean-cosine"),
-        ({"matching_input": "motion"}, "matching_input: found 'motion'; needed one of raw, centered"),
-        ({"prompt": "mean"}, "prompt: found 'mean'; needed one of scalar, mean-frame"),
+        ({"matching_input": "motion"}, "matching_input: found 'motion'; needed one of raw, refined"),
         ({"w_text": 0.7}, "w_text: found 0.7; needed 0 to 0.5"),
         ({"dropout": 1.5}, "dropout: found 1.5; needed 0 to 1"),
-        ({"smoothing": 0.0}, "smoothing: found 0.0; needed a positive number"),
+        ({"logit_scale": 0.0}, "logit_scale: found 0.0; needed a positive number"),
     ],
 )
 def test_contradictions_are_refused(config: dict[str, Any], message: str) -> None:
@@ -505,14 +423,14 @@ def test_build_head_takes_a_preset_and_the_width_of_a_layer() -> None:
     config = {"preset": "ucf101", "alpha": 0.5, "shallow_layer": "layer3", **SMALL}
     head = build_head("clip-spm", dim=D, frames=T, config=config, layer_dims={"layer3": 12})
     assert isinstance(head, CLIPSPM)
-    assert (head.config.rho_v, head.config.alpha, head.shallow_dim) == (2, 0.5, 12)
+    assert (head.config.rho_v, head.config.alpha, head.lift.in_features) == (2, 0.5, 12)
     with pytest.raises(ValueError, match=r"shallow_layer: found 'layer3'; needed a cached layer \(layer9\)"):
         build_head("clip-spm", dim=D, frames=T, config=config, layer_dims={"layer9": 12})
     # --set shallow_layer=3 arrives as a number
     numbered = build_head(
         "clip-spm", dim=D, frames=T, config={**config, "shallow_layer": 3}, layer_dims={"3": 12}
     )
-    assert (numbered.shallow_layer, numbered.shallow_dim) == ("3", 12)
+    assert (numbered.layers, numbered.lift.in_features) == (("final", "3"), 12)
 
 
 @pytest.mark.parametrize(("dim", "count"), [(512, 17_315_330)])

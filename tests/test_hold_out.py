@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipspm.errors import UsageError
-from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.pool import Pool
+from clipspm.train_heads.places import default_run_dir
 from clipspm.train_heads.request import fit_to_cache
-from clipspm.train_heads.runs import HeadShape, Run, default_run_dir, one_training, unfinished_run
+from clipspm.train_heads.resume import unfinished_run
+from clipspm.train_heads.runs import HeadShape, Run, one_training
 from clipspm.train_heads.training import loop
 from clipspm.train_heads.training.hold_out import set_aside
 from clipspm.train_heads.training.train import train
@@ -68,7 +70,7 @@ def test_the_choice_depends_on_names_only() -> None:
 
 
 def test_a_part_of_a_bank_is_what_it_says() -> None:
-    bank = FeatureBank.from_cache(fake_cache({"train": 5}), "train")
+    bank = Data(fake_cache({"train": 5}), "cpu").bank("train")
     keep = bank.pool.labels % 2 == 0
     keep[0] = False
     part = bank.part(keep)
@@ -129,20 +131,21 @@ def test_resuming_finds_runs_on_the_same_features_only(
 ) -> None:
     monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path))
     cache = fake_cache({"train": 5, "val": 5})
-    config = fit_to_cache(tiny_config(), cache, lambda line: None)
-    shape = HeadShape.of(cache, 4)
-    ours, other = (Run.create(default_run_dir(config, cache), config, shape, cache) for _ in range(2))
+    data = Data(cache, "cpu")
+    config = fit_to_cache(tiny_config(), data, lambda line: None)
+    shape = HeadShape.of(data, 4)
+    ours, other = (Run.create(default_run_dir(config, data), config, shape, data) for _ in range(2))
     edit_json(
         other.path / "config.json", lambda content: content["cache"].update(fingerprint="other features")
     )
-    assert unfinished_run(config, cache) == ours.path
+    assert unfinished_run(config, data) == ours.path
     with one_training(ours.path), pytest.raises(UsageError, match="nothing to resume"):
-        unfinished_run(config, cache)
+        unfinished_run(config, data)
     with pytest.raises(UsageError, match=r"is unfinished and differs \(there / here\): seed 0 / 3"):
-        unfinished_run(replace(config, seed=3), cache)
+        unfinished_run(replace(config, seed=3), data)
 
 
 def test_two_that_ask_for_a_directory_get_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path))
-    cache, config = fake_cache({"train": 5}), tiny_config()
-    assert default_run_dir(config, cache) != default_run_dir(config, cache)
+    data, config = Data(fake_cache({"train": 5})), tiny_config()
+    assert default_run_dir(config, data) != default_run_dir(config, data)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference_heads import ReferenceHead
-from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
 from clipspm.train_heads.evaluation import predict as scoring
 from clipspm.train_heads.evaluation.predict import make_batch, predict
@@ -18,9 +18,8 @@ from clipspm.train_heads.heads import CLIPSPM, CLIPSPMConfig
 from tests.synthetic import fake_cache
 
 WAY, FRAMES, DIM = 5, 8, 32
-BANK = FeatureBank.from_cache(
-    fake_cache({"train": WAY, "test": WAY}, per_class=8, frames=FRAMES, dim=DIM), "train"
-)
+CACHE = fake_cache({"train": WAY, "test": WAY}, per_class=8, frames=FRAMES, dim=DIM)
+BANK = Data(CACHE, "cpu").bank("train")
 
 
 class CountOperations(TorchDispatchMode):
@@ -60,11 +59,11 @@ def episodes(n: int, queries: int = 4) -> Episodes:
 
 
 def training_step(made: CLIPSPM, n: int) -> Callable[[], object]:
-    batch = make_batch(BANK, episodes(n), FRAMES)
+    batch = make_batch(BANK, episodes(n), FRAMES, protocol="transductive")
 
     def step() -> None:
         made.zero_grad()
-        output = batch.through(made.train(), "transductive", training=True)
+        output = made.train().run(batch.episode, batch.query_labels)
         made.episode_loss(output, batch.query_labels).sum().backward()
 
     return step
@@ -78,13 +77,15 @@ def evaluation(made: CLIPSPM, n: int, protocol: Any, queries: int = 1) -> Callab
 def reference(n: int, queries: int, *, backward: bool) -> Callable[[], object]:
     made = ReferenceHead(DIM)
     batch = make_batch(BANK, episodes(n, queries), FRAMES)
+    episode = batch.episode
+    support, query = episode.support["final"], episode.query["final"]
 
     def run() -> None:
         for i in range(n):
             labels = batch.query_labels[i]
             with torch.set_grad_enabled(backward):
                 logits, motion = made(
-                    batch.support[i], batch.support_labels[i], batch.query[i], batch.text[i], labels
+                    support[i], episode.support_labels[i], query[i], episode.text[i], labels
                 )
             if backward:
                 made.loss(logits, motion, labels).backward()
@@ -125,7 +126,7 @@ def test_products_of_scoring_beside_the_reference(monkeypatch: pytest.MonkeyPatc
     plain = flops(reference(1, 1, backward=False))
     made = head()
     recalled = flops(evaluation(made, n, "transductive")) / n
-    monkeypatch.setattr(scoring, "_RECALL_LIMIT", 0)
+    monkeypatch.setattr(scoring, "_MOST_RECALLED", 0)
     anew = flops(evaluation(made, n, "transductive")) / n
     assert plain > 2 * anew
     assert plain > 3.5 * recalled

@@ -1,7 +1,7 @@
 """Training: no leak, exact resume, selection on validation classes, and errors in one line."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ from safetensors.torch import load_file
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.config import TrainConfig, from_dict, recipe_names, resolve_config
 from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.episodes.data import Data
+from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
+from clipspm.train_heads.episodes.pool import Pool
 from clipspm.train_heads.evaluation.leaks import guard_classes
-from clipspm.train_heads.evaluation.predict import make_batch
+from clipspm.train_heads.evaluation.predict import make_batch, predict
 from clipspm.train_heads.heads.registry import HEADS, HeadEntry, build_head
-from clipspm.train_heads.runs import Run, cache_title, default_run_dir
+from clipspm.train_heads.places import cache_title, default_run_dir
+from clipspm.train_heads.runs import Run
 from clipspm.train_heads.training import loop as trainer_module
 from clipspm.train_heads.training.loop import Trainer
 from clipspm.train_heads.training.optim import lr_at
@@ -157,9 +161,9 @@ def test_training_reads_no_test_row_and_no_test_class(
     opened = []
     original = FeatureBank.from_cache.__func__
 
-    def watch(cls: type, cache: object, split: str, *args: Any, **kwargs: Any) -> FeatureBank:
-        opened.append(split)
-        return original(cls, cache, split, *args, **kwargs)
+    def watch(cls: type, cache: object, pool: Pool, *args: Any, **kwargs: Any) -> FeatureBank:
+        opened.append(pool.split)
+        return original(cls, cache, pool, *args, **kwargs)
 
     monkeypatch.setattr(FeatureBank, "from_cache", classmethod(watch))
     train(CACHE, tiny_config(episodes=16), tmp_path / "r", log=silent)
@@ -177,41 +181,37 @@ def test_test_features_do_not_change_training(tmp_path: Path) -> None:
 
 
 def test_planted_test_class_in_the_training_bank_trips_the_guard() -> None:
-    bank = FeatureBank.from_cache(CACHE, "train")
+    bank = Data(CACHE, "cpu").bank("train")
     leaky = replace(bank.pool, names=("test class 00", *bank.pool.names[1:]))
     bank.pool = leaky
     with pytest.raises(ClipspmError, match="leak: train bank holds class 'test class 00' of split 'test'"):
-        guard_classes(CACHE, bank)
+        guard_classes(Data(CACHE, "cpu"), bank)
     with pytest.raises(ClipspmError, match="leak"):
-        guard_classes(CACHE, FeatureBank.from_cache(CACHE, "test"))
+        guard_classes(Data(CACHE, "cpu"), Data(CACHE, "cpu").bank("test"))
 
 
 def test_scoring_hands_the_head_no_query_labels() -> None:
-    seen: dict[str, Any] = {}
+    seen: list[tuple[Any, ...]] = []
 
     class Spy(LinearHead):
-        def forward(self, **kwargs: Any) -> Any:  # type: ignore[override]
-            seen.update(kwargs)
-            return super().forward(**kwargs)
+        def run(self, *given: Any) -> Any:  # type: ignore[override]
+            seen.append(given)
+            return super().run(*given)
 
-    from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
-
-    bank = FeatureBank.from_cache(CACHE, "val")
+    bank = Data(CACHE, "cpu").bank("val")
     episodes = draw(EpisodeSpec(dataset="fake", split="val"), bank.pool, 2)
-    batch = make_batch(bank, episodes, 4)
-    batch.through(Spy(dim=16, frames=4), "inductive")
-    assert seen["query_labels"] is None
-    assert seen["base"] is None
+    predict(Spy(dim=16, frames=4), bank, episodes, frames=4, protocol="inductive")
+    assert [len(given) for given in seen] == [1]
+    names = {field.name for field in fields(seen[0][0])}
+    assert names == {"support", "query", "support_labels", "text", "protocol"}
 
 
 def test_training_hands_the_head_its_base_classes() -> None:
-    from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
-
-    bank = FeatureBank.from_cache(CACHE, "train")
+    bank = Data(CACHE, "cpu").bank("train")
     episodes = draw(EpisodeSpec(dataset="fake", split="train", queries=2), bank.pool, 3)
     batch = make_batch(bank, episodes, 4, torch.Generator().manual_seed(0))
     assert batch.base is not None
-    rows = batch.text.gather(1, batch.query_labels[..., None].expand(-1, -1, 16))
+    rows = batch.episode.text.gather(1, batch.query_labels[..., None].expand(-1, -1, 16))
     assert torch.equal(batch.base.text[batch.base.query], rows)
 
 
@@ -334,7 +334,7 @@ def test_shallow_layer_reaches_the_head(tmp_path: Path) -> None:
     cache = fake_cache(frames=6, extra_layers={"3": 7})
     config = tiny_config(episodes=16, head_config={"shallow_layer": "3"})
     result = train(cache, config, tmp_path / "r", log=silent)
-    assert result.head.shallow_layer == "3"
+    assert result.head.layers == ("final", "3")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -479,8 +479,8 @@ def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 def test_default_run_directory_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path))
-    first = default_run_dir(tiny_config(), CACHE)
-    assert default_run_dir(tiny_config(), CACHE) == first.with_name(first.name + "-2")
+    first = default_run_dir(tiny_config(), Data(CACHE))
+    assert default_run_dir(tiny_config(), Data(CACHE)) == first.with_name(first.name + "-2")
 
 
 @pytest.mark.parametrize(

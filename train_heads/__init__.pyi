@@ -4,8 +4,8 @@ from .config import recipe_names as recipe_names
 from .config import resolve_config as resolve_config
 from .doctor import Diagnosis as Diagnosis
 from .doctor import examine as examine
-from .episodes.bank import Banks as Banks
 from .episodes.bank import FeatureBank as FeatureBank
+from .episodes.data import Data as Data
 from .episodes.draw import Episodes as Episodes
 from .episodes.draw import EpisodeSpec as EpisodeSpec
 from .episodes.draw import draw as draw
@@ -31,13 +31,15 @@ from .experiments.compare import compare as compare
 from .experiments.results import Results as Results
 from .experiments.results import collect as collect
 from .experiments.rows import ablation_rows as ablation_rows
+from .heads.base import Evidence as Evidence
 from .heads.base import Head as Head
 from .heads.base import HeadOutput as HeadOutput
 from .heads.clipspm.head import CLIPSPM as CLIPSPM
+from .heads.episode import Episode as Episode
 from .heads.parts.otam import otam_distance as otam_distance
 from .heads.registry import HEADS as HEADS
 from .heads.registry import build_head as build_head
+from .places import default_run_dir as default_run_dir
 from .runs import Run as Run
-from .runs import default_run_dir as default_run_dir
 from .training.loop import TrainResult as TrainResult
 from .training.train import train as train

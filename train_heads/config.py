@@ -19,7 +19,7 @@ from clipspm.settings import from_yaml, near, typed
 from clipspm.train_heads.episodes.random import digest
 from clipspm.train_heads.heads.clipspm.config import PRESETS, load_preset
 from clipspm.train_heads.heads.protocol import Protocol
-from clipspm.train_heads.heads.registry import HEADS, check_settings
+from clipspm.train_heads.heads.registry import check_settings, head_entry
 
 Precision = Literal["float32", "fp16", "bf16"]
 
@@ -99,8 +99,10 @@ class TrainConfig:
                 raise UsageError(f"{name} is {value}; it must be at most {most}")
         if self.warmup > 1:
             raise UsageError(f"warmup is {self.warmup}; it is a fraction of the steps, at most 1")
-        if self.head not in HEADS:
-            raise UsageError(f"unknown head {self.head!r}{near(self.head, HEADS)}")
+        try:
+            head_entry(self.head)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and YAML."""

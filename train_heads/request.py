@@ -1,48 +1,24 @@
 """Whether a cache can give what is asked, said before any work starts."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from clipspm.errors import UsageError
 from clipspm.progress import Say
 from clipspm.train_heads.config import TrainConfig
+from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.draw import check_frames, check_request
-from clipspm.train_heads.episodes.pool import FeatureSource, Pool
-
-if TYPE_CHECKING:
-    import torch
 
 DEFAULT_QUERIES = 4
 DEFAULT_FRAMES = 8
 
 
-def resolve_device(name: str) -> "torch.device":
-    """``auto``: a GPU when there is one. A device that is not there is an error."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}: cpu, cuda, cuda:1, mps or auto") from error
-    there = device.type == "cpu" or (
-        (device.index or 0) < torch.cuda.device_count()
-        if device.type == "cuda"
-        else device.type == "mps" and torch.backends.mps.is_available()
-    )
-    if not there:
-        raise UsageError(f"device {name!r} is not available on this machine: use --device auto or cpu")
-    return device
-
-
-def fit_to_cache(config: TrainConfig, cache: FeatureSource, say: Say) -> TrainConfig:
+def fit_to_cache(config: TrainConfig, data: Data, say: Say) -> TrainConfig:
     """Fill in ``queries`` and ``frames`` where they are left open; refuse what the cache cannot give.
 
     Checks the training split, and the validation split if it has two classes or more. Says what it shrank,
     and warns if the test split is too small for the same request.
     """
-    pool = Pool.from_cache(cache, "train")
+    pool = data.pool("train")
     queries = config.queries
     if queries is None:
         least = pool.smallest()[1] - config.shots if pool.names else 0
@@ -53,13 +29,13 @@ def fit_to_cache(config: TrainConfig, cache: FeatureSource, say: Say) -> TrainCo
                 f"{queries} queries per class instead of {DEFAULT_QUERIES}: class {name!r} (train) has "
                 f"{size} videos for {config.shots} shots"
             )
-    frames = config.frames if config.frames is not None else min(DEFAULT_FRAMES, cache.spec.frames)
-    check_frames(cache.spec.frames, frames)
+    frames = config.frames if config.frames is not None else min(DEFAULT_FRAMES, data.spec.frames)
+    check_frames(data.spec.frames, frames)
     check_request(pool, way=config.way, shot=config.shots, queries=queries)
-    val = Pool.from_cache(cache, "val")
+    val = data.pool("val")
     if len(val.names) >= 2:
         check_request(val, way=min(config.way, len(val.names)), shot=config.shots, queries=1)
-    test = Pool.from_cache(cache, "test")  # names and counts only
+    test = data.pool("test")  # names and counts only
     if test.names:
         try:
             check_request(test, way=config.way, shot=config.shots, queries=1)

@@ -15,7 +15,7 @@ and metrics. Each file is replaced as a whole, so that a process may be killed a
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,14 +33,13 @@ from clipspm.cache.checked import (
     save_tensors,
     tensors_digest,
 )
-from clipspm.cache.disk import Unreadable, make_folder, reading, room_on, size_text, sync
-from clipspm.cache.home import runs_dir
+from clipspm.cache.disk import Unreadable, make_folder, reading, room_on, size_text
 from clipspm.cache.lock import alone
-from clipspm.cache.reader import open_cache
 from clipspm.errors import ClipspmError, UsageError, plain
 from clipspm.train_heads.config import TrainConfig, from_dict
-from clipspm.train_heads.episodes.pool import FeatureSource, Split, content_digest
-from clipspm.train_heads.heads.registry import HEADS, build_head
+from clipspm.train_heads.episodes.data import Data
+from clipspm.train_heads.heads.registry import build_head, head_entry
+from clipspm.train_heads.places import known_runs, run_at
 
 if TYPE_CHECKING:
     import torch
@@ -71,9 +70,9 @@ class HeadShape:
     layer_dims: dict[str, int]
 
     @classmethod
-    def of(cls, cache: FeatureSource, frames: int) -> "HeadShape":
-        """The widths of ``cache``."""
-        dims = {layer: int(width) for layer, width in cache.spec.dims.items()}
+    def of(cls, data: Data, frames: int) -> "HeadShape":
+        """The widths of ``data``."""
+        dims = {layer: int(width) for layer, width in data.spec.dims.items()}
         return cls(dims.pop("final"), frames, dims)
 
     @classmethod
@@ -139,12 +138,10 @@ class Run:
     cache: dict[str, Any]
 
     @classmethod
-    def create(
-        cls, path: str | Path, config: TrainConfig, shape: HeadShape, cache: FeatureSource | None
-    ) -> "Run":
+    def create(cls, path: str | Path, config: TrainConfig, shape: HeadShape, data: Data | None) -> "Run":
         """Start a run in a new directory; one that holds results of training already is refused.
 
-        ``cache`` None: weights from elsewhere, so that no cache, classes or splits belong to the run.
+        ``data`` None: weights from elsewhere, so that no cache, classes or splits belong to the run.
         """
         path = Path(path)
         if holds_run(path):
@@ -156,13 +153,13 @@ class Run:
         except OSError as error:
             raise UsageError(f"cannot make the run directory {path}: {error.strerror}") from error
         made_for: dict[str, Any] = {"path": None, "class_splits": {}}
-        if cache is not None:
+        if data is not None:
             made_for = {
-                "path": str(Path(cache.path).resolve()),
-                "fingerprint": cache.spec.fingerprint,
-                "content": content_digest(cache),
-                "dataset": cache.spec.dataset,
-                "class_splits": dict(cache.class_splits),
+                "path": str(data.path.resolve()),
+                "fingerprint": data.spec.fingerprint,
+                "content": data.content,
+                "dataset": data.spec.dataset,
+                "class_splits": dict(data.cache.class_splits),
             }
         save_json(
             path / CONFIG,
@@ -222,7 +219,7 @@ class Run:
 
     def trains(self) -> bool:
         """Whether the head has anything to train; if not, the seed of the run changes nothing."""
-        if not HEADS[self.config.head].trained:
+        if not head_entry(self.config.head).trained:
             return False
         facts = self.results().get("training", {})
         stepped = facts.get("steps") != 0 or self.config.episodes == 0  # runs of 0.2 say no more
@@ -378,39 +375,9 @@ class Run:
         return self.cache["path"] is None
 
 
-def run_at(place: str | Path) -> Path:
-    """The directory ``place``, or the run of that name under the home."""
-    path = Path(place)
-    named = runs_dir() / path
-    return named if not path.exists() and not path.is_absolute() and named.is_dir() else path
-
-
 def holds_run(path: Path) -> bool:
     """Whether the directory holds weights or results already."""
     return any((path / name).exists() for name in (STATE, RESULTS, *_WEIGHTS))
-
-
-def known_runs() -> str:
-    """The newest runs under the home's ``runs/`` by name, for a message."""
-    found = sorted(runs_dir().glob("*/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    names = [file.parent.name for file in found]
-    if not names:
-        return f"none at {runs_dir()} either: `clipspm train-heads` makes one"
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"at {runs_dir()}: {', '.join(names[:5])}{more}"
-
-
-def cache_title(cache: FeatureSource) -> str:
-    """What to call files made of a cache: its own name, without suffix and fingerprint.
-
-    The data set stands before it where the name does not tell it, unless it is merely some folder or list.
-    """
-    stem = re.sub(r"-[0-9a-f]{8}$", "", Path(cache.path).stem)
-    title = re.sub(r"[^\w.-]+", "-", stem, flags=re.ASCII).strip("-.")
-    dataset = cache.spec.dataset
-    if not title or not (dataset in title or dataset in ("folder", "manifest")):
-        return f"{dataset}-{title}".rstrip("-")
-    return title
 
 
 @contextmanager
@@ -423,87 +390,6 @@ def one_training(path: Path) -> Iterator[None]:
     doing, holder = f"{path} is being trained", path / ".training.json"
     with alone(path / _TRAINING, holder, doing, ", or name another --run-dir"):
         yield
-
-
-def default_run_dir(config: TrainConfig, cache: FeatureSource) -> Path:
-    """A new directory under the home's ``runs/``, made and named after the cache and the request."""
-    name = (
-        f"{cache_title(cache)}-{config.head}-{config.way}w{config.shots}s-{config.recipe}-seed{config.seed}"
-    )
-    for count in range(1, 10_000):
-        path = runs_dir() / (name if count == 1 else f"{name}-{count}")
-        try:
-            make_folder(path.parent)
-            path.mkdir()  # taken: another process that asks now gets another one
-            sync(path.parent)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UsageError(
-                f"cannot make {path} ({plain(error)}): set CLIPSPM_HOME to another folder"
-            ) from error
-        return path
-    raise ClipspmError(f"too many runs named {name} under {runs_dir()}: remove some or name a --run-dir")
-
-
-def as_trained(
-    run: Run,
-    path: str | Path | None = None,
-    splits: Sequence[Split] = ("test",),
-    *,
-    allow_partial: bool = False,
-) -> FeatureSource:
-    """The cache of ``run`` (or the one at ``path``), under the class splits that it was trained with.
-
-    A cache of other classes keeps its own splits, and so does every cache where ``run`` was imported. One
-    whose ``splits`` are not complete is refused unless ``allow_partial``.
-    """
-    if run.imported and path is None:
-        raise UsageError(f"{run.path} was imported and has no cache of its own: give one with --cache PATH")
-    try:
-        cache = open_cache(path or run.cache["path"])
-    except ClipspmError as error:
-        if path is not None:
-            raise
-        raise ClipspmError(f"{run.path} needs its cache (or another with --cache): {error}") from error
-    own = run.cache["class_splits"]
-    other = cache.class_splits == own or set(cache.class_names) != set(own)
-    return (cache if other else cache.with_splits(own)).require(splits, allow_partial=allow_partial)
-
-
-def unfinished_run(config: TrainConfig, cache: FeatureSource) -> Path:
-    """The newest run under the home that was begun with these settings on this cache and has not ended.
-
-    ``config`` as it is fitted to the cache. Raises :class:`UsageError` that says what is there instead.
-    """
-    same, ended, others = [], [], []
-    for folder in sorted(runs_dir().iterdir()) if runs_dir().is_dir() else []:
-        try:
-            run = Run.open(folder)
-            here = (cache.spec.fingerprint, content_digest(cache))
-            if run.imported or (run.cache["fingerprint"], run.cache["content"]) != here or run.busy():
-                continue
-            if run.config.identity != config.identity:
-                others += [] if run.finished else [run]
-            elif run.finished:
-                ended.append(run)
-            else:
-                same.append(run)
-        except ClipspmError:
-            continue
-    if same:
-        return max(same, key=Run.changed).path
-    if ended:
-        newest = max(ended, key=Run.changed).path
-        raise UsageError(f"nothing to resume: {newest} has these settings and is finished")
-    if others:
-        newest_other = max(others, key=Run.changed)
-        differs = "; ".join(newest_other.config.differences(config))
-        raise UsageError(
-            f"no unfinished run has these settings; {newest_other.path} is unfinished and differs (there / "
-            f"here): {differs}. To go on with it: --resume --run-dir {newest_other.path}"
-        )
-    raise UsageError(f"nothing to resume: no run on this cache under {runs_dir()}; leave --resume out")
 
 
 def _made_for(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ sampled from them, D feature width, C classes of the split.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import track
 from clipspm.train_heads.episodes.draw import check_frames
-from clipspm.train_heads.episodes.pool import FeatureSource, Pool, Split
+from clipspm.train_heads.episodes.pool import FeatureSource, Pool
 from clipspm.train_heads.episodes.random import derive_seed
 
 _BLOCK = 256  # rows read from the cache at a time
@@ -105,20 +104,18 @@ class FeatureBank:
     def from_cache(
         cls,
         cache: FeatureSource,
-        split: Split,
+        pool: Pool,
         layers: Sequence[str] = ("final",),
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         *,
-        shuffle_time: bool = False,
         mapped: bool | None = None,
     ) -> "FeatureBank":
-        """Read one split. Features stay in the cache's precision; ``gather`` returns ``dtype``.
+        """Read the videos of ``pool``. Features stay in the cache's precision; ``gather`` returns ``dtype``.
 
         ``mapped``: leave them in the cache's files and read what each batch needs; None: where they take more
         than half of the memory that is free.
         """
-        pool = Pool.from_cache(cache, split)
         for layer in layers:
             if layer not in cache.spec.layers:
                 wanted = [*(known for known in cache.spec.layers if known != "final"), layer, "final"]
@@ -144,13 +141,7 @@ class FeatureBank:
                 )
             features[layer] = stored.to(device)
         text = np.asarray(cache.text())[pool.text_rows]
-        return cls(
-            pool,
-            features,
-            torch.from_numpy(text).to(device, dtype),
-            dtype=dtype,
-            shuffle_time=shuffle_time,
-        )
+        return cls(pool, features, torch.from_numpy(text).to(device, dtype), dtype=dtype)
 
     def part(self, keep: npt.NDArray[np.bool_]) -> "FeatureBank":
         """The bank of the videos of the mask ``keep`` [N], and of the classes that have any of them."""
@@ -163,6 +154,19 @@ class FeatureBank:
         return FeatureBank(
             pool, features, self.text[classes], dtype=self.dtype, shuffle_time=self.shuffle_time
         )
+
+    def joined(self, other: "FeatureBank") -> "FeatureBank":
+        """These features and those of ``other``, which has more layers of the same videos."""
+        return FeatureBank(self.pool, {**self._features, **other._features}, self.text, dtype=self.dtype)
+
+    def shuffled(self) -> "FeatureBank":
+        """The same features, each clip's frames in random order."""
+        return FeatureBank(self.pool, self._features, self.text, dtype=self.dtype, shuffle_time=True)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that are held."""
+        return tuple(self._features)
 
     @property
     def device(self) -> torch.device:
@@ -255,50 +259,3 @@ def read_rows(source: Any, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         low, high = int(rows[part[0]]), int(rows[part[-1]])
         out[part] = np.asarray(source[low : high + 1])[rows[part] - low]
     return out
-
-
-class Banks:
-    """The banks of a cache, each split read once, when first asked for.
-
-    Several trainings on one cache share these. ``layers`` [L names]; "final" is always among them.
-    """
-
-    def __init__(
-        self,
-        cache: FeatureSource,
-        layers: Collection[str] = ("final",),
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.cache = cache
-        self.layers = tuple(dict.fromkeys(("final", *layers)))
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self._banks: dict[Split, FeatureBank] = {}
-        self._closed: set[Split] = set()
-
-    def get(self, split: Split, *, shuffle_time: bool = False) -> FeatureBank:
-        """The bank of ``split``."""
-        if split in self._closed:
-            raise ClipspmError(f"leak: the {split} split is asked for while a head is trained and selected")
-        if split not in self._banks:
-            self._banks[split] = FeatureBank.from_cache(
-                self.cache, split, self.layers, self.device, self.dtype
-            )
-        bank = self._banks[split]
-        if not shuffle_time:
-            return bank
-        return FeatureBank(bank.pool, bank._features, bank.text, dtype=bank.dtype, shuffle_time=True)
-
-    @contextmanager
-    def closed(self, split: Split) -> Iterator[None]:
-        """Within, asking for ``split`` is an error."""
-        self._closed.add(split)
-        try:
-            yield
-        finally:
-            self._closed.discard(split)
-
-    def serve(self, cache: FeatureSource, layers: Collection[str], device: torch.device) -> bool:
-        """Whether these banks hold what a training on ``cache`` with ``layers`` on ``device`` needs."""
-        return cache is self.cache and device == self.device and set(layers) <= set(self.layers)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 import clipspm
 from clipspm.cache.disk import Unreadable
 from clipspm.cache.reader import open_cache
+from clipspm.cache.spec import FINAL
 from clipspm.engines.allocator import keep_pages
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import Reporter, Say
 from clipspm.train_heads.config import Precision
-from clipspm.train_heads.episodes.bank import Banks, check_frames
-from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.episodes.data import Data
+from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, check_frames, draw
 from clipspm.train_heads.episodes.files import check_claims
 from clipspm.train_heads.episodes.pool import FeatureSource, Split
 from clipspm.train_heads.episodes.random import digest
@@ -26,113 +29,177 @@ from clipspm.train_heads.evaluation.predict import autocast, evaluating, predict
 from clipspm.train_heads.evaluation.result import EvalResult, save_predictions, saved_predictions
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
-from clipspm.train_heads.request import resolve_device
-from clipspm.train_heads.runs import Run, as_trained
+from clipspm.train_heads.resume import as_trained
+from clipspm.train_heads.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How to score: what is None is the run's own, or 5-way 1-shot, for a head without one."""
+
+    episodes: int | Episodes = 10_000  #: how many to draw, or those that were drawn
+    way: int | None = None  #: classes per episode
+    shots: int | None = None  #: support videos per class
+    queries: int = 1  #: queries per class
+    seed: int = 0  #: of the episodes
+    dirichlet: int = 0  #: see :class:`~.episodes.draw.EpisodeSpec`
+    sources: str = ""  #: see :class:`~.episodes.draw.EpisodeSpec`
+    split: Split = "test"
+    protocols: Sequence[Protocol] = PROTOCOLS
+    weights: str | None = None  #: of the run: best, last, or a checkpoint's name
+    frames: int | None = None  #: sampled from the cached ones
+    precision: Precision | None = None  #: of the arithmetic
+    shuffle_time: bool | None = None  #: put each clip's frames in random order
+    batch: int | None = None  #: episodes at a time, chosen by size otherwise; the numbers do not depend on it
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is scored: a ``head`` in evaluation mode, and the ``run`` and ``weights`` that it came from."""
+
+    head: Head
+    run: Run | None = None
+    weights: str | None = None
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, target: str | Path | Run | Head, weights: str | None) -> "Subject":
+        """Load the ``weights`` of a run (None: those it chose); a head is taken as it is."""
+        if isinstance(target, Head):
+            return cls(target)
+        run = target if isinstance(target, Run) else Run.open(target)
+        head, weights = run.build_head(), weights or run.which_weights()
+        facts = run.load_weights(head, weights)
+        return cls(head.eval(), run, weights, facts["sha256"])
+
+    def filled(self, asked: Scoring, data: Data) -> Scoring:
+        """``asked`` with what it leaves open, and checked against the features."""
+        frames, run = asked.frames, self.run
+        if run is None:
+            frames = frames or min(8, data.spec.frames)
+            own: dict[str, Any] = {"way": 5, "shots": 1, "precision": "float32", "shuffle_time": False}
+        else:
+            config = run.config
+            frames = frames or config.frames or min(8, data.spec.frames)
+            own = {name: getattr(config, name) for name in ("way", "shots", "precision", "shuffle_time")}
+            _check_widths(run, data, self.head.layers)
+        check_frames(data.spec.frames, frames)
+        return replace(
+            asked,
+            frames=frames,
+            **{name: value for name, value in own.items() if getattr(asked, name) is None},
+        )
 
 
 def evaluate(
     target: str | Path | Run | Head,
-    cache: FeatureSource | str | Path | None = None,
+    data: Data | FeatureSource | str | Path | None = None,
     *,
-    episodes: int | Episodes = 10_000,
-    way: int | None = None,
-    shots: int | None = None,
-    queries: int = 1,
-    frames: int | None = None,
-    protocols: Sequence[Protocol] = PROTOCOLS,
-    seed: int = 0,
-    dirichlet: int = 0,
-    sources: str = "",
-    split: Split = "test",
-    weights: str | None = None,
     device: str = "auto",
-    precision: Precision | None = None,
-    batch: int | None = None,
-    shuffle_time: bool | None = None,
     allow_partial: bool = False,
-    banks: Banks | None = None,
     log: Say | None = None,
+    **asked: Any,
 ) -> EvalResult:
-    """Score a run directory or a head on ``episodes`` drawn from ``split``.
+    """Score a run directory or a head on episodes of the test classes.
 
-    What is left open is taken from the run (``way``, ``shots``, ``frames``, ``precision``, and the cache it
-    was trained on, under its class splits); a bare head needs ``cache`` and defaults to 5-way 1-shot. For a
-    run, the episodes, the predictions and a part of ``results.json`` are written into its directory.
-    ``dirichlet``, ``sources``: other kinds of episodes, see :class:`~.episodes.draw.EpisodeSpec`.
-    ``batch``: episodes at a time (chosen by size otherwise; the episodes do not depend on it).
-    ``allow_partial``: leave out what is missing or damaged in a cache that is opened here.
+    ``data``: what a run was trained on, under its class splits, unless another is given; a bare head needs
+    one. ``asked``: fields of :class:`Scoring`. ``allow_partial``: leave out what is missing or damaged in a
+    cache that is opened here. For a run, the episodes, the predictions and a part of ``results.json`` are
+    written into its directory.
     """
-    reporter = Reporter(log)
     keep_pages()
-    run = target if isinstance(target, Run) else None if isinstance(target, Head) else Run.open(target)
-    if run is not None and (cache is None or isinstance(cache, str | Path)):
-        cache = as_trained(run, cache, (split,), allow_partial=allow_partial)
-    elif cache is None:
+    scoring = Scoring(**asked)
+    data = opened(target, data, scoring.split, device=device, allow_partial=allow_partial)
+    subject = Subject.of(target, scoring.weights)
+    scoring = subject.filled(scoring, data)
+    bank = data.bank(scoring.split, subject.head.layers, shuffle_time=bool(scoring.shuffle_time))
+    if subject.run is not None and scoring.split == "test":
+        guard_test_classes(subject.run, bank)
+    drawn = episodes_of(scoring, data, bank)
+    predictions = score(subject.head.to(data.device), bank, drawn, scoring, Reporter(log))
+    result = EvalResult(drawn, predictions, _facts(subject, data, scoring, drawn))
+    if subject.run is not None:
+        _write(subject.run, result)
+    return result
+
+
+def opened(
+    target: str | Path | Run | Head,
+    data: Data | FeatureSource | str | Path | None,
+    split: Split = "test",
+    *,
+    device: str,
+    allow_partial: bool,
+) -> Data:
+    """The data to score ``target`` on; a cache that is opened here has to be complete in ``split``."""
+    if data is not None and not isinstance(data, str | Path):
+        return Data.of(data, device)
+    if not isinstance(target, Head):
+        run = target if isinstance(target, Run) else Run.open(target)
+        return as_trained(run, data, (split,), allow_partial=allow_partial, device=device)
+    if data is None:
         raise UsageError("evaluating a head needs a cache")
-    elif isinstance(cache, str | Path):
-        cache = open_cache(cache).require((split,), allow_partial=allow_partial)
-    if isinstance(target, Head):
-        head, chosen, config, weights_digest = target, None, None, None
-    else:
-        assert run is not None
-        config, chosen = run.config, weights or run.which_weights()
-        head = run.build_head()
-        weights_digest = run.load_weights(head, chosen)["sha256"]
-        head.eval()
-    frames = frames or (config.frames if config else None) or min(8, cache.spec.frames)
-    check_frames(cache.spec.frames, frames)
-    shuffle = shuffle_time if shuffle_time is not None else bool(config and config.shuffle_time)
-    found_device = resolve_device(device)
-    layers = ("final", head.shallow_layer) if head.shallow_layer else ("final",)
-    if run is not None:
-        _check_widths(run, cache, layers)
-    if banks is None or not banks.serve(cache, layers, found_device):
-        banks = Banks(cache, layers, found_device)
-    bank = banks.get(split, shuffle_time=shuffle)
-    if run is not None and split == "test":
-        guard_test_classes(run, bank)
-    if isinstance(episodes, Episodes):
-        if episodes.spec.dataset != cache.spec.dataset:
-            raise UsageError(
-                f"the episodes are of {episodes.spec.dataset}, {cache.path} holds {cache.spec.dataset}"
-            )
-        drawn = episodes.on(bank.pool)
-        check_claims(drawn, bank.pool)
-    else:
+    return Data(open_cache(data).require((split,), allow_partial=allow_partial), device)
+
+
+def episodes_of(scoring: Scoring, data: Data, bank: FeatureBank) -> Episodes:
+    """Draw the episodes that are asked for, or check those that are given."""
+    if isinstance(scoring.episodes, int):
+        assert scoring.way is not None
+        assert scoring.shots is not None
         spec = EpisodeSpec(
-            dataset=cache.spec.dataset,
-            split=split,
-            way=way if way is not None else config.way if config else 5,
-            shot=shots if shots is not None else config.shots if config else 1,
-            queries=queries,
-            seed=seed,
-            dirichlet=dirichlet,
-            sources=sources,
+            dataset=data.spec.dataset,
+            split=scoring.split,
+            way=scoring.way,
+            shot=scoring.shots,
+            queries=scoring.queries,
+            seed=scoring.seed,
+            dirichlet=scoring.dirichlet,
+            sources=scoring.sources,
         )
-        drawn = draw(spec, bank.pool, episodes)
-    arithmetic: Precision = precision or (config.precision if config else "float32")
-    head = head.to(found_device)
-    predictions: dict[Protocol, npt.NDArray[np.int64]] = {}
-    with evaluating(head), autocast(found_device, arithmetic):
-        memory = recall_videos(head, bank, drawn, frames)
-    for protocol in protocols:
-        guard_labels(head, bank, drawn[:1], frames, protocol)
-        with reporter.task(f"scoring, {protocol}", len(drawn), "episodes") as advance:
+        return draw(spec, bank.pool, scoring.episodes)
+    if scoring.episodes.spec.dataset != data.spec.dataset:
+        raise UsageError(
+            f"the episodes are of {scoring.episodes.spec.dataset}, {data.path} holds {data.spec.dataset}"
+        )
+    drawn = scoring.episodes.on(bank.pool)
+    check_claims(drawn, bank.pool)
+    return drawn
+
+
+def score(
+    head: Head, bank: FeatureBank, episodes: Episodes, scoring: Scoring, reporter: Reporter
+) -> dict[Protocol, npt.NDArray[np.int64]]:
+    """What ``head`` predicts in ``episodes``, [n, Q] for each protocol; refuses one that sees labels."""
+    frames, precision = scoring.frames, scoring.precision
+    assert frames is not None
+    assert precision is not None
+    with evaluating(head), autocast(bank.device, precision):
+        known = recall_videos(head, bank, episodes, frames)
+    predictions = {}
+    for protocol in scoring.protocols:
+        guard_labels(head, bank, episodes[:1], frames, protocol)
+        with reporter.task(f"scoring, {protocol}", len(episodes), "episodes") as advance:
             predictions[protocol] = predict(
                 head,
                 bank,
-                drawn,
+                episodes,
                 frames=frames,
                 protocol=protocol,
-                precision=arithmetic,
-                batch=batch,
+                precision=precision,
+                batch=scoring.batch,
                 advance=advance,
-                memory=memory,
+                known=known,
             )
-    covered = cache.coverage(split)
+    return predictions
+
+
+def _facts(subject: Subject, data: Data, scoring: Scoring, drawn: Episodes) -> dict[str, Any]:
+    """What the numbers depend on, and what says so to people."""
+    run, found, expected = subject.run, *data.coverage()[scoring.split]
     facts = {
-        "dataset": cache.spec.dataset,
-        "split": split,
+        "dataset": data.spec.dataset,
+        "split": scoring.split,
         "episodes": len(drawn),
         "episode_hash": drawn.hash,
         "episode_hash_full": drawn.full_hash,
@@ -142,37 +209,34 @@ def evaluate(
         "seed": drawn.spec.seed,
         "dirichlet": drawn.spec.dirichlet,
         "sources": drawn.spec.sources,
-        "frames": frames,
-        "shuffle_time": shuffle,
-        "precision": arithmetic,
-        "device": str(found_device),
-        "weights": chosen,
-        "weights_sha256": weights_digest,
-        **_selection(run, chosen),
-        "cache_name": Path(cache.path).name,
-        "cache_fingerprint": cache.spec.fingerprint,
-        "coverage": {"expected": covered.expected, "found": covered.found},
-        "head": config.head if config else type(head).__name__,
-        "head_config": dict(config.head_config) if config else None,
+        "frames": scoring.frames,
+        "shuffle_time": scoring.shuffle_time,
+        "precision": scoring.precision,
+        "device": str(data.device),
+        "weights": subject.weights,
+        "weights_sha256": subject.sha256,
+        **_selection(run, subject.weights),
+        "cache_name": data.path.name,
+        "cache_fingerprint": data.spec.fingerprint,
+        "coverage": {"expected": expected, "found": found},
+        "head": run.config.head if run else type(subject.head).__name__,
+        "head_config": dict(run.config.head_config) if run else None,
         "version": clipspm.__version__,
         "torch": torch.__version__,
         "interval": "1.96 * std / sqrt(n) over episodes, which share clips and classes",
     }
     if run is not None:
         facts["unlike"] = _unlike(run, facts)
-    result = EvalResult(drawn, predictions, facts)
-    if run is not None:
-        _write(run, result)
-    return result
+    return facts
 
 
-def _check_widths(run: Run, cache: FeatureSource, layers: Sequence[str]) -> None:
+def _check_widths(run: Run, data: Data, layers: Sequence[str]) -> None:
     """Refuse features of another width than ``run`` was built for; layers that are not cached are passed."""
-    needed, found = {**run.shape.layer_dims, "final": run.shape.dim}, cache.spec.dims
+    needed, found = {**run.shape.layer_dims, FINAL: run.shape.dim}, data.spec.dims
     for layer in layers:
         if layer in needed and layer in found and needed[layer] != found[layer]:
             raise UsageError(
-                f"{run.path} is for features of width {needed[layer]}, {cache.path} has {found[layer]} "
+                f"{run.path} is for features of width {needed[layer]}, {data.path} has {found[layer]} "
                 f"(layer {layer}): give a cache of the same encoder"
             )
 

@@ -3,9 +3,9 @@
 Shapes: E episodes of a batch, S supports, Q queries, C ways, T frames, D width; n episodes in all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -13,49 +13,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clipspm.cache.spec import FINAL
 from clipspm.errors import ClipspmError
 from clipspm.progress import Advance
 from clipspm.train_heads.config import Precision
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.stats import accuracies
-from clipspm.train_heads.heads.base import BaseClasses, Head, HeadOutput
-from clipspm.train_heads.heads.clipspm.recall import Recalled
+from clipspm.train_heads.heads.base import Head, Scorer
+from clipspm.train_heads.heads.episode import BaseClasses, Episode
 from clipspm.train_heads.heads.protocol import Protocol
 
-_RECALL_LIMIT = 1.5e9  # bytes of what is known of videos before they are scored
+_MOST_RECALLED = 4.5e7  # bytes of features of the videos that a head may recall; it keeps 35 times as much
 _TUNE_LIMIT = 64  # more combinations than this are searched one setting at a time
 
 
 @dataclass(frozen=True)
-class EpisodeBatch:
-    """Gathered features of E episodes, ready for a head."""
+class Batch:
+    """Gathered features of E episodes, and apart from them what only losses may see.
 
-    support: Tensor
-    support_labels: Tensor
-    query: Tensor
+    ``query_labels`` [E, Q]; ``base``: in training.
+    """
+
+    episode: Episode
     query_labels: Tensor
-    text: Tensor
-    support_shallow: Tensor | None
-    query_shallow: Tensor | None
-    base: BaseClasses | None
-    recalled: dict[str, Recalled] | None = None
-
-    def through(self, head: Head, protocol: Protocol, *, training: bool = False) -> HeadOutput:
-        """Run ``head``; only training passes on query labels and base classes."""
-        output: HeadOutput = head(
-            support=self.support,
-            support_labels=self.support_labels,
-            query=self.query,
-            text=self.text,
-            protocol=protocol,
-            query_labels=self.query_labels if training else None,
-            base=self.base if training else None,
-            support_shallow=self.support_shallow,
-            query_shallow=self.query_shallow,
-            **({} if self.recalled is None else self.recalled),
-        )
-        return output
+    base: BaseClasses | None = None
 
 
 def make_batch(
@@ -63,9 +45,11 @@ def make_batch(
     episodes: Episodes,
     frames: int,
     generator: torch.Generator | None = None,
-    shallow_layer: str | None = None,
-) -> EpisodeBatch:
-    """Gather ``episodes`` from ``bank``; ``generator`` (training) brings jitter, views and base classes."""
+    *,
+    layers: Sequence[str] = (FINAL,),
+    protocol: Protocol = "inductive",
+) -> Batch:
+    """Gather ``layers`` of ``episodes``; ``generator`` (training) brings jitter, views and base classes."""
     episodes = episodes.on(bank.pool)
     device = bank.device
     support = bank.sample(episodes.support, frames, generator)
@@ -73,16 +57,14 @@ def make_batch(
     base = None
     if generator is not None:
         base = BaseClasses(bank.text, bank.labels[support.videos], bank.labels[query.videos])
-    return EpisodeBatch(
-        support=bank.take(support),
+    episode = Episode(
+        support={layer: bank.take(support, layer) for layer in layers},
+        query={layer: bank.take(query, layer) for layer in layers},
         support_labels=torch.tensor(episodes.support_labels, device=device),
-        query=bank.take(query),
-        query_labels=torch.tensor(episodes.query_labels, device=device),
         text=bank.text[torch.from_numpy(episodes.classes).to(device)],
-        support_shallow=bank.take(support, shallow_layer) if shallow_layer else None,
-        query_shallow=bank.take(query, shallow_layer) if shallow_layer else None,
-        base=base,
+        protocol=protocol,
     )
+    return Batch(episode, torch.tensor(episodes.query_labels, device=device), base)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
@@ -124,25 +106,23 @@ def predict(
     precision: Precision = "float32",
     batch: int | None = None,
     advance: Advance | None = None,
-    memory: "Memory | None" = None,
+    known: "Known | None" = None,
 ) -> npt.NDArray[np.int64]:
     """The class (0..C-1) with the highest logit for every query, [n, Q].
 
-    ``memory``: of :func:`recall_videos`, if these or other episodes were scored with the same weights before.
+    ``known``: of :func:`recall_videos`, if these or other episodes were scored with the same weights before.
     """
     step = batch or batch_size(episodes, frames, bank.text.shape[-1], protocol, bank.device)
     episodes = episodes.on(bank.pool)
     found = []
     check = head.check
     with evaluating(head), autocast(bank.device, precision):
-        memory = memory or recall_videos(head, bank, episodes, frames)
+        known = known or recall_videos(head, bank, episodes, frames)
         for start in range(0, len(episodes), step):
             head.check = check and start == 0  # shapes and labels are alike in every batch
             part = episodes[start : start + step]
-            gathered = make_batch(bank, part, frames, None, head.shallow_layer)
-            if memory is not None:
-                gathered = memory.added_to(gathered, part)
-            logits = gathered.through(head, protocol).logits
+            episode = make_batch(bank, part, frames, layers=head.layers, protocol=protocol).episode
+            logits = head.run(episode).logits if known is None else known.logits(episode, part)
             if not bool(torch.isfinite(logits).all()):
                 raise ClipspmError(
                     f"the head's logits are not finite in episodes {start}..{start + len(part) - 1} "
@@ -155,37 +135,44 @@ def predict(
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What a head recalls of the videos that some episodes need; ``place`` [N]: where in it a video is."""
+class Known:
+    """What a head recalls of videos; ``supports`` and ``queries`` [N]: where in it each of the pool's is."""
 
-    support: Recalled
-    query: Recalled
-    place: Tensor
+    scorer: Scorer
+    supports: Tensor
+    queries: Tensor
 
-    def added_to(self, batch: EpisodeBatch, episodes: Episodes) -> EpisodeBatch:
-        """``batch`` of ``episodes`` with what is known of its videos."""
-        support, query = (
-            self.place[torch.from_numpy(np.ascontiguousarray(v)).to(self.place.device)]
-            for v in (episodes.support, episodes.query)
+    def logits(self, episode: Episode, episodes: Episodes) -> Tensor:
+        """Logits [E, Q, C] of ``episode``, which was gathered for ``episodes``."""
+        rows = (
+            place[torch.from_numpy(np.ascontiguousarray(videos)).to(place.device)]
+            for place, videos in ((self.supports, episodes.support), (self.queries, episodes.query))
         )
-        known = {"support_recalled": self.support[support], "query_recalled": self.query[query]}
-        return replace(batch, recalled=known)
+        return self.scorer(episode.batched(), *rows)
 
 
-def recall_videos(head: Head, bank: FeatureBank, episodes: Episodes, frames: int) -> Memory | None:
-    """Let ``head`` see each video of ``episodes`` once, if most are in several and the head gains by it."""
-    used = np.unique(np.concatenate([episodes.support.ravel(), episodes.query.ravel()]))
-    if 2 * used.size > episodes.support.size + episodes.query.size:
+def recall_videos(head: Head, bank: FeatureBank, episodes: Episodes, frames: int) -> Known | None:
+    """Let ``head`` see each video of ``episodes`` once, if most are in several and the head gains by it.
+
+    Of queries it sees features only, nothing of their class.
+    """
+    supports, queries = np.unique(episodes.support), np.unique(episodes.query)
+    if 2 * np.union1d(supports, queries).size > episodes.support.size + episodes.query.size:
         return None
-    if head.recall_bytes(frames) * used.size > _RECALL_LIMIT:
+    if (supports.size + queries.size) * frames * bank.text.shape[-1] * 4 > _MOST_RECALLED:
         return None
-    text = bank.text[torch.from_numpy(bank.pool.labels[used]).to(bank.device)]
-    recalled = head.recall(bank.gather(used[None], frames)[0], text)
-    if recalled is None:
+    text = bank.text[torch.from_numpy(bank.pool.labels[supports]).to(bank.device)]
+    seen = (bank.gather(videos[None], frames)[0] for videos in (supports, queries))
+    scorer = head.recall(next(seen), text, next(seen))
+    if scorer is None:
         return None
-    place = torch.full((len(bank.pool.ids),), -1, device=bank.device)
-    place[torch.from_numpy(used).to(bank.device)] = torch.arange(used.size, device=bank.device)
-    return Memory(*recalled, place)
+
+    def places(videos: npt.NDArray[np.int64]) -> Tensor:
+        place = torch.full((len(bank.pool.ids),), -1, device=bank.device)
+        place[torch.from_numpy(videos).to(bank.device)] = torch.arange(videos.size, device=bank.device)
+        return place
+
+    return Known(scorer, places(supports), places(queries))
 
 
 def tune(
@@ -202,7 +189,7 @@ def tune(
     All combinations when there are few, else one buffer after the other. The value a buffer has is kept
     unless another is strictly better.
     """
-    candidates = head.tunable()
+    candidates = head.tunable
     if not candidates:
         return {}
     buffers = {name: head.get_buffer(name) for name in candidates}

@@ -3,7 +3,6 @@
 Published code in this field commonly scores every checkpoint on the test episodes and reports the best score.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 from clipspm.errors import UsageError
 from clipspm.progress import Reporter, Say
 from clipspm.tables import Table
+from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.pool import FeatureSource
-from clipspm.train_heads.evaluation.evaluate import evaluate
+from clipspm.train_heads.evaluation.evaluate import evaluate, opened
 from clipspm.train_heads.evaluation.result import EvalResult
 from clipspm.train_heads.heads.protocol import Protocol
-from clipspm.train_heads.runs import Run, as_trained
+from clipspm.train_heads.runs import Run
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,16 @@ class SelectionBias:
 
 def selection_bias(
     target: str | Path | Run,
-    cache: FeatureSource | str | Path | None = None,
+    data: Data | FeatureSource | str | Path | None = None,
     *,
     allow_partial: bool = False,
-    protocols: Sequence[Protocol] = ("inductive", "transductive"),
     device: str = "auto",
     log: Say | None = None,
-    **request: Any,
+    **asked: Any,
 ) -> SelectionBias:
     """Evaluate a run as :func:`evaluate` does, then every other weights it holds on the same episodes.
 
-    ``request``: what else :func:`evaluate` takes. The run's ``results.json`` gets the comparison beside the
+    ``asked``: what else :func:`evaluate` takes. The run's ``results.json`` gets the comparison beside the
     evaluation; its weights and their selection stay as they are. Raises :class:`UsageError` for a run that
     kept no checkpoints.
     """
@@ -92,10 +91,9 @@ def selection_bias(
                 f"{run.path}: {run.config.head} has nothing to train, so there is nothing to select"
             )
         raise UsageError(f"{run.path} kept no checkpoints on the way: train with --keep-checkpoints 10")
-    if cache is None or isinstance(cache, str | Path):
-        cache = as_trained(run, cache, allow_partial=allow_partial)
+    data = opened(run, data, device=device, allow_partial=allow_partial)
     reporter = Reporter(log)
-    honest = evaluate(run, cache, protocols=protocols, device=device, log=log, **request)
+    honest = evaluate(run, data, log=log, **asked)
     scores: dict[str, dict[Protocol, float]] = {}
     for which in ("best", "last", *run.checkpoints()):
         if not (run.path / f"{which}.safetensors").is_file():
@@ -103,16 +101,15 @@ def selection_bias(
         reporter.say(f"weights {which}")
         found = evaluate(
             run.load_head(which),
-            cache,
+            data,
             episodes=honest.episodes,
             frames=honest.facts["frames"],
-            protocols=protocols,
+            protocols=honest.protocols,
             precision=honest.facts["precision"],
             shuffle_time=honest.facts["shuffle_time"],
-            device=device,
             log=log,
         )
-        scores[which] = {p: found.estimate(p).mean for p in protocols}
+        scores[which] = {p: found.estimate(p).mean for p in honest.protocols}
     bias = SelectionBias(honest, scores)
     with run.editing() as results:
         results["evaluations"][honest.name]["selection_bias"] = bias.as_dict()

@@ -17,29 +17,29 @@ import torch
 
 import clipspm
 from clipspm.cache.lock import alone
+from clipspm.devices import resolve_device
 from clipspm.engines import EngineConfig, make_engine
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import Reporter, Say
 from clipspm.tables import Table
 from clipspm.train_heads.config import TrainConfig
-from clipspm.train_heads.episodes.bank import Banks
+from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, check_request, draw
-from clipspm.train_heads.episodes.pool import SPLITS, FeatureSource, Pool
+from clipspm.train_heads.episodes.pool import FeatureSource
 from clipspm.train_heads.evaluation.result import EvalResult
 from clipspm.train_heads.experiments.ablation_table import AblationResult, Row, ShotsResult
 from clipspm.train_heads.experiments.cells import STATES, Cell, CellTask, cell_name, score_cell
 from clipspm.train_heads.experiments.rows import ablation_rows
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
-from clipspm.train_heads.request import fit_to_cache, resolve_device
+from clipspm.train_heads.request import fit_to_cache
 from clipspm.train_heads.runs import HeadShape
 
 
 def ablate(
-    cache: FeatureSource,
+    data: Data | FeatureSource,
     base: TrainConfig,
     *,
     out_dir: str | Path,
-    banks: Banks | None = None,
     log: Say | None = None,
     **asked: Any,
 ) -> AblationResult:
@@ -49,28 +49,26 @@ def ablate(
     in ``out_dir/cells``; those that are finished are read, those that were interrupted go on. Raises
     :class:`UsageError` before any work if the cache cannot give what is asked.
     """
-    plan = plan_ablation(cache, base, out_dir=out_dir, log=log, **asked)
+    plan = plan_ablation(data, base, out_dir=out_dir, log=log, **asked)
     with _one_ablation(plan.out):
-        result = plan.run(banks=banks, log=log)
+        result = plan.run(log=log)
         ShotsResult((result,)).save(plan.out)
     return result
 
 
 def ablate_shots(
-    cache: FeatureSource,
+    data: Data | FeatureSource,
     base: TrainConfig,
     *,
     shots: Sequence[int],
     out_dir: str | Path,
-    banks: Banks | None = None,
     log: Say | None = None,
     **asked: Any,
 ) -> ShotsResult:
     """:func:`ablate` at several numbers of ``shots``, all of them checked before any work, in one table."""
-    plans = plan_shots(cache, base, shots=shots, out_dir=out_dir, log=log, **asked)
+    plans = plan_shots(data, base, shots=shots, out_dir=out_dir, log=log, **asked)
     with _one_ablation(plans[0].out):
-        banks = banks or plans[0].banks()
-        result = ShotsResult(tuple(plan.run(banks=banks, log=log) for plan in plans))
+        result = ShotsResult(tuple(plan.run(log=log) for plan in plans))
         result.save(plans[0].out)
     return result
 
@@ -82,16 +80,17 @@ def _one_ablation(out: Path) -> AbstractContextManager[str]:
 
 
 def plan_shots(
-    cache: FeatureSource, base: TrainConfig, *, shots: Sequence[int], **asked: Any
+    data: Data | FeatureSource, base: TrainConfig, *, shots: Sequence[int], **asked: Any
 ) -> "tuple[Plan, ...]":
     """:func:`plan_ablation` at each number of ``shots``."""
     if not shots or len(set(shots)) != len(shots):
         raise UsageError(f"shots are {list(shots)}; at least one number is needed, and each once")
-    return tuple(plan_ablation(cache, replace(base, shots=count), **asked) for count in shots)
+    data = Data.of(data, base.device)
+    return tuple(plan_ablation(data, replace(base, shots=count), **asked) for count in shots)
 
 
 def plan_ablation(
-    cache: FeatureSource,
+    data: Data | FeatureSource,
     base: TrainConfig,
     *,
     out_dir: str | Path,
@@ -121,7 +120,8 @@ def plan_ablation(
     if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError(f"seeds are {list(seeds)}; at least one is needed, and each once")
     rows = ablation_rows(base, drops=drops, grid=grid, heads=heads, extra=extra)
-    pool = Pool.from_cache(cache, "test")
+    data = Data.of(data, base.device)
+    pool = data.pool("test")
     check_request(pool, way=base.way, shot=base.shots, queries=queries)
     said: set[str] = set()
 
@@ -130,9 +130,9 @@ def plan_ablation(
             said.add(line)
             reporter.say(line)
 
-    rows = {name: fit_to_cache(config, cache, once) for name, config in rows.items()}
+    rows = {name: fit_to_cache(config, data, once) for name, config in rows.items()}
     spec = EpisodeSpec(
-        dataset=cache.spec.dataset,
+        dataset=data.spec.dataset,
         split="test",
         way=base.way,
         shot=base.shots,
@@ -140,25 +140,22 @@ def plan_ablation(
         seed=episode_seed,
     )
     drawn = draw(spec, pool, episodes)
-    untrained, layers = _needs(cache, rows)
-    device = resolve_device(base.device)
+    untrained = _untrained(data, rows)
     for name in engine.devices if engine else ():
         resolve_device(name)
     cells: dict[str, tuple[Cell, ...]] = {}
     for name, config in rows.items():
         seeded = [replace(config, seed=s) for s in ((0,) if name in untrained else seeds)]
-        cells[name] = tuple(Cell(cell, out / "cells" / cell_name(cell, cache)) for cell in seeded)
+        cells[name] = tuple(Cell(cell, out / "cells" / cell_name(cell, data)) for cell in seeded)
     plan = Plan(
-        cache=cache,
+        data=data,
         base=base,
         rows=rows,
-        untrained=frozenset(untrained),
+        untrained=untrained,
         cells=cells,
         seeds=tuple(seeds),
         episodes=drawn,
         protocols=tuple(protocols),
-        layers=frozenset(layers),
-        device=device,
         engine=engine,
         keep_weights=keep_weights,
         out=out,
@@ -173,11 +170,11 @@ def plan_ablation(
 class Plan:
     """An ablation that was checked: its ``rows``, and by row the ``cells``, one per seed.
 
-    ``untrained``: rows whose head has nothing to train, with one cell for all seeds. ``layers``: those that
-    the rows read. ``episodes``: what every cell is scored on.
+    ``untrained``: rows whose head has nothing to train, with one cell for all seeds. ``episodes``: what every
+    cell is scored on.
     """
 
-    cache: FeatureSource
+    data: Data
     base: TrainConfig
     rows: dict[str, TrainConfig]
     untrained: frozenset[str]
@@ -185,8 +182,6 @@ class Plan:
     seeds: tuple[int, ...]
     episodes: Episodes
     protocols: tuple[Protocol, ...]
-    layers: frozenset[str]
-    device: torch.device
     engine: EngineConfig | None
     keep_weights: bool
     out: Path
@@ -201,15 +196,9 @@ class Plan:
         every = {cell.path: cell for cells in self.cells.values() for cell in cells}
         return [cell for cell in every.values() if not cell.scored(self.episodes, self.protocols)]
 
-    def banks(self) -> Banks:
-        """The features that the cells read."""
-        return Banks(self.cache, self.layers, self.device)
-
-    def run(self, *, banks: Banks | None = None, log: Say | None = None) -> AblationResult:
+    def run(self, *, log: Say | None = None) -> AblationResult:
         """Train and score what is not finished."""
         reporter, trained = Reporter(log), 0
-        if banks is None or not banks.serve(self.cache, self.layers, self.device):
-            banks = self.banks()
         if self.spread_out:
             trained = self._elsewhere(reporter)
         table = []
@@ -218,7 +207,7 @@ class Plan:
             for cell in self.cells[name]:
                 reporter.say(f"{name}, {self.base.shots}-shot, seed {cell.config.seed}")
                 result, new = score_cell(
-                    self.cache, cell, self.episodes, self.protocols, banks, log, self.keep_weights
+                    self.data, cell, self.episodes, self.protocols, log, self.keep_weights
                 )
                 found.append(result)
                 trained += new
@@ -237,9 +226,7 @@ class Plan:
         assert engine is not None
         if not todo:
             return 0
-        task = CellTask.of(
-            self.cache, self.episodes, self.out, self.protocols, self.keep_weights, set(self.layers)
-        )
+        task = CellTask.of(self.data, self.episodes, self.out, self.protocols, self.keep_weights)
         if len(engine.devices) > 1:  # they share the cores of this machine
             task = replace(task, threads=max(1, torch.get_num_threads() // len(engine.devices)))
         trained = 0
@@ -249,9 +236,9 @@ class Plan:
         return trained
 
     def _facts(self, selection: str) -> dict[str, Any]:
-        cache, base, spec = self.cache, self.base, self.episodes.spec
+        data, base, spec = self.data, self.base, self.episodes.spec
         return {
-            "dataset": cache.spec.dataset,
+            "dataset": data.spec.dataset,
             "split": "test",
             "way": base.way,
             "shots": base.shots,
@@ -259,9 +246,9 @@ class Plan:
             "episodes": len(self.episodes),
             "episode_hash": self.episodes.hash,
             "episode_hash_full": self.episodes.full_hash,
-            "cache_name": Path(cache.path).name,
-            "cache_fingerprint": cache.spec.fingerprint,
-            "coverage": {s: (cache.coverage(s).found, cache.coverage(s).expected) for s in SPLITS},
+            "cache_name": data.path.name,
+            "cache_fingerprint": data.spec.fingerprint,
+            "coverage": data.coverage(),
             "recipe": base.recipe,
             "selection": selection,
             "version": clipspm.__version__,
@@ -295,8 +282,8 @@ def describe_plans(plans: Sequence[Plan]) -> dict[str, Any]:
     states = {c["name"]: c["state"] for table in tables for row in table["rows"] for c in row["cells"]}
     return {
         "dry_run": True,
-        "cache": str(first.cache.path),
-        "dataset": first.cache.spec.dataset,
+        "cache": str(first.data.path),
+        "dataset": first.data.spec.dataset,
         "way": first.base.way,
         "shots": [plan.base.shots for plan in plans],
         "seeds": list(first.seeds),
@@ -337,14 +324,11 @@ def _check_writable(path: Path) -> None:
         raise ClipspmError(f"cannot write to {place}: choose another --out, or set CLIPSPM_HOME")
 
 
-def _needs(cache: FeatureSource, rows: Mapping[str, TrainConfig]) -> tuple[set[str], set[str]]:
-    """Rows whose head has nothing to train (one seed stands for all), and the layers that the rows read."""
-    untrained, layers = set(), {"final"}
+def _untrained(data: Data, rows: Mapping[str, TrainConfig]) -> frozenset[str]:
+    """Rows whose head has nothing to train: one seed stands for all."""
+    untrained = set()
     for name, config in rows.items():
         assert config.frames is not None
-        head = HeadShape.of(cache, config.frames).build(config)
-        if not head.trainable:
+        if not HeadShape.of(data, config.frames).build(config).trainable:
             untrained.add(name)
-        if head.shallow_layer:
-            layers.add(head.shallow_layer)
-    return untrained, layers
+    return frozenset(untrained)

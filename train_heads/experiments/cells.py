@@ -13,14 +13,13 @@ from clipspm.cache.reader import open_cache
 from clipspm.errors import ClipspmError
 from clipspm.progress import Say
 from clipspm.train_heads.config import TrainConfig
-from clipspm.train_heads.episodes.bank import Banks
+from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.draw import Episodes
-from clipspm.train_heads.episodes.pool import SPLITS, FeatureSource, content_digest
+from clipspm.train_heads.episodes.pool import SPLITS, content_digest
 from clipspm.train_heads.episodes.random import digest
 from clipspm.train_heads.evaluation.evaluate import evaluate
 from clipspm.train_heads.evaluation.result import EvalResult, load_evaluation
 from clipspm.train_heads.heads.protocol import Protocol
-from clipspm.train_heads.request import resolve_device
 from clipspm.train_heads.runs import CONFIG, RESULTS, Run
 from clipspm.train_heads.training.train import train
 
@@ -66,30 +65,27 @@ class CellTask:
     episodes: Path
     protocols: tuple[Protocol, ...]
     keep_weights: bool
-    layers: tuple[str, ...]
     threads: int | None = None
 
     @classmethod
     def of(
         cls,
-        cache: FeatureSource,
+        data: Data,
         episodes: Episodes,
         out: Path,
         protocols: Sequence[Protocol],
         keep_weights: bool,
-        layers: set[str],
     ) -> "CellTask":
-        """The task of scoring cells of ``cache`` on ``episodes``, which are written into ``out``."""
+        """The task of scoring cells of ``data`` on ``episodes``, which are written into ``out``."""
         file = out.absolute() / f"episodes-{episodes.hash}.npz"
         episodes.save(file)
         return cls(
-            cache=Path(cache.path).resolve(),
-            class_splits=dict(cache.class_splits),
-            content=content_digest(cache),
+            cache=data.path.resolve(),
+            class_splits=dict(data.cache.class_splits),
+            content=data.content,
             episodes=file,
             protocols=tuple(protocols),
             keep_weights=keep_weights,
-            layers=tuple(sorted(layers)),
         )
 
     @contextmanager
@@ -101,14 +97,14 @@ class CellTask:
         cache = cache.require(SPLITS, allow_partial=content_digest(cache) != self.content)
         if content_digest(cache) != self.content:
             raise ClipspmError(f"{self.cache} holds other videos here than where the ablation was started")
-        banks = Banks(cache, self.layers, resolve_device(device or "auto"))
+        data = Data(cache, device or "auto")
         episodes = Episodes.load(self.episodes)
 
         def work(cells: Iterable[Cell]) -> Iterator[Path]:
             for cell in cells:
                 if device is not None:
                     cell = replace(cell, config=replace(cell.config, device=device))
-                score_cell(cache, cell, episodes, self.protocols, banks, _silent, self.keep_weights)
+                score_cell(data, cell, episodes, self.protocols, _silent, self.keep_weights)
                 yield cell.path
 
         yield work
@@ -118,18 +114,17 @@ def _silent(line: str) -> None:
     """Workers say nothing: the process that maps them does."""
 
 
-def cell_name(config: TrainConfig, cache: FeatureSource) -> str:
+def cell_name(config: TrainConfig, data: Data) -> str:
     """Directory of a cell: a hash over the resolved configuration and what the cache holds."""
-    what = (config.identity, cache.spec.fingerprint, content_digest(cache))
+    what = (config.identity, data.spec.fingerprint, data.content)
     return digest("clipspm-cell-v1", *what).hex()[:20]
 
 
 def score_cell(
-    cache: FeatureSource,
+    data: Data,
     cell: Cell,
     episodes: Episodes,
     protocols: Sequence[Protocol],
-    banks: Banks,
     log: Say | None,
     keep_weights: bool,
 ) -> tuple[EvalResult, bool]:
@@ -141,11 +136,9 @@ def score_cell(
     new = not (os.path.lexists(path / CONFIG) and Run.open(path).finished)
     if new or not list(path.glob("*.safetensors")):
         _forget(path, finished=not new)
-        train(cache, config, path, resume=True, log=log, banks=banks)
+        train(data, config, path, resume=True, log=log)
         new = True
-    result = evaluate(
-        path, cache, episodes=episodes, protocols=protocols, device=config.device, banks=banks, log=log
-    )
+    result = evaluate(path, data, episodes=episodes, protocols=protocols, log=log)
     run = Run.open(path)
     run.drop_state()
     spare = ["last"] if (path / "best.safetensors").exists() else []

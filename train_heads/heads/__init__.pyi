@@ -1,9 +1,11 @@
-from .base import BaseClasses as BaseClasses
+from .base import Evidence as Evidence
 from .base import Head as Head
 from .base import HeadOutput as HeadOutput
 from .clipspm.config import CLIPSPMConfig as CLIPSPMConfig
 from .clipspm.config import load_preset as load_preset
 from .clipspm.head import CLIPSPM as CLIPSPM
+from .episode import BaseClasses as BaseClasses
+from .episode import Episode as Episode
 from .parts.otam import otam_distance as otam_distance
 from .registry import HEADS as HEADS
 from .registry import build_head as build_head

@@ -1,16 +1,29 @@
-"""Heads by name. Listing them imports none of them."""
+"""Heads by name: those of the package, those that other packages bring, and any class by its path.
+
+Another package brings heads by the entry point ``clipspm.heads`` (name = ``module:Class``). Listing heads
+imports none of them.
+"""
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from clipspm.settings import near, typed
 from clipspm.train_heads.heads.clipspm.config import make_config
 
 if TYPE_CHECKING:
     from clipspm.train_heads.heads.base import Head
+
+#: the entry point by which other packages bring heads
+GROUP = "clipspm.heads"
+#: arguments of a head's class that are no settings
+_GIVEN = ("dim", "frames", "layer_dims")
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -27,9 +40,16 @@ class HeadEntry:
     trained: bool = True
 
     def load(self) -> "type[Head]":
-        """The class of the head."""
+        """Import the class of the head; ValueError where there is none, or it is no head."""
+        from clipspm.train_heads.heads.base import Head
+
         module, _, name = self.target.partition(":")
-        found: type[Head] = getattr(import_module(module), name)
+        try:
+            found: Any = getattr(import_module(module), name, None)
+        except ImportError as error:
+            raise ValueError(f"head {self.target}: cannot be imported ({error})") from error
+        if not (isinstance(found, type) and issubclass(found, Head)):
+            raise ValueError(f"head {self.target}: found {found!r}; needed a subclass of clipspm's Head")
         return found
 
 
@@ -75,15 +95,41 @@ HEADS: dict[str, HeadEntry] = {
 }
 
 
+def known_heads() -> dict[str, HeadEntry]:
+    """Every head that has a name: the package's, then those that other packages bring."""
+    return HEADS | {name: entry for name, entry in _brought().items() if name not in HEADS}
+
+
+def head_entry(name: str) -> HeadEntry:
+    """The head called ``name``, or at the path ``package.module:Class``; ValueError names close ones."""
+    if name in HEADS:
+        return HEADS[name]
+    if _PATH.fullmatch(name):
+        return HeadEntry("a class of your own", name)
+    known = known_heads()
+    if name not in known:
+        raise ValueError(f"unknown head {name!r}{near(name, known)}")
+    return known[name]
+
+
+@cache
+def _brought() -> dict[str, HeadEntry]:
+    return {
+        point.name: HeadEntry(f"of the package {point.dist.name if point.dist else '?'}", point.value)
+        for point in entry_points(group=GROUP)
+    }
+
+
 def describe_heads() -> list[dict[str, Any]]:
     """Every head's ``name``, what it is (``about``), and whether it has anything to train (``trained``)."""
-    return [{"name": name, "about": head.about, "trained": head.trained} for name, head in HEADS.items()]
+    known = known_heads()
+    return [{"name": name, "about": head.about, "trained": head.trained} for name, head in known.items()]
 
 
 def heads_text() -> str:
     """:func:`describe_heads` for a terminal: a heading and a line per head, at most 80 columns wide."""
     lines = [("head", "trains", "what it is")]
-    lines += [(name, "yes" if head.trained else "no", head.about) for name, head in HEADS.items()]
+    lines += [(name, "yes" if head.trained else "no", head.about) for name, head in known_heads().items()]
     return "\n".join(f"{name:<21}  {trains:<6} {about}" for name, trains, about in lines)
 
 
@@ -95,47 +141,28 @@ def build_head(
     config: Mapping[str, Any] | None = None,
     layer_dims: Mapping[str, int] | None = None,
 ) -> "Head":
-    """The head ``name`` for features of ``frames`` x ``dim``.
+    """Build the head ``name`` for features of ``frames`` x ``dim``.
 
-    ``config``: its options; for ``clip-spm`` the fields of :class:`CLIPSPMConfig`, and ``preset`` (hmdb51)
-    for the values that are not given. ``layer_dims``: widths of the other cached layers. ValueError in one
-    line: an unknown head or option (with close names), or a value that an option cannot have.
+    ``config``: its settings, the arguments of its class; for ``clip-spm`` the fields of
+    :class:`CLIPSPMConfig`, and ``preset`` (hmdb51) for those that are not given. ``layer_dims``: widths of
+    the other cached layers. ValueError in one line: an unknown head or setting (with close names), or a value
+    that a setting cannot have.
     """
-    if name not in HEADS:
-        raise ValueError(f"head: found {name!r}{near(name, HEADS)}")
-    entry, options = HEADS[name], dict(config or {})
-    kind: Any = entry.load()
+    entry, settings = head_entry(name), dict(config or {})
+    kind: Callable[..., Head] = entry.load()
     if name == "clip-spm":
-        return kind(dim, make_config(**_with_width(options, layer_dims or {})))  # type: ignore[no-any-return]
-    parameters = inspect.signature(kind).parameters
-    hints = {
-        key: parameter.annotation
-        for key, parameter in parameters.items()
-        if key not in ("dim", "frames", *entry.fixed)
-    }
-    if not hints and options:
-        raise ValueError(f"{name} has no settings, found {next(iter(options))!r}")
-    head: Head = kind(dim=dim, frames=frames, **entry.fixed, **typed(options, hints))
-    return head
+        return kind(dim, make_config(**settings), layer_dims=layer_dims)
+    arguments = inspect.signature(kind).parameters
+    hints = get_type_hints(entry.load().__init__)
+    own = {key: hints.get(key, Any) for key in arguments if key not in (*_GIVEN, *entry.fixed)}
+    if not own and settings:
+        raise ValueError(f"{name} has no settings, found {next(iter(settings))!r}")
+    shape = {"dim": dim, "frames": frames, "layer_dims": layer_dims or {}}
+    given = {key: value for key, value in shape.items() if key in arguments}
+    return kind(**given, **entry.fixed, **typed(settings, own))
 
 
 def check_settings(name: str, options: Mapping[str, Any]) -> None:
     """ValueError for ``options`` that ``clip-spm`` cannot have; other heads look at theirs when built."""
     if name == "clip-spm":
-        width = {"shallow_dim": 1} if options.get("shallow_layer") is not None else {}
-        make_config(**{**width, **options})
-
-
-def _with_width(options: dict[str, Any], layer_dims: Mapping[str, int]) -> dict[str, Any]:
-    """``shallow_dim`` beside a ``shallow_layer`` that is cached."""
-    layer = options.get("shallow_layer")
-    if layer is None or options.get("shallow_dim") is not None:
-        return options
-    layer = str(layer)  # YAML reads 3 as a number
-    if layer not in layer_dims:
-        cached = ", ".join(layer_dims) or "none besides the last"
-        raise ValueError(
-            f"shallow_layer: found {layer!r}; needed a cached layer ({cached}): extract with "
-            f"--layers {','.join([*layer_dims, layer, 'final'])} to have it"
-        )
-    return {**options, "shallow_layer": layer, "shallow_dim": layer_dims[layer]}
+        make_config(**options)

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clipspm.train_heads.evaluation.predict import EpisodeBatch
+from clipspm.train_heads.evaluation.predict import Batch
 
 
-def mix_motion(batch: EpisodeBatch, strength: float, generator: torch.Generator) -> EpisodeBatch:
+def mix_motion(batch: Batch, strength: float, generator: torch.Generator) -> Batch:
     """Add to every video of a class a share of what moves in a video of another class of its episode.
 
     The share is one number per episode and class, uniform in [-``strength``, ``strength``], the same for
@@ -21,20 +21,17 @@ def mix_motion(batch: EpisodeBatch, strength: float, generator: torch.Generator)
     is the class. Supports and queries must be sorted by class, equally many each, as drawn. ``generator``
     is a CPU one, so that the draw does not depend on the device.
     """
-    episodes, ways = batch.text.shape[:2]
+    episode = batch.episode
+    episodes, ways = episode.text.shape[:2]
     steps = torch.randint(1, ways, (episodes, 1), generator=generator)
     partners = (torch.arange(ways) + steps) % ways
     share = (torch.rand(episodes, ways, generator=generator) * 2 - 1) * strength
-    partners, share = partners.to(batch.query.device), share.to(batch.query)
-    shallow = (batch.support_shallow, batch.query_shallow)
-    support_shallow, query_shallow = (None if v is None else _mixed(v, partners, share) for v in shallow)
-    return replace(
-        batch,
-        support=_mixed(batch.support, partners, share),
-        query=_mixed(batch.query, partners, share),
-        support_shallow=support_shallow,
-        query_shallow=query_shallow,
+    partners, share = partners.to(episode.text.device), share.to(episode.text)
+    support, query = (
+        {layer: _mixed(videos, partners, share) for layer, videos in by_layer.items()}
+        for by_layer in (episode.support, episode.query)
     )
+    return replace(batch, episode=replace(episode, support=support, query=query))
 
 
 def _mixed(videos: Tensor, partners: Tensor, share: Tensor) -> Tensor:

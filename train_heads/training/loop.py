@@ -20,9 +20,9 @@ from clipspm.interrupts import undisturbed
 from clipspm.progress import Reporter
 from clipspm.settings import typed
 from clipspm.train_heads.config import TrainConfig
-from clipspm.train_heads.episodes.bank import Banks, FeatureBank
+from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
-from clipspm.train_heads.episodes.pool import FeatureSource, Pool
 from clipspm.train_heads.episodes.random import derive_seed
 from clipspm.train_heads.evaluation.leaks import guard_classes
 from clipspm.train_heads.evaluation.predict import autocast, make_batch, predict, tune
@@ -108,10 +108,9 @@ class Trainer:
 
     def __init__(
         self,
-        cache: FeatureSource,
+        data: Data,
         run: Run,
         head: Head,
-        banks: Banks,
         metrics: MetricLogger,
         reporter: Reporter,
         *,
@@ -122,10 +121,10 @@ class Trainer:
         assert config.frames is not None
         assert config.queries is not None
         self.frames = config.frames
-        self.bank = banks.get("train", shuffle_time=config.shuffle_time)
-        guard_classes(cache, self.bank)
+        self.bank = data.bank("train", head.layers, shuffle_time=config.shuffle_time)
+        guard_classes(data, self.bank)
         self.spec = EpisodeSpec(
-            dataset=cache.spec.dataset,
+            dataset=data.spec.dataset,
             split="train",
             way=config.way,
             shot=config.shots,
@@ -137,7 +136,7 @@ class Trainer:
         self.selection: Selection = "none"
         self.val_bank: FeatureBank | None = None
         self.val_episodes: Episodes | None = None
-        self._validation(cache, banks)
+        self._validation(data)
         parameters = [p for p in head.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(parameters, config) if head.trainable else None
         # from torch's own first scale of 65,536 gradients overflow: the first steps would be skipped
@@ -148,15 +147,15 @@ class Trainer:
         self.saved = 0  #: training episodes in the last checkpoint
         self._began = self._saved = time.monotonic()
 
-    def _validation(self, cache: FeatureSource, banks: Banks) -> None:
+    def _validation(self, data: Data) -> None:
         """Choose what the weights are chosen on: validation classes, else a part of the training set."""
         config = self.config
-        classes = len(Pool.from_cache(cache, "val").names)
-        spec = EpisodeSpec(dataset=cache.spec.dataset, split="val", way=2, shot=config.shots, queries=1)
+        classes = len(data.pool("val").names)
+        spec = EpisodeSpec(dataset=data.spec.dataset, split="val", way=2, shot=config.shots, queries=1)
         if classes >= 2:
             self.selection = "val"
-            self.val_bank = banks.get("val", shuffle_time=config.shuffle_time)
-            guard_classes(cache, self.val_bank)
+            self.val_bank = data.bank("val", self.head.layers, shuffle_time=config.shuffle_time)
+            guard_classes(data, self.val_bank)
         elif not self._hold_out(f"{classes or 'no'} validation class{'es' * (not classes)}"):
             return
         else:
@@ -172,7 +171,7 @@ class Trainer:
         """Set a part of the training set aside, where it is large enough and there is something to choose."""
         config, spec = self.config, self.spec
         if not self.head.trainable or not config.episodes:
-            if self.head.tunable():
+            if self.head.tunable:
                 self.reporter.say(f"note: {why}: nothing is tuned (selection: none)")
             return False
         found = None
@@ -266,11 +265,13 @@ class Trainer:
         torch.manual_seed(derive_seed("dropout", config.seed, step))
         jitter = torch.Generator().manual_seed(derive_seed("frames", config.seed, step))
         episodes = draw(self.spec, self.bank.pool, self.spec_size(step), start=step * config.batch)
-        batch = make_batch(self.bank, episodes, self.frames, jitter, head.shallow_layer)
+        batch = make_batch(
+            self.bank, episodes, self.frames, jitter, layers=head.layers, protocol=config.protocol
+        )
         if config.mix_motion:
             batch = mix_motion(batch, config.mix_motion, jitter)
         with autocast(self.bank.device, config.precision):
-            output = batch.through(head, config.protocol, training=True)
+            output = head.run(batch.episode, batch.query_labels, batch.base)
             loss = head.episode_loss(output, batch.query_labels).mean() * REFERENCE_BATCH
         value = loss.item()
         if not torch.isfinite(loss):
@@ -370,7 +371,7 @@ class Trainer:
         if selected:
             if self.steps:
                 run.load_weights(self.head, "best")
-            if self.head.tunable():
+            if self.head.tunable:
                 assert self.val_bank is not None
                 assert self.val_episodes is not None
                 tuned = tune(

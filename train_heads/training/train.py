@@ -18,17 +18,17 @@ from clipspm.errors import UsageError
 from clipspm.progress import Reporter, Say
 from clipspm.settings import typed
 from clipspm.train_heads.config import TrainConfig
-from clipspm.train_heads.episodes.bank import Banks
-from clipspm.train_heads.episodes.pool import FeatureSource, content_digest
+from clipspm.train_heads.episodes.data import Data
+from clipspm.train_heads.episodes.pool import FeatureSource
 from clipspm.train_heads.episodes.random import derive_seed
-from clipspm.train_heads.request import fit_to_cache, resolve_device
+from clipspm.train_heads.request import fit_to_cache
 from clipspm.train_heads.runs import CONFIG, METRICS, RESULTS, HeadShape, Run, one_training
 from clipspm.train_heads.training.curves import JsonLines, MetricLogger, Several, TensorBoard
 from clipspm.train_heads.training.loop import Trainer, TrainResult
 
 
 def train(
-    cache: FeatureSource,
+    data: Data | FeatureSource,
     config: TrainConfig | None,
     run_dir: str | Path,
     *,
@@ -36,16 +36,14 @@ def train(
     log: Say | None = None,
     tensorboard: bool = False,
     keep_checkpoints: int = 0,
-    banks: Banks | None = None,
 ) -> TrainResult:
-    """Train ``config.head`` on ``cache`` and write a run directory.
+    """Train ``config.head`` on ``data`` and write a run directory.
 
     ``resume`` goes on from the last checkpoint in ``run_dir`` (starts anew if there is none); weights are
     then bit for bit those of an uninterrupted run on the same machine; ``config`` None means the run's own.
     ``keep_checkpoints``: keep the weights at so many validations, evenly over the training (what selecting on
     test would have been worth: :func:`~.evaluation.selection_bias.selection_bias`).
-    ``banks``: features already on the device, shared between trainings. ``log`` takes the lines otherwise
-    shown on standard error.
+    ``log`` takes the lines otherwise shown on standard error.
     Raises :class:`UsageError` before any work if the cache cannot give what is asked.
     """
     reporter = Reporter(log)
@@ -56,18 +54,16 @@ def train(
         config = Run.open(run_dir).config
     if resume and os.path.lexists(Path(run_dir, CONFIG)):
         Run.open(run_dir).build_head()  # what cannot be built is said with the name of the file
-    config = fit_to_cache(config, cache, reporter.say)
-    device = resolve_device(config.device)
+    data = Data.of(data, config.device)
+    device = data.device
+    config = fit_to_cache(config, data, reporter.say)
     assert config.frames is not None
-    shape = HeadShape.of(cache, config.frames)
+    shape = HeadShape.of(data, config.frames)
     with _seeds_of_its_own(device):
         torch.manual_seed(derive_seed("init", config.seed))
         head = shape.build(config)
-    layers = ("final", head.shallow_layer) if head.shallow_layer else ("final",)
-    if banks is None or not banks.serve(cache, layers, device):
-        banks = Banks(cache, layers, device)
     with one_training(Path(run_dir)):
-        run = _open_run(cache, config, shape, Path(run_dir), resume)
+        run = _open_run(data, config, shape, Path(run_dir), resume)
         if run.finished:
             reporter.say(f"{run.path} is finished already")
             if keep_checkpoints and not run.checkpoints():
@@ -79,9 +75,9 @@ def train(
         logger = Several(metrics)
         trainer = None
         try:
-            with banks.closed("test"), _seeds_of_its_own(device):
+            with data.closed("test"), _seeds_of_its_own(device):
                 trainer = Trainer(
-                    cache, run, head.to(device), banks, logger, reporter, keep_checkpoints=keep_checkpoints
+                    data, run, head.to(device), logger, reporter, keep_checkpoints=keep_checkpoints
                 )
                 return trainer.run_to_end()
         except (KeyboardInterrupt, DiskFull) as stop:
@@ -96,20 +92,20 @@ def train(
             logger.close()
 
 
-def _open_run(cache: FeatureSource, config: TrainConfig, shape: HeadShape, path: Path, resume: bool) -> Run:
+def _open_run(data: Data, config: TrainConfig, shape: HeadShape, path: Path, resume: bool) -> Run:
     """A new run, or with ``resume`` the one in ``path`` if it was asked for the same thing."""
     if not (resume and os.path.lexists(path / CONFIG)):
-        return Run.create(path, config, shape, cache)
+        return Run.create(path, config, shape, data)
     run = Run.open(path)
     if run.imported:
         raise UsageError(f"{path} was imported, not trained here: name another --run-dir")
-    if run.cache["fingerprint"] != cache.spec.fingerprint:
+    if run.cache["fingerprint"] != data.spec.fingerprint:
         raise UsageError(
             f"{path} was trained on the cache {run.cache['path']} ({run.cache['fingerprint'][:16]}), "
-            f"not on {cache.path} ({cache.spec.fingerprint[:16]})"
+            f"not on {data.path} ({data.spec.fingerprint[:16]})"
         )
-    if run.cache["content"] != content_digest(cache):
-        raise UsageError(f"{path} was trained when {cache.path} held other videos or splits: start a new run")
+    if run.cache["content"] != data.content:
+        raise UsageError(f"{path} was trained when {data.path} held other videos or splits: start a new run")
     if run.config.identity != config.identity:
         changed = run.config.differences(config)
         raise UsageError(f"{path} cannot be resumed with other settings (there / here): {'; '.join(changed)}")

@@ -9,10 +9,8 @@ import yaml
 
 from clipspm.settings import typed
 
-Prompt = Literal["scalar", "mean-frame"]
 MatcherName = Literal["otam", "bimhm", "mean-cosine"]
-MatchingInput = Literal["raw", "centered", "refined", "refined-centered", "difference"]
-TextInput = Literal["raw", "refined", "modulated"]
+MatchingInput = Literal["raw", "refined-centered"]
 
 PRESETS = ("hmdb51", "ucf101", "kinetics100", "ssv2-full", "ssv2-small")
 _ALIASES = {"kinetics": "kinetics100"}
@@ -22,8 +20,9 @@ _ALIASES = {"kinetics": "kinetics100"}
 class CLIPSPMConfig:
     """Defaults are the released code's behaviour with its HMDB51 numbers (the ``official`` recipe)."""
 
-    # The three modules. What a dropped one leaves: without PADM the logits are -0.5*D1; without SPM, D1 and
-    # PADM see the frames themselves; without HSMR there is no motion term and ``matching_input`` is raw.
+    # The three modules. What a dropped one leaves: without PADM the logits are those of D0 and D1; without
+    # SPM, D1 and PADM see the frames themselves; without HSMR there is no motion term and no D0, and
+    # ``matching_input`` is raw.
     hsmr: bool = True
     spm: bool = True
     padm: bool = True
@@ -35,55 +34,33 @@ class CLIPSPMConfig:
     alpha: float = 0.2  #: weight of the gated prompt in the fused frames
     w_c: float = 0.54  #: queries' share of L_consist
     w_text: float = 0.07  #: queries' share of L_text, of 0.5
-    w_motion: float = 1.0  #: start of the learnable weight of L_motion
 
     heads: int = 8
     head_width: int = 256
     ffn_width: int = 2048
     dropout: float = 0.2  #: after the attention's output projection
     ffn_dropout: float = 0.05  #: twice in each feed-forward network
-    smoothing: float = 0.5  #: lambda of OTAM's soft minimum
-    loss_weight: float = 0.001  #: of w_motion * L_motion + L_text + L_consist
+    zero_init: bool = False  #: attention and feed-forward outputs of the blocks start at zero
 
     consistency: bool = False  #: L_text and L_consist, as in the paper; the released code has them off
 
-    # Weights of the distances in the logits, and whether the blocks start as the identity.
-    d1_weight: float = 0.5  #: SPM's prototypes to queries
-    d2_weight: float = 1.0  #: PADM's prototypes to queries
-    d3_weight: float = 1.0  #: PADM's class tokens to the anchor
-    zero_init: bool = False  #: attention and feed-forward outputs of the blocks start at zero
-
-    # Variants.
-    prompt: Prompt = "scalar"  #: a query's prompt from the mean of all its values, or from its mean frame
-    shallow_layer: str | None = None  #: cached layer that the shallow motion comes from, instead of the last
-    shallow_dim: int | None = None  #: its width
-    matching_input: MatchingInput = "raw"  #: with HSMR, what SPM, PADM and the matching see of a video
-    motion_weight: float = 0.0  #: with HSMR, weight in the logits of matching frames minus their clip's mean
-    motion_taps: int = (
-        0  #: odd: a learned filter over time, for all channels, of frames minus their clip's mean
-    )
+    # Weights of the distances in the logits.
+    motion_weight: float = 0.0  #: D0: with HSMR, what moves in prototypes to what moves in queries
+    d1_weight: float = 0.5  #: D1: SPM's prototypes to queries
+    d2_weight: float = 1.0  #: D2: PADM's prototypes to queries
+    d3_weight: float = 1.0  #: D3: PADM's class tokens to the anchor
     matcher: MatcherName = "otam"
-    position: bool = False  #: sinusoidal positions (times 0.1) on the frames that enter the first block
     logit_scale: float = 1.0  #: factor of the matching logits
     learn_logit_scale: bool = False  #: learn its logarithm
 
-    # Text scores. Where a module that ``*_input`` names is off: "modulated" -> "refined" -> "raw".
-    text_scale: float = 100.0  #: factor of a cosine with a class text (times the learnable ``scale``)
-    class_text_weight: float = 0.0  #: of the cross-entropy against all base-class texts
-    class_text_input: TextInput = "modulated"  #: whose mean frame it classifies; "raw" trains ``scale`` only
-    text_fusion: bool = False  #: logits = b*log p_text + (1-b)*log p_match, b the buffer ``fusion_b``
-    fusion_b: float = 0.5  #: start of b; chosen on validation classes
-    fusion_in_training: bool = False  #: fuse in training too, not only when scoring
-    text_input: TextInput = "raw"  #: whose mean frame gives p_text
+    # Variants.
+    shallow_layer: str | None = None  #: cached layer that the shallow motion comes from, instead of the last
+    matching_input: MatchingInput = "raw"  #: what SPM, PADM and the matching see: HSMR may refine what moves
+    motion_taps: int = 0  #: odd: a learned filter over time, for all channels, of what moves
+    position: bool = False  #: sinusoidal positions (times 0.1) on the frames that enter the first block
 
     def __post_init__(self) -> None:
-        choices = {
-            "prompt": get_args(Prompt),
-            "matching_input": get_args(MatchingInput),
-            "matcher": get_args(MatcherName),
-            "class_text_input": get_args(TextInput),
-            "text_input": get_args(TextInput),
-        }
+        choices = {"matching_input": get_args(MatchingInput), "matcher": get_args(MatcherName)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: found {getattr(self, name)!r}; needed one of {', '.join(allowed)}")
@@ -92,36 +69,24 @@ class CLIPSPMConfig:
             "w_text": (0, 0.5),
             "dropout": (0, 1),
             "ffn_dropout": (0, 1),
-            "fusion_b": (0, 1),
-            "class_text_weight": (0, float("inf")),
             "motion_weight": (0, float("inf")),
             "d1_weight": (0, float("inf")),
             "d2_weight": (0, float("inf")),
             "d3_weight": (0, float("inf")),
-            "loss_weight": (0, float("inf")),
         }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: found {getattr(self, name)}; needed {low} to {high}")
-        for name in (
-            "rho_v", "rho_t", "heads", "head_width", "ffn_width", "smoothing", "text_scale", "logit_scale"
-        ):  # fmt: skip
+        for name in ("rho_v", "rho_t", "heads", "head_width", "ffn_width", "logit_scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}; needed a positive number")
         if self.motion_taps and (self.motion_taps < 3 or self.motion_taps % 2 == 0):
             raise ValueError(f"motion_taps: found {self.motion_taps}; needed 0 or an odd number from 3")
-        if (self.shallow_layer is None) != (self.shallow_dim is None):
-            raise ValueError(
-                f"shallow_layer={self.shallow_layer!r} contradicts shallow_dim={self.shallow_dim!r}: "
-                "needed both or neither"
-            )
-        if self.fusion_in_training and not self.text_fusion:
-            raise ValueError("fusion_in_training=True contradicts text_fusion=False: needed text_fusion=True")
-        if self.class_text_input == "raw" and self.class_text_weight and (self.hsmr or self.spm):
-            raise ValueError(
-                f"class_text_input='raw' contradicts class_text_weight={self.class_text_weight}: raw frames "
-                "are frozen, nothing but the scale would learn; needed 'modulated' or 'refined'"
-            )
+
+    @property
+    def refines_what_moves(self) -> bool:
+        """Whether HSMR refines centred frames and the matching sees those."""
+        return self.hsmr and self.matching_input == "refined-centered"
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -2,12 +2,24 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from clipspm.train_heads.heads.clipspm import pieces
 from clipspm.train_heads.heads.parts.attention import Block
+
+
+class Fused(NamedTuple):
+    """What semantic fusion makes of videos: ``frames`` [E, N, T, D] and the prompt's ``token`` [E, N, D]."""
+
+    frames: Tensor
+    token: Tensor
+
+    def part(self, rows: slice) -> "Fused":
+        """Some of the N videos."""
+        return Fused(self.frames[:, rows], self.token[:, rows])
 
 
 class Gate(nn.Module):
@@ -46,12 +58,12 @@ class SemanticFusion(nn.Module):
         gated: Tensor = v * self.gate_vision(v)
         return gated
 
-    def forward(self, *pairs: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """For each (gated frames [E, N, T, D], prompts [E, N, D]): fused frames and tokens, shaped alike.
+    def forward(self, *pairs: tuple[Tensor, Tensor]) -> list[Fused]:
+        """Fuse each pair of gated frames [E, N, T, D] and prompts [E, N, D].
 
         Neighbours that fuse several prompts into the very same gated frames project those once.
         """
-        outputs: list[tuple[Tensor, Tensor]] = []
+        outputs: list[Fused] = []
         plain: list[Tensor] = []
         shared = [list(group) for _, group in groupby(pairs, key=lambda pair: id(pair[0]))]
         fewer = self.training and any(len(group) > 1 for group in shared)
@@ -62,7 +74,7 @@ class SemanticFusion(nn.Module):
         for gated, prompts in pairs:
             pushed = self._pushed(prompts)
             plain.append(torch.cat([prompts.unsqueeze(2), gated + pushed.unsqueeze(2)], dim=2))
-        return [(x[:, :, 1:], x[:, :, 0]) for x in self.block(*plain)]
+        return [Fused(x[:, :, 1:], x[:, :, 0]) for x in self.block(*plain)]
 
     def _pushed(self, prompts: Tensor) -> Tensor:
         """``alpha * (p * g_p)`` of prompts [..., D]."""
@@ -75,11 +87,11 @@ class SemanticFusion(nn.Module):
         (frames,) = self.block(sequences[:, :, 0, 1:], attention=attention[:, :, 0, 1:])  # no token is wanted
         return frames
 
-    def _together(self, gated: Tensor, prompts: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """The same for M prompts of each video."""
+    def _together(self, gated: Tensor, prompts: Sequence[Tensor]) -> list[Fused]:
+        """Fuse M prompts into each video."""
         sequences, attention = self._attended(gated, prompts)
         (done,) = self.block(sequences.flatten(1, 2), attention=attention)
-        return [(x[:, :, 1:], x[:, :, 0]) for x in done.view_as(sequences).unbind(2)]
+        return [Fused(x[:, :, 1:], x[:, :, 0]) for x in done.view_as(sequences).unbind(2)]
 
     def _attended(
         self, gated: Tensor, prompts: Sequence[Tensor], known: pieces.Projected | None = None

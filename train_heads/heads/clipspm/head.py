@@ -1,101 +1,98 @@
 """CLIP-SPM (arXiv 2512.19036) on cached frame features.
 
-Shapes: E episodes, S support videos, Q query videos, N = S+Q (supports first), C ways, T frames, D width.
+Shapes: E episodes, S support videos, Q query videos, N = S+Q (supports first), C classes, T frames, D width.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clipspm.train_heads.heads.base import (
-    EPISODES_PER_STEP,
-    Episode,
-    Head,
-    HeadOutput,
-    cross_entropy,
-)
-from clipspm.train_heads.heads.clipspm import pieces
-from clipspm.train_heads.heads.clipspm.config import CLIPSPMConfig, TextInput, make_config
-from clipspm.train_heads.heads.clipspm.fusion import SemanticFusion
+from clipspm.cache.spec import FINAL
+from clipspm.train_heads.heads.base import Evidence, Head, HeadOutput, Scorer, matching_loss
+from clipspm.train_heads.heads.clipspm.config import CLIPSPMConfig, make_config
+from clipspm.train_heads.heads.clipspm.fusion import Fused, SemanticFusion
 from clipspm.train_heads.heads.clipspm.hsmr import MotionFeatures, MovingFrames, motion_consistency
 from clipspm.train_heads.heads.clipspm.padm import PADM, Refined, distances
-from clipspm.train_heads.heads.clipspm.recall import Recalled, bytes_per_video, recall
+from clipspm.train_heads.heads.clipspm.pieces import Projected
+from clipspm.train_heads.heads.clipspm.recall import recall
+from clipspm.train_heads.heads.clipspm.reference import (
+    load_reference,
+    reference_dim,
+    split_reference,
+    to_reference,
+)
 from clipspm.train_heads.heads.clipspm.spm import (
     Branches,
     PromptGenerator,
     fusion_consistency,
     text_consistency,
 )
+from clipspm.train_heads.heads.episode import BaseClasses, Episode
 from clipspm.train_heads.heads.parts.attention import Block, sinusoidal_positions
 from clipspm.train_heads.heads.parts.matching import matcher
-from clipspm.train_heads.heads.parts.text_scores import FUSION_CANDIDATES, fuse, text_cosine
-from clipspm.train_heads.heads.protocol import Protocol
+
+#: lambda of OTAM's soft minimum
+SMOOTHING = 0.5
+#: weight of w_motion * L_motion + L_text + L_consist in the loss
+LOSS_WEIGHT = 0.001
 
 
-@dataclass
-class Trace:
-    """What one call computed on its way; None where a switch left it out. In N, supports come first."""
+@dataclass(frozen=True)
+class Modulated:
+    """What scoring made of the videos; None where a switch leaves it out."""
 
-    raw: Tensor  #: supports and queries, [E, N, T, D]
-    frames: Tensor  #: what SPM, PADM and the matching see, [E, N, T, D]
-    moving: Tensor | None = None  #: frames minus their clip's mean, filtered, [E, N, T, D]
-    shallow: Tensor | None = None  #: shallow motion m0, [E, N, D]
-    deep: Tensor | None = None  #: deep motion m1, [E, N, D]
-    refined: Tensor | None = None  #: HSMR's frames v', [E, N, T, D]
-    motion_token: Tensor | None = None  #: HSMR's p', [E, N, D]
-    prompt: Tensor | None = None  #: generated prompts, [E, N, D]
-    support: Tensor | None = None  #: SPM's su, [E, S, T, D]
-    support_token: Tensor | None = None  #: [E, S, D]
-    query: Tensor | None = None  #: SPM's qu, [E, Q, T, D]
-    query_token: Tensor | None = None  #: [E, Q, D]
-    padm: Refined | None = None
-    d0: Tensor | None = None  #: distance of what moves, [E, Q, C]
-    d1: Tensor | None = None  #: [E, Q, C]
-    d2: Tensor | None = None  #: [E, Q, C]
-    d3: Tensor | None = None  #: [E, Q, C]
-    output: HeadOutput = field(default_factory=lambda: HeadOutput(torch.empty(0)))
+    support: Tensor  #: frames that are matched, SPM's where it is on: [E, S, T, D]
+    query: Tensor  #: [E, Q, T, D]
+    gated: Tensor | None  #: gated frames that SPM fused prompts into, [E, N, T, D]
+    prompt: Tensor | None  #: generated prompts, [E, N, D]
+    fused: Fused | None  #: SPM's output: supports by their class text, queries by their prompt
+    motion: Fused | None  #: HSMR's output
+    refined: Refined | None  #: PADM's output
 
 
 class CLIPSPM(Head):
-    """HSMR, SPM and PADM over frame features of width ``dim``; every switch is in ``config``.
+    """HSMR, SPM and PADM over frame features; every switch is in ``config``.
 
-    Called as every :class:`Head`. Losses, in training mode or given ``query_labels``: ``motion``, ``text``
-    and ``consistency`` (zero where their module or ``config.consistency`` is off, or ``query_labels`` are
-    missing), and ``class_text`` when its weight is not zero and ``base`` is given. ``scale`` is the authors'
-    unused scalar; here it multiplies ``config.text_scale`` where a text score is on.
+    Evidence: ``motion`` (-D0, where it has a weight), ``prototype`` (-D1), ``refined`` (-D2) and ``anchor``
+    (-D3). Losses: ``motion`` with HSMR; ``text`` and ``consistency`` with SPM and ``config.consistency``.
+    ``scale`` is a scalar of the authors' that nothing uses.
     """
 
-    fusion_b: Tensor  #: [] where ``config.text_fusion`` is on
-
-    def __init__(self, dim: int, config: CLIPSPMConfig | None = None) -> None:
-        super().__init__(dim=dim)
+    def __init__(
+        self, dim: int, config: CLIPSPMConfig | None = None, *, layer_dims: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__(dim=dim, layer_dims=layer_dims)
         self.config = c = config or CLIPSPMConfig()
+        self.weights = {
+            "motion": c.motion_weight,
+            "prototype": c.d1_weight,
+            "refined": c.d2_weight,
+            "anchor": c.d3_weight,
+        }
         self.scale = nn.Parameter(torch.ones(1))
         if c.learn_logit_scale:
             self.log_logit_scale = nn.Parameter(torch.tensor(math.log(c.logit_scale)))
-        if c.text_fusion:
-            self.register_buffer("fusion_b", torch.tensor(float(c.fusion_b)))
         if c.hsmr:
             self.min_frames = 2
             self.motion = MotionFeatures(dim)
             self.moving = MovingFrames(c.motion_taps)
-            self.w_motion = nn.Parameter(torch.tensor(float(c.w_motion)))
-            if c.shallow_layer is not None and c.shallow_dim is not None:
-                self.shallow_layer, self.shallow_dim = c.shallow_layer, c.shallow_dim
-                self.lift = nn.Linear(c.shallow_dim, dim)
+            self.w_motion = nn.Parameter(torch.tensor(1.0))
+            if c.shallow_layer is not None:
+                self.layers = (FINAL, c.shallow_layer)
+                self.lift = nn.Linear(self.width_of(c.shallow_layer, "shallow_layer"), dim)
         if c.hsmr or c.spm:
             self.fusion = SemanticFusion(
                 dim, self._block(), rho_v=c.rho_v, rho_t=c.rho_t, slope=c.slope, alpha=c.alpha
             )
         if c.spm:
-            self.prompts = PromptGenerator(dim, width=c.ffn_width, dropout=c.ffn_dropout, prompt=c.prompt)
+            self.prompts = PromptGenerator(dim, width=c.ffn_width, dropout=c.ffn_dropout)
         if c.padm:
             self.padm = PADM(self._block())
-        self.match = matcher(c.matcher, smoothing=c.smoothing)
+        self.match = matcher(c.matcher, smoothing=SMOOTHING)
 
     def _block(self) -> Block:
         c = self.config
@@ -113,253 +110,123 @@ class CLIPSPM(Head):
     def from_reference(
         cls, state_dict: Mapping[str, Any], preset: str = "hmdb51", **overrides: Any
     ) -> "CLIPSPM":
-        """The head with the parameters of an authors' checkpoint; see :mod:`.reference` for the names.
+        """Make the head of an authors' checkpoint; see :mod:`.reference` for the names of its parameters.
 
         ``state_dict`` may be the whole checkpoint (``{"model_state_dict": ...}``) and may hold ``backbone.*``
         entries, which are ignored. D is inferred; ``overrides`` are fields of :class:`CLIPSPMConfig`. Raises
         ValueError naming each parameter that is missing, unknown or of another shape than the preset's.
         """
-        from clipspm.train_heads.heads.clipspm.reference import head_from_reference
-
-        return head_from_reference(cls, state_dict, make_config(preset, **overrides))
+        given, _ = split_reference(state_dict)
+        head = cls(reference_dim(given), make_config(preset, **overrides))
+        load_reference(head, given)
+        return head
 
     def to_reference_state(self) -> dict[str, Tensor]:
-        """The parameters under the names of the authors' checkpoints; inverse of :meth:`from_reference`."""
-        from clipspm.train_heads.heads.clipspm.reference import to_reference
-
-        return to_reference(self, {name: p.detach() for name, p in self.named_parameters()})
+        """Name the parameters as the authors' checkpoints do; inverse of :meth:`from_reference`."""
+        return to_reference({name: p.detach() for name, p in self.named_parameters()})
 
     @property
     def trainable(self) -> bool:
         c = self.config
-        learns = (
-            c.hsmr
-            or c.spm
-            or c.padm
-            or c.learn_logit_scale
-            or c.fusion_in_training
-            or c.class_text_weight > 0
-        )
-        return learns and super().trainable
+        return c.hsmr or c.spm or c.padm or c.learn_logit_scale
 
-    def tunable(self) -> dict[str, tuple[float, ...]]:
-        return {"fusion_b": FUSION_CANDIDATES} if self.config.text_fusion else {}
+    def scores(self, episode: Episode) -> Evidence:
+        raw, s = episode.videos(), episode.support[FINAL].shape[1]
+        frames, moving, motion = self._frames(episode, raw)
+        gated = prompt = fused = None
+        if self.config.spm:
+            prompt = self.prompts(raw, episode.text)
+            prompts = torch.cat([episode.text_of(episode.support_labels), prompt[:, s:]], dim=1)
+            gated = self.fusion.gate_frames(frames)
+            if self.training and self.config.hsmr and motion is None:  # its loss needs it: one call for both
+                raw_gated = gated if frames is raw else self.fusion.gate_frames(raw)
+                motion, fused = self.fusion((raw_gated, self.shallow_motion(episode, raw)), (gated, prompts))
+            else:
+                (fused,) = self.fusion((gated, prompts))
+        matched = frames if fused is None else fused.frames
+        support, query = matched[:, :s], matched[:, s:]
+        distance, refined = self.distances(episode, support, query, moving)
+        found = {name: -value for name, value in distance.items()}
+        return Evidence(found, kept=Modulated(support, query, gated, prompt, fused, motion, refined))
 
-    def score(self, episode: Episode) -> HeadOutput:
-        if episode.support_recalled is not None and episode.query_recalled is not None:
-            return HeadOutput(self._score_recalled(episode, episode.support_recalled, episode.query_recalled))
-        return self._run(episode).output
+    def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
+        scale = self.log_logit_scale.exp() if self.config.learn_logit_scale else self.config.logit_scale
+        return super().combine(episode, scores) * scale
 
-    def recall(self, videos: Tensor, text: Tensor) -> tuple[Recalled, Recalled] | None:
-        c = self.config
-        plain = not (c.hsmr and (c.matching_input != "raw" or c.motion_weight))
-        if self.training or not (c.spm and c.padm and plain) or c.position or c.text_fusion:
-            return None
-        kind = videos.device.type
-        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != torch.bfloat16:
-            return None  # scores of pieces, before the norm divides them, could leave the range of fp16
-        with torch.autocast(kind, enabled=False):  # once per video: exact whatever the precision
-            return recall(self, videos, text) if pieces.worth_it(self.padm.block, videos) else None
-
-    def recall_bytes(self, frames: int) -> int:
-        return bytes_per_video(self, frames) if self.config.padm else 0
-
-    def _score_recalled(self, ep: Episode, support: Recalled, query: Recalled) -> Tensor:
-        """Logits [E, Q, C] from what is known of the supports and queries."""
-        t = Trace(ep.query, ep.query)
-        t.support = support.frames
-        t.query = self.fusion.recalled(query.frames, query.projected, self.prompts(ep.query, ep.text))
-        return self._match(ep, t, support.projected)
-
-    def trace(
-        self,
-        support: Tensor,
-        support_labels: Tensor,
-        query: Tensor,
-        text: Tensor,
-        protocol: Protocol = "inductive",
-        query_labels: Tensor | None = None,
-        **more: Any,
-    ) -> Trace:
-        """The same call, returning every intermediate with the leading E (1 where the call has none)."""
-        return self._run(
-            self.prepared(Episode(support, support_labels, query, text, protocol, query_labels, **more))
-        )
+    def losses(
+        self, episode: Episode, scores: Evidence, query_labels: Tensor, base: BaseClasses | None
+    ) -> dict[str, Tensor]:
+        c, s, kept = self.config, episode.support[FINAL].shape[1], scores.kept
+        found = {}
+        if c.hsmr:
+            motion = kept.motion or self.refined_motion(episode, episode.videos())
+            found["motion"] = motion_consistency(self.motion(motion.frames), motion.token, s)
+        if c.spm and c.consistency:
+            known, unknown = episode.text_of(episode.support_labels), episode.text_of(query_labels)
+            swapped = torch.cat([kept.prompt[:, :s], unknown], dim=1)
+            (other,) = self.fusion((kept.gated, swapped))
+            first, rest = slice(None, s), slice(s, None)
+            supports = Branches(known, kept.prompt[:, first], kept.fused.part(first), other.part(first))
+            queries = Branches(unknown, kept.prompt[:, rest], other.part(rest), kept.fused.part(rest))
+            found["text"] = text_consistency(queries, supports, c.w_text)
+            found["consistency"] = fusion_consistency(queries, supports, c.w_c)
+        return found
 
     def episode_loss(self, output: HeadOutput, query_labels: Tensor) -> Tensor:
-        """[E]: cross-entropy summed over queries / 16, plus ``loss_weight`` times the three named terms.
+        """[E]: cross-entropy summed over queries / 16, plus 0.001 times the named terms."""
+        terms = dict(output.losses)
+        if "motion" in terms:
+            terms["motion"] = self.w_motion * terms["motion"]
+        return matching_loss(output.logits, query_labels) + LOSS_WEIGHT * sum(terms.values())
 
-        ``class_text``, a mean over videos, counts on the scale of the cross-entropy (times Q / 16).
-        """
-        loss = super().episode_loss(output, query_labels)
-        terms = output.losses
-        if terms:
-            motion = self.w_motion * terms["motion"] if self.config.hsmr else terms["motion"]
-            loss = loss + self.config.loss_weight * (motion + terms["text"] + terms["consistency"])
-        if "class_text" in terms:
-            share = query_labels.shape[-1] / EPISODES_PER_STEP
-            loss = loss + self.config.class_text_weight * share * terms["class_text"]
-        return loss
+    def recall(self, supports: Tensor, text: Tensor, queries: Tensor) -> Scorer | None:
+        return recall(self, supports, text, queries)
 
-    # How a call goes: which terms are wanted decides which passes through SF there are; passes that do not
-    # wait for one another are one batched call; the matching and the losses read what came out.
+    def _frames(self, episode: Episode, raw: Tensor) -> tuple[Tensor, Tensor | None, Fused | None]:
+        """What SPM, PADM and the matching see [E, N, T, D], what moves, and HSMR's output if that is it."""
+        c = self.config
+        moving = self.moving(raw) if c.hsmr and (c.motion_weight or c.refines_what_moves) else None
+        if moving is not None and c.refines_what_moves:
+            motion = self.refined_motion(episode, self._positioned(moving))
+            return motion.frames, moving, motion
+        return self._positioned(raw) if c.spm or c.padm else raw, moving, None
 
-    def _run(self, ep: Episode) -> Trace:
-        c, s = self.config, ep.support.shape[1]
-        raw = ep.videos
-        t = Trace(raw, raw)
-        losses = self.training or ep.query_labels is not None
-        classify = losses and c.class_text_weight > 0 and ep.base is not None
-        consistent = losses and c.spm and c.consistency and ep.query_labels is not None
-        text_inputs = {self._available(c.text_input)} if c.text_fusion else set()
-        text_inputs |= {self._available(c.class_text_input)} if classify else set()
-        feeds = c.hsmr and c.matching_input in ("refined", "refined-centered")
+    def refined_motion(self, episode: Episode, seen: Tensor) -> Fused:
+        """HSMR: the frames ``seen`` [E, N, T, D] with their shallow motion fused into them."""
+        (motion,) = self.fusion((self.fusion.gate_frames(seen), self.shallow_motion(episode, seen)))
+        return motion
 
-        passes: dict[str, tuple[Tensor, Tensor]] = {}
-        if c.hsmr and (c.motion_weight or c.matching_input in ("centered", "refined-centered")):
-            t.moving = self.moving(raw)
-        seen = raw
-        if t.moving is not None and c.matching_input == "refined-centered":
-            seen = self._positioned(t.moving)
-        gated = self.fusion.gate_frames(seen) if c.hsmr or c.spm else raw
-        if c.hsmr and (losses or feeds or "refined" in text_inputs):
-            t.shallow = self._shallow_motion(ep, seen)
-            passes["motion"] = gated, t.shallow
-            if feeds:  # the rest waits for it
-                ((t.refined, t.motion_token),) = self.fusion(passes.pop("motion"))
-        t.frames = self._matching_frames(raw, t)
-
-        if c.spm:
-            if t.frames is not seen:
-                gated = self.fusion.gate_frames(t.frames)
-            t.prompt = self.prompts(raw, ep.text)
-            known_s, prompt_s, prompt_q = ep.text_of(ep.support_labels), t.prompt[:, :s], t.prompt[:, s:]
-            passes["matched"] = gated, torch.cat([known_s, prompt_q], dim=1)
-            if consistent and ep.query_labels is not None:
-                passes["other"] = gated, torch.cat([prompt_s, ep.text_of(ep.query_labels)], dim=1)
-            elif "modulated" in text_inputs and classify:
-                passes["support as unknown"] = gated[:, :s], prompt_s
-        fused = dict(zip(passes, self.fusion(*passes.values()), strict=True)) if passes else {}
-
-        if "motion" in fused:
-            t.refined, t.motion_token = fused["motion"]
-        t.support, t.query = t.frames[:, :s], t.frames[:, s:]
-        if c.spm:
-            frames, token = fused.pop("matched")
-            fused["support as known"] = t.support, t.support_token = frames[:, :s], token[:, :s]
-            fused["query as unknown"] = t.query, t.query_token = frames[:, s:], token[:, s:]
-        if "other" in fused:
-            frames, token = fused.pop("other")
-            fused["support as unknown"] = frames[:, :s], token[:, :s]
-            fused["query as known"] = frames[:, s:], token[:, s:]
-        logits = self._match(ep, t)
-        if c.text_fusion and (c.fusion_in_training or not self.training):
-            shown = self._text_frames(c.text_input, t)[:, -ep.query.shape[1] :]
-            logits = fuse(logits, self._text_logits(shown, ep.text), self.fusion_b)
-        terms = self._terms(ep, t, fused, consistent=consistent) if losses else {}
-        if classify:
-            terms["class_text"] = self._class_text(ep, t, fused)
-        t.output = HeadOutput(logits, terms)
-        return t
-
-    def _shallow_motion(self, ep: Episode, seen: Tensor) -> Tensor:
-        if self.shallow_layer is None:
-            shallow: Tensor = self.motion(seen)
-            return shallow
-        if ep.support_shallow is None or ep.query_shallow is None:
-            raise ValueError(
-                f"support_shallow, query_shallow: found None; needed layer {self.shallow_layer!r}"
-            )
-        lifted: Tensor = self.lift(torch.cat([ep.support_shallow, ep.query_shallow], dim=1))
-        return self.motion(lifted)
-
-    def _matching_frames(self, raw: Tensor, t: Trace) -> Tensor:
-        """What SPM, PADM and the matching see, [E, N, T, D] (T-1 for differences)."""
-        c, refined = self.config, t.refined
-        frames = raw
-        if refined is not None and c.matching_input == "refined-centered":
-            return refined  # positions, if any, were HSMR's
-        if refined is not None and c.matching_input == "refined":
-            frames = refined
-        elif t.moving is not None and c.matching_input == "centered":
-            frames = t.moving
-        elif c.hsmr and c.matching_input == "difference":
-            frames = raw[:, :, 1:] - raw[:, :, :-1]
-        return self._positioned(frames) if c.spm or c.padm else frames
+    def shallow_motion(self, episode: Episode, seen: Tensor) -> Tensor:
+        """Shallow motion [E, N, D] of the frames ``seen``, or of the shallow layer."""
+        layer = self.config.shallow_layer
+        shallow: Tensor = self.motion(seen if layer is None else self.lift(episode.videos(layer)))
+        return shallow
 
     def _positioned(self, frames: Tensor) -> Tensor:
         if not self.config.position:
             return frames
         return frames + 0.1 * sinusoidal_positions(frames.shape[2], self.dim, frames)
 
-    def _match(self, ep: Episode, t: Trace, known: pieces.Projected | None = None) -> Tensor:
-        """``-(motion_weight*D0 + 0.5*D1 + D2 + D3)``, the weights as set, times the scale; [E, Q, C]."""
-        assert t.support is not None
-        assert t.query is not None
-        t.d1 = self.match(ep.class_mean(t.support), t.query)
-        distance = self.config.d1_weight * t.d1
-        if t.moving is not None and self.config.motion_weight:
-            shots = ep.support.shape[1]
-            t.d0 = self.match(ep.class_mean(t.moving[:, :shots]), t.moving[:, shots:])
-            distance = distance + self.config.motion_weight * t.d0
-        if self.config.padm:
-            t.padm = self.padm(ep, t.support, t.query, known)
-            t.d2, t.d3 = distances(ep, t.padm, self.match)
-            distance = distance + self.config.d2_weight * t.d2 + self.config.d3_weight * t.d3
-        if self.config.learn_logit_scale:
-            return -distance * self.log_logit_scale.exp()
-        return -distance * self.config.logit_scale
+    def distances(
+        self,
+        episode: Episode,
+        support: Tensor,
+        query: Tensor,
+        moving: Tensor | None = None,
+        known: Projected | None = None,
+    ) -> tuple[dict[str, Tensor], Refined | None]:
+        """Distances by name, each [E, Q, C], and PADM's output.
 
-    def _terms(
-        self, ep: Episode, t: Trace, fused: Mapping[str, tuple[Tensor, Tensor]], *, consistent: bool
-    ) -> dict[str, Tensor]:
-        c, s = self.config, ep.support.shape[1]
-        zero = t.frames.new_zeros(t.frames.shape[0])
-        terms = {"motion": zero, "text": zero, "consistency": zero}
-        if t.refined is not None and t.motion_token is not None:
-            t.deep = self.motion(t.refined)
-            terms["motion"] = motion_consistency(t.deep, t.motion_token, s)
-        if consistent:
-            assert t.prompt is not None
-            assert ep.query_labels is not None
-            prompt = t.prompt
-            supports, queries = (
-                Branches(ep.text_of(labels), p, fused[f"{who} as known"], fused[f"{who} as unknown"])
-                for who, labels, p in (
-                    ("support", ep.support_labels, prompt[:, :s]),
-                    ("query", ep.query_labels, prompt[:, s:]),
-                )
-            )
-            terms["text"] = text_consistency(queries, supports, c.w_text)
-            terms["consistency"] = fusion_consistency(queries, supports, c.w_c)
-        return terms
-
-    # Text scores.
-
-    def _available(self, wanted: TextInput) -> TextInput:
-        """``wanted``, or what stands in for it when its module is off."""
-        if wanted == "modulated" and not self.config.spm:
-            wanted = "refined"
-        return "raw" if wanted == "refined" and not self.config.hsmr else wanted
-
-    def _text_frames(self, wanted: TextInput, t: Trace) -> Tensor:
-        """Frames that meet the texts, [E, N, T, D]; only the queries' where those are modulated."""
-        source = self._available(wanted)
-        frames = {"raw": t.raw, "refined": t.refined, "modulated": t.query}[source]
-        assert frames is not None
-        return frames
-
-    def _text_logits(self, frames: Tensor, text: Tensor) -> Tensor:
-        """Scaled cosine of mean frames [E, N, T, D] with ``text`` [E, C, D] or [B, D], [E, N, C]."""
-        return text_cosine(frames, text) * (self.config.text_scale * self.scale)
-
-    def _class_text(self, ep: Episode, t: Trace, fused: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """Mean over videos of the cross-entropy against all base classes, [E]."""
-        assert ep.base is not None
-        frames = self._text_frames(self.config.class_text_input, t)
-        if (
-            self._available(self.config.class_text_input) == "modulated"
-        ):  # supports without their class's text
-            frames = torch.cat([fused["support as unknown"][0], frames], dim=1)
-        labels = torch.cat([ep.base.support, ep.base.query], dim=1)
-        return cross_entropy(self._text_logits(frames, ep.base.text), labels).mean(1)
+        ``support`` [E, S, T, D], ``query`` [E, Q, T, D]; ``moving`` [E, N, T, D]; ``known``: the supports'
+        projections, if PADM need not make them.
+        """
+        found = {}
+        if moving is not None and self.config.motion_weight:
+            s = support.shape[1]
+            found["motion"] = self.match(episode.class_mean(moving[:, :s]), moving[:, s:])
+        found["prototype"] = self.match(episode.class_mean(support), query)
+        if not self.config.padm:
+            return found, None
+        refined = self.padm(episode, support, query, known)
+        found["refined"], found["anchor"] = distances(episode, refined, self.match)
+        return found, refined

@@ -1,68 +1,115 @@
-"""What CLIP-SPM can know of a video before it meets an episode, when nothing about it changes any more.
+"""What CLIP-SPM can know of a video before it meets an episode: the fast path of scoring.
 
 In scoring, a video's frames and the weights stand still. So a support's output of SPM, which depends on its
 frames and its own class text, and what the projections make of it, are computed once for each video, not once
 for each episode that it is in. A query's prompt depends on the episode: of a query, what is known are its
-gated frames and their projections.
+gated frames and their projections. The slow path beside it is :meth:`CLIPSPM.scores`.
 
-Shapes: N videos, T frames, D width.
+Shapes: N or M videos, T frames, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from clipspm.cache.spec import FINAL
 from clipspm.train_heads.heads.clipspm import pieces
+from clipspm.train_heads.heads.clipspm.config import CLIPSPMConfig
+from clipspm.train_heads.heads.clipspm.fusion import SemanticFusion
+from clipspm.train_heads.heads.clipspm.padm import PADM
 from clipspm.train_heads.heads.clipspm.pieces import Projected
-
-if TYPE_CHECKING:
-    from clipspm.train_heads.heads.clipspm.head import CLIPSPM
+from clipspm.train_heads.heads.clipspm.spm import PromptGenerator
+from clipspm.train_heads.heads.episode import Episode
 
 #: videos that are gone through at a time
 _CHUNK = 64
 
 
+class Modules(Protocol):
+    """What the fast path uses of :class:`CLIPSPM`."""
+
+    config: CLIPSPMConfig
+    training: bool
+    fusion: SemanticFusion
+    prompts: PromptGenerator
+    padm: PADM
+
+    def distances(
+        self, episode: Episode, support: Tensor, query: Tensor, *, known: Projected | None = None
+    ) -> tuple[Mapping[str, Tensor], object]: ...
+
+    def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor: ...
+
+
+def recall(head: Modules, supports: Tensor, text: Tensor, queries: Tensor) -> "Recalled | None":
+    """See :meth:`Head.recall`. None where the head looks at more than SPM and PADM, or would gain nothing."""
+    c = head.config
+    if head.training or not (c.spm and c.padm) or c.refines_what_moves or c.position:
+        return None
+    if c.hsmr and c.motion_weight:
+        return None
+    kind = supports.device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != torch.bfloat16:
+        return None  # scores of pieces, before the norm divides them, could leave the range of fp16
+    with torch.autocast(kind, enabled=False):  # once per video: exact whatever the precision
+        if not pieces.worth_it(head.padm.block, supports):
+            return None
+
+        def as_support(rows: slice) -> "Videos":
+            gated = head.fusion.gate_frames(supports[rows])
+            ((modulated, _),) = head.fusion((gated.unsqueeze(0), text[rows].unsqueeze(0)))
+            frames = modulated.squeeze(0)
+            return Videos(frames, pieces.project(head.padm.block, frames))
+
+        def as_query(rows: slice) -> "Videos":
+            gated = head.fusion.gate_frames(queries[rows])
+            return Videos(gated, pieces.project(head.fusion.block, gated))
+
+        return Recalled(head, _gathered(as_support, len(supports)), _gathered(as_query, len(queries)))
+
+
 @dataclass(frozen=True)
-class Recalled:
+class Videos:
     """``frames`` [..., T, D] and what the projections of the block that reads them make of them."""
 
     frames: Tensor
     projected: Projected
 
-    def __getitem__(self, rows: Tensor) -> "Recalled":
+    def __getitem__(self, rows: Tensor) -> "Videos":
         """Videos ``rows`` [E, S] of N."""
-        return self.each(lambda x: x[rows])
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Recalled":
-        """The same with every tensor changed."""
-        return Recalled(change(self.frames), Projected(*map(change, self.projected)))
+        return Videos(self.frames[rows], Projected(*(x[rows] for x in self.projected)))
 
 
-def bytes_per_video(head: "CLIPSPM", frames: int) -> int:
-    """What :func:`recall` keeps of one video, in float32."""
-    block = head.padm.block
-    return 2 * frames * 4 * (head.dim + block.heads * (2 * block.head_width + head.dim))
+@dataclass(frozen=True)
+class Recalled:
+    """Scores episodes of known ``supports`` [N] and ``queries`` [M]."""
+
+    head: Modules
+    supports: Videos
+    queries: Videos
+
+    def __call__(self, episode: Episode, support: Tensor, query: Tensor) -> Tensor:
+        """Logits [E, Q, C] of episodes whose videos are the rows ``support`` [E, S] and ``query`` [E, Q]."""
+        head, known, asked = self.head, self.supports[support], self.queries[query]
+        prompts = head.prompts(episode.query[FINAL], episode.text)
+        frames = head.fusion.recalled(asked.frames, asked.projected, prompts)
+        distances, _ = head.distances(episode, known.frames, frames, known=known.projected)
+        return head.combine(episode, {name: -value for name, value in distances.items()})
 
 
-def recall(head: "CLIPSPM", videos: Tensor, text: Tensor) -> tuple[Recalled, Recalled]:
-    """``videos`` [N, T, D] as supports, each with the ``text`` [N, D] of its class, and as queries."""
-    wholes: list[Recalled] = []
-    for start in range(0, len(videos), _CHUNK):
+def _gathered(make: Callable[[slice], Videos], count: int) -> Videos:
+    """``make`` for every video, chunk by chunk, in tensors that are made once."""
+    whole: Videos | None = None
+    for start in range(0, count, _CHUNK):
         rows = slice(start, start + _CHUNK)
-        gated = head.fusion.gate_frames(videos[rows])
-        ((modulated, _),) = head.fusion((gated.unsqueeze(0), text[rows].unsqueeze(0)))
-        modulated = modulated.squeeze(0)
-        parts = (
-            Recalled(modulated, pieces.project(head.padm.block, modulated)),
-            Recalled(gated, pieces.project(head.fusion.block, gated)),
-        )
-        if not wholes:
-            wholes = [part.each(lambda x: x.new_empty(len(videos), *x.shape[1:])) for part in parts]
-        for whole, part in zip(wholes, parts, strict=True):
-            whole.frames[rows] = part.frames
-            for store, x in zip(whole.projected, part.projected, strict=True):
-                store[rows] = x
-    support, query = wholes
-    return support, query
+        part = make(rows)
+        if whole is None:
+            frames, *projected = (x.new_empty(count, *x.shape[1:]) for x in (part.frames, *part.projected))
+            whole = Videos(frames, Projected(*projected))
+        for store, x in zip((whole.frames, *whole.projected), (part.frames, *part.projected), strict=True):
+            store[rows] = x
+    assert whole is not None
+    return whole

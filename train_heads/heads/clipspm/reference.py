@@ -1,15 +1,10 @@
 """CLIP-SPM's parameters under the names that the authors' checkpoints use, both ways."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
-
-from clipspm.train_heads.heads.clipspm.config import CLIPSPMConfig
-
-if TYPE_CHECKING:
-    from clipspm.train_heads.heads.clipspm.head import CLIPSPM
+from torch import Tensor, nn
 
 #: prefixes of everything that is ours <- theirs; the rest of a name stays, or is one of _TAILS
 _PREFIXES = {
@@ -51,8 +46,8 @@ def reference_names(name: str) -> tuple[str, ...]:
     return ()
 
 
-def to_reference(head: "CLIPSPM", tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors`` of ``head`` (parameters, or their gradients) under the authors' names, in their shapes."""
+def to_reference(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` of the head (parameters, or their gradients) under the authors' names, in their shapes."""
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         names = reference_names(name)
@@ -60,7 +55,7 @@ def to_reference(head: "CLIPSPM", tensors: Mapping[str, Tensor]) -> dict[str, Te
             names, tensor.chunk(len(names)) if len(names) > 1 else [tensor], strict=False
         ):
             if their_name.startswith("motion_conv") and part.dim() == 2:  # taps before channels
-                part = part.unflatten(1, (3, head.dim)).transpose(1, 2)
+                part = part.unflatten(1, (3, -1)).transpose(1, 2)
             out[their_name] = part.contiguous()
     return out
 
@@ -87,27 +82,29 @@ def split_reference(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[s
     return head, tower
 
 
-def head_from_reference(cls: "type[CLIPSPM]", state: Mapping[str, Any], config: CLIPSPMConfig) -> "CLIPSPM":
-    """See :meth:`CLIPSPM.from_reference`."""
-    given, _ = split_reference(state)
+def reference_dim(state: Mapping[str, Tensor]) -> int:
+    """D of the head whose entries :func:`split_reference` found; ValueError where nothing says it."""
     anchor = "motion_conv1.bias"
-    if anchor not in given:
+    if anchor not in state:
         raise ValueError(f"{anchor}: missing from the checkpoint; needed to infer D")
-    head = cls(given[anchor].numel(), config)
-    wanted = to_reference(head, dict(head.named_parameters()))
-    problems = [*_mismatches(given, wanted)]
+    return state[anchor].numel()
+
+
+def load_reference(head: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy what :func:`split_reference` found into ``head``; ValueError names the entries that do not fit."""
+    wanted = to_reference(dict(head.named_parameters()))
+    problems = [*_mismatches(state, wanted)]
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError("checkpoint does not fit the preset: " + "; ".join(problems[:8]) + more)
     with torch.no_grad():
         for name, parameter in head.named_parameters():
-            parts = [given[n] for n in reference_names(name)]
+            parts = [state[n] for n in reference_names(name)]
             if not parts:
                 continue
             if parts[0].dim() == 3:
                 parts = [p.transpose(1, 2).flatten(1) for p in parts]
             parameter.copy_(torch.cat(parts) if len(parts) > 1 else parts[0])
-    return head
 
 
 def _mismatches(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:

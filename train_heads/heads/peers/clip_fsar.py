@@ -1,10 +1,20 @@
 """CLIP-FSAR (arXiv 2303.02982): class texts in a temporal transformer over the supports, then OTAM."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from clipspm.train_heads.heads.base import EPISODES_PER_STEP, Head, HeadOutput, cross_entropy
-from clipspm.train_heads.heads.episode import Episode
+from clipspm.cache.spec import FINAL
+from clipspm.train_heads.heads.base import (
+    EPISODES_PER_STEP,
+    Evidence,
+    Head,
+    HeadOutput,
+    cross_entropy,
+    matching_loss,
+)
+from clipspm.train_heads.heads.episode import BaseClasses, Episode
 from clipspm.train_heads.heads.parts.attention import Block
 from clipspm.train_heads.heads.parts.matching import otam
 from clipspm.train_heads.heads.parts.otam import frame_distance
@@ -54,33 +64,38 @@ class CLIPFSAR(Head):
         self.text_fusion = text_fusion
         if text_fusion:
             self.register_buffer("fusion_b", torch.tensor(float(fusion_b)))
-
-    def tunable(self) -> dict[str, tuple[float, ...]]:
-        return {"fusion_b": FUSION_CANDIDATES} if self.text_fusion else {}
+            self.tunable = {"fusion_b": FUSION_CANDIDATES}
 
     def class_logits(self, frames: Tensor, text: Tensor) -> Tensor:
         """``scale * cos`` (with OTAM's 0.01) of mean frames [E, N, T, D] and ``text`` [E, C, D] or [B, D]."""
         return self.scale * (1 - frame_distance(frames.mean(2), text))
 
-    def score(self, episode: Episode) -> HeadOutput:
+    def scores(self, episode: Episode) -> dict[str, Tensor]:
         texts = episode.text_of(episode.support_labels).unsqueeze(2)
-        support, query = self.block(torch.cat([episode.support, texts], dim=2), episode.query)
-        distance = otam(episode.class_mean(support[:, :, :-1]), query)
-        logits = -distance
+        queries = episode.query[FINAL]
+        support, query = self.block(torch.cat([episode.support[FINAL], texts], dim=2), queries)
+        found = {"alignment": -otam(episode.class_mean(support[:, :, :-1]), query)}
         if self.text_fusion and not self.training:
-            frames = episode.query.shape[2]
-            text = self.class_logits(episode.query, episode.text)
-            logits = fuse((frames - distance) / frames, text, self.fusion_b)
-        losses = {}
-        if episode.base is not None and self.class_text_weight:
-            labels = torch.cat([episode.base.support, episode.base.query], dim=1)
-            against = self.class_logits(episode.videos, episode.base.text)
-            losses["class_text"] = cross_entropy(against, labels).mean(1)
-        return HeadOutput(logits, losses)
+            found["text"] = self.class_logits(queries, episode.text)
+        return found
+
+    def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
+        if "text" not in scores:
+            return scores["alignment"]
+        frames = episode.query[FINAL].shape[2]
+        return fuse((frames + scores["alignment"]) / frames, scores["text"], self.fusion_b)
+
+    def losses(
+        self, episode: Episode, scores: Evidence, query_labels: Tensor, base: BaseClasses | None
+    ) -> dict[str, Tensor]:
+        if base is None or not self.class_text_weight:
+            return {}
+        labels = torch.cat([base.support, base.query], dim=1)
+        return {"class_text": cross_entropy(self.class_logits(episode.videos(), base.text), labels).mean(1)}
 
     def episode_loss(self, output: HeadOutput, query_labels: Tensor) -> Tensor:
         """[E]: the matching's cross-entropy / 16, plus ``class_text`` on the same scale (times Q / 16)."""
-        loss = super().episode_loss(output, query_labels)
+        loss = matching_loss(output.logits, query_labels)
         if "class_text" in output.losses:
             share = query_labels.shape[-1] / EPISODES_PER_STEP
             loss = loss + self.class_text_weight * share * output.losses["class_text"]

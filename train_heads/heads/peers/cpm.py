@@ -1,13 +1,15 @@
 """Compound prototype matching (arXiv 2207.05515): global prototypes by index, focused ones by assignment."""
 
+from collections.abc import Mapping
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipspm.train_heads.heads.base import Head, HeadOutput
-from clipspm.train_heads.heads.episode import Episode
+from clipspm.cache.spec import FINAL
+from clipspm.train_heads.heads.base import Evidence, Head, HeadOutput, matching_loss
+from clipspm.train_heads.heads.episode import BaseClasses, Episode
 from clipspm.train_heads.heads.parts.attention import Block, FeedForward, sinusoidal_positions
 from clipspm.train_heads.heads.parts.otam import full
 
@@ -72,21 +74,28 @@ class CPM(Head):
         x = self.tokens + self.out((share @ v).transpose(2, 3).flatten(-2))
         return x + self.ffn(x), share.mean(2)
 
-    def score(self, episode: Episode) -> HeadOutput:
-        s = episode.support.shape[1]
-        prototypes, attention = self.read(episode.videos)
+    def scores(self, episode: Episode) -> Evidence:
+        s = episode.support[FINAL].shape[1]
+        prototypes, attention = self.read(episode.videos())
         with torch.autocast(prototypes.device.type, enabled=False):
             unit = F.normalize(full(prototypes), dim=-1)
             support, query = unit[:, :s], unit[:, s:]
             by_index = query[:, :, : self.m_g].flatten(2) @ support[:, :, : self.m_g].flatten(2).mT / self.m_g
             focused = query[:, :, self.m_g :].flatten(1, 2) @ support[:, :, self.m_g :].flatten(1, 2).mT
             cells = focused.unflatten(2, (s, self.m_f)).unflatten(1, (-1, self.m_f)).transpose(2, 3)
-            similarity = (by_index + best_assignment(cells) / self.m_f) / 2  # [E, Q, S]
-            member = episode.one_hot.to(similarity.dtype) / episode.shots.to(similarity.dtype).unsqueeze(1)
-            logits = self.scale * (similarity @ member)
-        if not self.training and episode.query_labels is None:
-            return HeadOutput(logits)
-        return HeadOutput(logits, {"focus": self._focus(full(attention[:, :, self.m_g :]))})
+            member = episode.one_hot.to(by_index.dtype) / episode.shots.to(by_index.dtype).unsqueeze(1)
+            return Evidence(
+                {"global": by_index @ member, "focused": best_assignment(cells) / self.m_f @ member},
+                kept=full(attention[:, :, self.m_g :]),
+            )
+
+    def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
+        return self.scale * (scores["global"] + scores["focused"]) / 2
+
+    def losses(
+        self, episode: Episode, scores: Evidence, query_labels: Tensor, base: BaseClasses | None
+    ) -> dict[str, Tensor]:
+        return {"focus": self._focus(scores.kept)}
 
     def _focus(self, attention: Tensor) -> Tensor:
         """``attention`` [E, N, m_f, T] -> mean squared distance from each token's own time, in clips: [E]."""
@@ -99,7 +108,7 @@ class CPM(Head):
 
     def episode_loss(self, output: HeadOutput, query_labels: Tensor) -> Tensor:
         """[E]: cross-entropy summed over queries / 16, plus ``focus_weight * focus``."""
-        loss = super().episode_loss(output, query_labels)
+        loss = matching_loss(output.logits, query_labels)
         return loss + self.focus_weight * output.losses["focus"] if "focus" in output.losses else loss
 
 

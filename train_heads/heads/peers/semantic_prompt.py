@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from clipspm.train_heads.heads.base import Head, HeadOutput
+from clipspm.cache.spec import FINAL
+from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.parts.attention import Block
 from clipspm.train_heads.heads.parts.text_scores import cosine
@@ -52,8 +53,8 @@ class SemanticPrompt(Head):
         pushed = frames + self.mlp(joint).unsqueeze(2)
         return torch.cat([self.project_spatial(text).unsqueeze(2), pushed], dim=2)
 
-    def score(self, episode: Episode) -> HeadOutput:
+    def scores(self, episode: Episode) -> dict[str, Tensor]:
         texts = episode.text_of(episode.support_labels)
-        support, query = self.block(self.prompted(episode.support, texts), episode.query)
+        support, query = self.block(self.prompted(episode.support[FINAL], texts), episode.query[FINAL])
         prototypes = episode.class_mean(support[:, :, 1:]).mean(2)
-        return HeadOutput(self.scale * cosine(query.mean(2), prototypes))
+        return {"prototype": self.scale * cosine(query.mean(2), prototypes)}

@@ -3,11 +3,14 @@
 Shapes: E episodes, S support videos, Q query videos, C ways, T frames, D feature width.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipspm.train_heads.heads.base import Head, HeadOutput
+from clipspm.cache.spec import FINAL
+from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.parts.matching import otam
 from clipspm.train_heads.heads.parts.text_scores import cosine, text_cosine
@@ -20,8 +23,8 @@ class ZeroShot(Head):
     change nothing.
     """
 
-    def score(self, episode: Episode) -> HeadOutput:
-        return HeadOutput(100 * text_cosine(episode.query, episode.text))
+    def scores(self, episode: Episode) -> dict[str, Tensor]:
+        return {"text": 100 * text_cosine(episode.query[FINAL], episode.text)}
 
 
 class Prototype(Head):
@@ -31,9 +34,9 @@ class Prototype(Head):
     episode by episode, here it is frozen.
     """
 
-    def score(self, episode: Episode) -> HeadOutput:
-        prototypes = episode.class_mean(episode.support).mean(2)
-        return HeadOutput(cosine(episode.query.mean(2), prototypes))
+    def scores(self, episode: Episode) -> dict[str, Tensor]:
+        prototypes = episode.class_mean(episode.support[FINAL]).mean(2)
+        return {"prototype": cosine(episode.query[FINAL].mean(2), prototypes)}
 
 
 class FrameCosine(Head):
@@ -47,15 +50,15 @@ class FrameCosine(Head):
         super().__init__(dim=dim)
         self.centered = centered
 
-    def score(self, episode: Episode) -> HeadOutput:
-        support, query = episode.support, episode.query
+    def scores(self, episode: Episode) -> dict[str, Tensor]:
+        support, query = episode.support[FINAL], episode.query[FINAL]
         if self.centered:
             support, query = (x - x.mean(2, keepdim=True) for x in (support, query))
         prototypes = F.normalize(episode.class_mean(support), dim=-1)
         # a mean of cosines is one product of the frames laid end to end
         queries = F.normalize(query, dim=-1)
         with torch.autocast(query.device.type, enabled=False):
-            return HeadOutput(queries.flatten(2) @ prototypes.flatten(2).mT / query.shape[2])
+            return {"frames": queries.flatten(2) @ prototypes.flatten(2).mT / query.shape[2]}
 
 
 class OTAM(Head):
@@ -69,9 +72,9 @@ class OTAM(Head):
         super().__init__(dim=dim)
         self.smoothing = smoothing
 
-    def score(self, episode: Episode) -> HeadOutput:
-        prototypes = episode.class_mean(episode.support)
-        return HeadOutput(-otam(prototypes, episode.query, smoothing=self.smoothing))
+    def scores(self, episode: Episode) -> dict[str, Tensor]:
+        prototypes = episode.class_mean(episode.support[FINAL])
+        return {"alignment": -otam(prototypes, episode.query[FINAL], smoothing=self.smoothing)}
 
 
 class TipAdapter(Head):
@@ -84,21 +87,22 @@ class TipAdapter(Head):
 
     alpha: Tensor
     beta: Tensor
+    tunable = {  # noqa: RUF012
+        "alpha": (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0),
+        "beta": (1.0, 2.0, 3.5, 5.5, 8.0, 12.0, 20.0),
+    }
 
     def __init__(self, *, dim: int, frames: int, alpha: float = 1.0, beta: float = 5.5) -> None:
         super().__init__(dim=dim)
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.register_buffer("beta", torch.tensor(float(beta)))
 
-    def tunable(self) -> dict[str, tuple[float, ...]]:
-        return {
-            "alpha": (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0),
-            "beta": (1.0, 2.0, 3.5, 5.5, 8.0, 12.0, 20.0),
-        }
-
-    def score(self, episode: Episode) -> HeadOutput:
-        affinity = cosine(episode.query.mean(2), episode.support.mean(2))
+    def scores(self, episode: Episode) -> dict[str, Tensor]:
+        affinity = cosine(episode.query[FINAL].mean(2), episode.support[FINAL].mean(2))
         near = (self.beta * (affinity - 1)).exp()
         with torch.autocast(near.device.type, enabled=False):
-            cached = near @ episode.one_hot.to(near.dtype)
-        return HeadOutput(self.alpha * cached + 100 * text_cosine(episode.query, episode.text))
+            supports = near @ episode.one_hot.to(near.dtype)
+        return {"supports": supports, "text": 100 * text_cosine(episode.query[FINAL], episode.text)}
+
+    def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
+        return self.alpha * scores["supports"] + scores["text"]

@@ -1,12 +1,14 @@
 """TRX (arXiv 2101.06184): cross-attention from each tuple of query frames to all tuples of a class."""
 
 import math
+from collections.abc import Mapping
 from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 
-from clipspm.train_heads.heads.base import Head, HeadOutput
+from clipspm.cache.spec import FINAL
+from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.parts.attention import sinusoidal_positions
 from clipspm.train_heads.heads.parts.otam import full
@@ -79,19 +81,19 @@ class TRX(Head):
         sizes = tuple(sizes)
         if not sizes or not 1 <= min(sizes) <= max(sizes) <= frames:
             raise ValueError(f"sizes: found {sizes}; needed one or more of 1..{frames}, the number of frames")
-        self.frames = frames
+        self.frames, self.sizes = frames, sizes
         self.dropout = nn.Dropout(dropout)
         self.attentions = nn.ModuleList(TupleAttention(dim, frames, size, out_dim) for size in sizes)
 
-    def scores_by_size(self, episode: Episode) -> list[Tensor]:
+    def scores(self, episode: Episode) -> dict[str, Tensor]:
         """Logits [E, Q, C] of each set size."""
-        frames = episode.support.shape[2]
-        if frames != self.frames:
-            raise ValueError(f"support: found {frames} frames per video; needed {self.frames}")
-        positions = 0.1 * sinusoidal_positions(frames, self.dim, episode.support)
-        support = self.dropout(episode.support + positions)
-        query = self.dropout(episode.query + positions)
-        return [attention(support, query, episode.one_hot) for attention in self.attentions]
+        support, query = episode.support[FINAL], episode.query[FINAL]
+        if support.shape[2] != self.frames:
+            raise ValueError(f"support: found {support.shape[2]} frames per video; needed {self.frames}")
+        positions = 0.1 * sinusoidal_positions(self.frames, self.dim, support)
+        support, query = self.dropout(support + positions), self.dropout(query + positions)
+        found = (attention(support, query, episode.one_hot) for attention in self.attentions)
+        return {f"sets of {size}": scores for size, scores in zip(self.sizes, found, strict=True)}
 
-    def score(self, episode: Episode) -> HeadOutput:
-        return HeadOutput(torch.stack(self.scores_by_size(episode)).mean(0))
+    def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([*scores.values()]).mean(0)

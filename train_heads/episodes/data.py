@@ -1,0 +1,86 @@
+"""A cache as stage two uses it: opened and checked once, then handed to everything that trains or scores."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipspm.cache.spec import FINAL
+from clipspm.devices import resolve_device
+from clipspm.errors import ClipspmError
+from clipspm.train_heads.episodes.pool import SPLITS, FeatureSource, Pool, Split, content_digest
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipspm.train_heads.episodes.bank import FeatureBank
+
+
+class Data:
+    """The pools and the features of a cache, each split and layer read once, when first asked for.
+
+    ``device``: name of the one that holds features and computes. Several trainings and evaluations share one
+    of these. Nothing is loaded, not even PyTorch, before features or the device are asked for.
+    """
+
+    def __init__(self, cache: FeatureSource, device: str = "auto") -> None:
+        self.cache, self.spec, self.path = cache, cache.spec, Path(cache.path)
+        self._device = device
+        self._pools: dict[Split, Pool] = {}
+        self._banks: dict[Split, FeatureBank] = {}
+        self._closed: set[Split] = set()
+
+    @classmethod
+    def of(cls, source: "Data | FeatureSource", device: str = "auto") -> "Data":
+        """Return ``source`` itself where it is one already, else the data of that cache."""
+        return source if isinstance(source, Data) else cls(source, device)
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """Where features are and heads compute; a :class:`UsageError` where there is no such device."""
+        return resolve_device(self._device)
+
+    @cached_property
+    def content(self) -> str:
+        """16 hex digits over which videos and classes are in which split."""
+        return content_digest(self.cache)
+
+    def pool(self, split: Split) -> Pool:
+        """The videos and classes of ``split``: names and counts, no features."""
+        if split not in self._pools:
+            self._pools[split] = Pool.from_cache(self.cache, split)
+        return self._pools[split]
+
+    def bank(
+        self, split: Split, layers: Sequence[str] = (FINAL,), *, shuffle_time: bool = False
+    ) -> "FeatureBank":
+        """The features of ``split``, with these ``layers`` and perhaps others.
+
+        ``shuffle_time`` puts each clip's frames in random order.
+        """
+        if split in self._closed:
+            raise ClipspmError(f"leak: the {split} split is asked for while a head is trained and selected")
+        from clipspm.train_heads.episodes.bank import FeatureBank
+
+        bank = self._banks.get(split)
+        missing = [layer for layer in layers if bank is None or layer not in bank.layers]
+        if missing or bank is None:
+            more = FeatureBank.from_cache(self.cache, self.pool(split), missing, self.device)
+            bank = bank.joined(more) if bank else more
+        self._banks[split] = bank
+        return bank.shuffled() if shuffle_time else bank
+
+    @contextmanager
+    def closed(self, split: Split) -> Iterator[None]:
+        """Within, asking for the features of ``split`` is an error."""
+        self._closed.add(split)
+        try:
+            yield
+        finally:
+            self._closed.discard(split)
+
+    def coverage(self) -> dict[Split, tuple[int, int]]:
+        """By split, how many videos are here and how many a complete data set has."""
+        counts = {split: self.cache.coverage(split) for split in SPLITS}
+        return {split: (count.found, count.expected) for split, count in counts.items()}
