@@ -16,7 +16,7 @@ from clipspm.cache import open_cache
 from clipspm.cli import main
 from clipspm.train_heads.heads.registry import HEADS
 from clipspm.train_heads.runs import Run
-from tests.media import numbered_frames, tiny_local_dir, write_video
+from tests.support.media import numbered_frames, tiny_local_dir, write_video
 
 
 @dataclass

@@ -11,8 +11,8 @@ import pytest
 
 from clipspm.cache.disk import replacing
 from clipspm.progress import Reporter, shown, track
+from tests.extract.test_plan import DRIVER
 from tests.test_imports import python
-from tests.test_plan import DRIVER
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,153 @@
+"""Leaks that are planted on purpose: the guard of each trips."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipspm.errors import ClipspmError
+from clipspm.train_heads.episodes.bank import Banks
+from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
+from clipspm.train_heads.episodes.pool import Pool
+from clipspm.train_heads.evaluation.evaluate import evaluate
+from clipspm.train_heads.heads.base import HeadOutput
+from clipspm.train_heads.heads.clipspm.pieces import Projected
+from clipspm.train_heads.heads.clipspm.recall import Recalled
+from clipspm.train_heads.heads.episode import Episode
+from clipspm.train_heads.heads.registry import HEADS, build_head
+from clipspm.train_heads.runs import Run
+from clipspm.train_heads.training.loop import Trainer
+from clipspm.train_heads.training.train import train
+from tests.support.synthetic import FakeCache, fake_cache, silent, tiny_config
+from tests.train_heads.evaluation.test_evaluate import ByHand
+
+CACHE = fake_cache(noise=1.5)
+
+
+def moved(name: str, split: str) -> FakeCache:
+    """The cache with a class put into another split."""
+    return replace(
+        CACHE,
+        class_splits={**CACHE.class_splits, name: split},
+        good=tuple(replace(v, split=split) if v.class_name == name else v for v in CACHE.good),
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_test_class_in_training_or_selection_trips(tmp_path: Path, split: str) -> None:
+    """Trained with the class, tested on it under other splits."""
+    train(moved("test class 00", split), tiny_config(episodes=16), tmp_path / "r", log=silent)
+    with pytest.raises(ClipspmError, match=f"leak: test class 'test class 00' was in the {split} split"):
+        evaluate(tmp_path / "r", CACHE, episodes=5, log=silent)
+
+
+def test_a_video_of_a_test_class_among_those_that_train_trips(tmp_path: Path) -> None:
+    leaky = replace(CACHE, good=(*CACHE.good[:-1], replace(CACHE.good[-1], split="train")))
+    with pytest.raises(ClipspmError, match="is in split 'train' but its class 'test class 04' belongs to"):
+        train(leaky, tiny_config(episodes=16), tmp_path / "r", log=silent)
+
+
+class Told(ByHand):
+    """Looks at the query labels where it is given them."""
+
+    def score(self, episode: Episode) -> HeadOutput:
+        logits = super().score(episode).logits
+        if episode.query_labels is not None:
+            logits = logits + 9 * torch.nn.functional.one_hot(episode.query_labels, logits.shape[-1])
+        return HeadOutput(logits)
+
+
+class Counting(ByHand):
+    """Knows that queries come class by class."""
+
+    def score(self, episode: Episode) -> HeadOutput:
+        logits = super().score(episode).logits
+        return HeadOutput(logits + 9 * torch.eye(logits.shape[-1]))
+
+
+@pytest.mark.parametrize(("head", "what"), [(Told, "labels"), (Counting, "order")])
+def test_a_query_label_in_the_head_trips(head: type[ByHand], what: str) -> None:
+    with pytest.raises(ClipspmError, match=f"leak: the head's logits change with the {what} of the queries"):
+        evaluate(head(), CACHE, episodes=20, log=silent, device="cpu")
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_no_head_trips_the_guard_of_labels(name: str) -> None:
+    """Every head of the registry, with weights that matter."""
+    torch.manual_seed(0)
+    config = tiny_config(head=name).head_config
+    head = build_head(name, dim=16, frames=4, config=config, layer_dims={})
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    evaluate(head, CACHE, episodes=4, queries=2, log=silent, device="cpu")
+
+
+def test_selection_on_the_test_split_trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_test(self: Trainer, cache: FakeCache, banks: Banks) -> object:
+        bank = banks.get("test")
+        return bank, draw(EpisodeSpec(dataset="fake", split="test", way=3), bank.pool, 10)
+
+    monkeypatch.setattr(Trainer, "_validation", on_test)
+    with pytest.raises(ClipspmError, match="leak: the test split is asked for while a head is trained"):
+        train(CACHE, tiny_config(episodes=16), tmp_path / "r", log=silent)
+
+
+def test_reading_the_test_split_on_the_way_trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with banks that evaluations shared, and read it from, before."""
+    banks = Banks(CACHE, device="cpu")
+    evaluate(ByHand(), CACHE, episodes=5, banks=banks, log=silent, device="cpu")
+    original = Trainer.step
+
+    def step(self: Trainer, number: int) -> dict[str, float]:
+        banks.get("test")
+        return original(self, number)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(ClipspmError, match="leak: the test split is asked for"):
+        train(CACHE, tiny_config(episodes=16), tmp_path / "r", banks=banks, log=silent)
+    assert banks.get("test").pool.names == Pool.from_cache(CACHE, "test").names  # open again
+
+
+def test_a_result_says_what_its_weights_were_selected_on(tmp_path: Path) -> None:
+    train(CACHE, tiny_config(episodes=16), tmp_path / "r", log=silent)
+    facts = evaluate(tmp_path / "r", CACHE, episodes=5, log=silent).facts
+    run = Run.open(tmp_path / "r")
+    chosen = run.results()["training"]["val_episodes"]["hash"]
+    assert (facts["selection"], facts["selection_episodes"]) == ("val", chosen)
+    assert (run.path / f"episodes-{chosen}.npz").is_file()
+
+
+@pytest.mark.parametrize("how", ["raised", "shrunk and raised", "tiny"])
+def test_scale_and_offset_hide_no_leak(how: str) -> None:
+    class Hidden(Counting):
+        def score(self, episode: Episode) -> HeadOutput:
+            logits = super().score(episode).logits
+            return HeadOutput(
+                {"raised": logits + 1e5, "shrunk and raised": logits * 1e-4 + 1, "tiny": logits * 1e-8}[how]
+            )
+
+    with pytest.raises(ClipspmError, match="leak: the head's logits change with the order"):
+        evaluate(Hidden(), CACHE, episodes=20, log=silent, device="cpu")
+
+
+def test_an_inductive_head_that_looks_at_the_other_queries_trips() -> None:
+    class Centring(ByHand):
+        def score(self, episode: Episode) -> HeadOutput:
+            queries = episode.query - episode.query.mean(1, keepdim=True)
+            return super().score(replace(episode, query=queries))
+
+    with pytest.raises(ClipspmError, match="leak: inductive logits of a query change with the other queries"):
+        evaluate(Centring(), CACHE, episodes=20, log=silent, device="cpu")
+    evaluate(Centring(), CACHE, episodes=20, protocols=("transductive",), log=silent, device="cpu")
+
+
+def test_recalling_the_class_of_a_query_trips() -> None:
+    class Recalling(ByHand):
+        def recall(self, videos: torch.Tensor, text: torch.Tensor) -> tuple[Recalled, Recalled]:
+            told = Recalled(text[:, None], Projected(*(text[:, None] for _ in Projected._fields)))
+            return told, told
+
+    with pytest.raises(ClipspmError, match="leak: what the head recalls of a query changes with the text"):
+        evaluate(Recalling(), CACHE, episodes=20, log=silent, device="cpu")
