@@ -623,8 +623,8 @@ def _resident(pid: int) -> int:
 
 def hostile_caches(place: Place) -> Tally:
     """A cache with right digests and absurd content is refused by ``cache verify`` and ``cache info``."""
-    from tests.cache.test_content import ABSURD, absurd
-    from tests.cache.test_integrity import make
+    from tests.support.absurd_caches import ABSURD, absurd
+    from tests.support.caches import make
 
     with tallied("caches that make no sense") as tally:
         for number, (blob, change) in enumerate(ABSURD):
@@ -637,7 +637,7 @@ def hostile_caches(place: Place) -> Tally:
 
 def hostile_runs(place: Place) -> Tally:
     """A run directory that holds anything is one line that names the file, within seconds."""
-    from tests.train_heads.test_hostile_runs import ANYWHERE, CASES, READ_BY
+    from tests.support.hostile_runs import ANYWHERE, CASES, READ_BY
 
     copy = place.root / "hostile-run"
     commands = {

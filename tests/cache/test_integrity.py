@@ -26,31 +26,20 @@ from clipspm.cache.staging import stage
 from clipspm.cache.transform import convert, export, merge, pack
 from clipspm.cache.verify import repair, verify
 from clipspm.errors import ClipspmError, UsageError
-from tests.cache.test_writer import SPEC, TEXT, fill, plan_of, suffix, values
-
-FORMATS = ("zarr", "hdf5")
-IDS = [f"v{i:02d}" for i in range(11)]
-NUMBER = {name: i for i, name in enumerate(IDS)}
-
-
-def make(
-    path: Path, format: str = "zarr", ids: list[str] = IDS, failing: set[str] = frozenset({"v03"})
-) -> Path:  # type: ignore[assignment]
-    writer = CacheWriter(path, SPEC, plan_of(ids), TEXT, format=format, shard_size=4)  # type: ignore[arg-type]
-    fill(writer, number=NUMBER, failing=failing)
-    return writer.finish()
-
-
-def everything(path: Path) -> list[Path]:
-    """Every file of a cache, its seal included."""
-    inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    return sorted({*inside, seal_path(path)})
-
-
-def flip(file: Path, bit: int) -> None:
-    data = bytearray(file.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    file.write_bytes(bytes(data))
+from tests.support.caches import (
+    FORMATS,
+    IDS,
+    NUMBER,
+    SPEC,
+    TEXT,
+    everything,
+    fill,
+    flip,
+    make,
+    plan_of,
+    suffix,
+    values,
+)
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -18,8 +18,7 @@ from clipspm.cache import CacheWriter, Plan, VideoRecord, open_cache
 from clipspm.cache.seal import broken
 from clipspm.cache.transform import convert, pack
 from clipspm.cache.verify import repair, verify
-from tests.cache.test_integrity import FORMATS, IDS, make
-from tests.cache.test_writer import SPEC, TEXT, fill, suffix
+from tests.support.caches import FORMATS, IDS, OF_0_2, SPEC, TEXT, fill, make, suffix
 
 NAMES = ("fingerprint", "class_names", "class_splits", "video_ids", "labels")
 
@@ -125,8 +124,7 @@ def test_a_cache_says_so_only_while_it_is_finished(tmp_path: Path) -> None:
 def test_caches_of_version_0_2_are_read_and_learn_it_when_copied_or_extended(
     tmp_path: Path, format: str
 ) -> None:
-    """``caches-0.2.zip`` is what version 0.2 wrote for :func:`make`."""
-    with ZipFile(Path(__file__).parents[1] / "support" / "caches-0.2.zip") as archive:
+    with ZipFile(OF_0_2) as archive:
         archive.extractall(tmp_path)
     old = tmp_path / ("old.zarr" if format == "zarr" else "old.h5")
     new = make(tmp_path / suffix(format), format)

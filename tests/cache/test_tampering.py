@@ -23,8 +23,7 @@ from clipspm.cache.transform import convert, export, merge, pack
 from clipspm.cache.verify import repair, verify
 from clipspm.cache.writer import parts_path
 from clipspm.errors import ClipspmError, UsageError
-from tests.cache.test_integrity import IDS, NUMBER, everything, flip, make
-from tests.cache.test_writer import SPEC, TEXT, fill, plan_of, suffix
+from tests.support.caches import IDS, NUMBER, SPEC, TEXT, everything, fill, flip, make, plan_of, suffix
 
 MORE = [*IDS, "v11"]
 

@@ -9,65 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipspm.cache import CacheSpec, CacheWriter, Plan, VideoRecord, find_cache, list_caches, open_cache
+from clipspm.cache import CacheSpec, CacheWriter, find_cache, list_caches, open_cache
 from clipspm.cache.spec import LEDGER
 from clipspm.errors import ClipspmError
-
-SPEC = CacheSpec(
-    dataset="folder",
-    model="tiny",
-    pretrained="",
-    architecture_sha256="a" * 64,
-    weights_sha256="b" * 64,
-    activation="gelu",
-    precision="fp32",
-    layers=("1", "final"),
-    dims={"1": 3, "final": 5},
-    frames=4,
-    views=2,
-    flip=False,
-    resize=37,
-    crop=32,
-    interpolation="bicubic",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.25, 0.25, 0.25),
-    prompts=("a photo of {}", "{}"),
-)
-
-
-def plan_of(ids: list[str]) -> Plan:
-    classes = ("wave", "run")
-    videos = tuple(VideoRecord(i, f"{i}.mp4", classes[n % 2], "train") for n, i in enumerate(ids))
-    return Plan(videos, classes, {"wave": "train", "run": "train"})
-
-
-def values(row: int, layer: str) -> np.ndarray:
-    """Features that identify their row."""
-    return np.random.default_rng([row, len(layer)]).normal(size=(2, 4, SPEC.dims[layer])).astype(np.float16)
-
-
-TEXT = np.random.default_rng(0).normal(size=(2, 2, 5)).astype(np.float32)
-
-
-def fill(
-    writer: CacheWriter, *, number: dict[str, int], failing: set[str] = frozenset(), shards: int = 99
-) -> None:  # type: ignore[assignment]
-    for shard, rows in writer.pending_shards()[:shards]:
-        outcomes, good = {}, []
-        for row in rows:
-            record = writer.records[row]
-            if record.id in failing:
-                outcomes[row] = replace(record, status="failed", category="unreadable", error="bad")
-            else:
-                taken = {"frames": 9, "indices": (0, 1, 2, 3), "pts_seconds": (0.0, None, 0.5, 1.0)}
-                outcomes[row] = replace(record, status="ok", category="", error="", **taken)
-                good.append(number[record.id])
-        features = {layer: np.stack([values(n, layer) for n in good]) for layer in SPEC.layers if good}
-        writer.commit(shard, outcomes, features)
-
-
-def suffix(format: str) -> str:
-    return {"zarr": "c.zarr", "hdf5": "c.h5"}[format]
+from tests.support.caches import SPEC, TEXT, fill, plan_of, suffix, values
 
 
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])

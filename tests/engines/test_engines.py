@@ -19,8 +19,7 @@ from clipspm.extract import ExtractConfig, extract
 from clipspm.train_heads import ablate
 from tests.support.grumpy import Grumpy
 from tests.support.media import numbered_frames, tiny_local_dir, write_video
-from tests.support.synthetic import fake_cache, silent, tiny_config
-from tests.train_heads.evaluation.test_evaluate import real_cache
+from tests.support.synthetic import fake_cache, real_cache, silent, tiny_config
 
 ENGINES = {
     "one process": {},

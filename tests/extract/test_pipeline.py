@@ -22,11 +22,6 @@ from tests.support.media import TINY_CONFIG, numbered_frames, tiny_local_dir, wr
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_local_dir(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("videos")
     for c, name in enumerate(("wave_hand", "run", "jump")):

@@ -14,21 +14,9 @@ from clipspm.extract import ExtractConfig, extract
 from clipspm.extract.demo import CLASSES, render_demo, stage
 from clipspm.extract.demo.stage import extract_demo
 from clipspm.extract.plan import prepare
-from tests.support.media import numbered_frames, tiny_local_dir, write_video
-from tests.test_cli import assert_one_clear_line, clipspm
-from tests.test_imports import python
-
-#: runs the command line, then prints the exit code, the CPU seconds and what was loaded
-DRIVER = """
-import json, sys, time
-from clipspm.cli import main
-sys.argv = ["clipspm", *sys.argv[1:]]
-try:
-    main()
-except SystemExit as stop:
-    heavy = {"torch", "open_clip", "zarr", "h5py", "av"} & set(sys.modules)
-    print(json.dumps([stop.code, time.process_time(), sorted(heavy)]))
-"""
+from tests.support.cli import assert_one_clear_line, clipspm
+from tests.support.interpreters import DRIVER, python
+from tests.support.media import numbered_frames, write_video
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +26,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(2):
             write_video(root / name / f"{i}.mp4", numbered_frames(12 + i))
     return root
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_local_dir(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from clipspm.cache import Cache, CacheWriter, Plan, VideoRecord, open_cache
 from clipspm.cache.reader import Coverage
 from clipspm.train_heads.config import TrainConfig, resolve_config
 from clipspm.train_heads.heads.base import Head, HeadOutput
 from clipspm.train_heads.heads.episode import Episode
+from tests.support.caches import SPEC
 
 
 @dataclass(frozen=True)
@@ -144,3 +146,31 @@ def tiny_config(**overrides: Any) -> TrainConfig:
 
 def silent(line: str) -> None:
     """A log that keeps nothing."""
+
+
+class ByHand(Head):
+    """Counts calls; scores by mean frames, so that a loop can check it."""
+
+    def __init__(self) -> None:
+        super().__init__(dim=16)
+        self.sizes: list[int] = []
+
+    def score(self, episode: Episode) -> HeadOutput:
+        self.sizes.append(len(episode.support))
+        each = episode.support.mean(2).unflatten(1, (episode.text.shape[1], -1)).mean(2)
+        return HeadOutput(-torch.cdist(episode.query.mean(2), each))
+
+
+def real_cache(path: Path, fake: FakeCache, split: str | None = None) -> Cache:
+    """The fake's content as a cache on disk; ``split`` puts every class there."""
+    dims = dict(fake.spec.dims)
+    spec = replace(SPEC, dataset="fake", layers=tuple(dims), dims=dims, frames=fake.spec.frames, views=1)
+    splits = {name: split or home for name, home in fake.class_splits.items()}
+    videos = tuple(VideoRecord(v.id, v.id, v.class_name, splits[v.class_name]) for v in fake.good)
+    texts = np.repeat(fake.texts[:, None], len(spec.prompts), axis=1)
+    writer = CacheWriter(path, spec, Plan(videos, fake.class_names, splits), texts)
+    for shard, rows in writer.pending_shards():
+        outcomes = {r: replace(writer.records[r], status="ok", frames=fake.spec.frames) for r in rows}
+        writer.commit(shard, outcomes, {k: fake.arrays[k][list(rows)] for k in dims})
+    writer.finish()
+    return open_cache(path)

@@ -20,10 +20,10 @@ from clipspm.extract.tower import infer_architecture, save_encoder
 from clipspm.train_heads import CLIPSPM, Run, evaluate, train
 from clipspm.train_heads.heads.clipspm.config import make_config
 from clipspm.train_heads.import_checkpoint import read_checkpoint
+from tests.support.cli import assert_one_clear_line, clipspm
+from tests.support.golden import Golden, assert_recorded
 from tests.support.media import TINY_CONFIG, numbered_frames, register_architecture, write_video
 from tests.support.synthetic import fake_cache, silent, tiny_config
-from tests.test_cli import assert_one_clear_line, clipspm
-from tests.train_heads.heads.test_golden import FILES, Golden, assert_recorded
 
 VIT = TINY_CONFIG
 RESNET = {
@@ -40,11 +40,6 @@ def authors_state(head: CLIPSPM) -> dict[str, Tensor]:
 def head_of(preset: str = "hmdb51", dim: int = 16, seed: int = 0) -> CLIPSPM:
     torch.manual_seed(seed)
     return CLIPSPM(dim, make_config(preset)).eval()
-
-
-@pytest.fixture(scope="module", params=FILES)
-def golden(request: pytest.FixtureRequest, shared_dir: Path) -> Golden:
-    return Golden(shared_dir / "golden" / f"{request.param}.safetensors")
 
 
 def as_saved(weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -29,10 +29,9 @@ from clipspm.train_heads.experiments.results import collect
 from clipspm.train_heads.import_checkpoint import ImportedHead
 from clipspm.train_heads.runs import IN_CONFIG, IN_RESULTS, HeadShape, Run, one_training
 from clipspm.train_heads.training.train import train
+from tests.support.cli import assert_one_clear_line, clipspm
 from tests.support.edits import as_before, edit_json
-from tests.support.synthetic import fake_cache, silent, tiny_config
-from tests.test_cli import assert_one_clear_line, clipspm
-from tests.train_heads.evaluation.test_evaluate import real_cache
+from tests.support.synthetic import fake_cache, real_cache, silent, tiny_config
 
 CACHE = fake_cache()
 CONFIG = tiny_config(episodes=16)

@@ -16,8 +16,7 @@ from clipspm.train_heads.episodes import bank as bank_module
 from clipspm.train_heads.episodes.bank import Banks, FeatureBank, middles, read_rows
 from clipspm.train_heads.evaluation.evaluate import evaluate
 from clipspm.train_heads.training.train import train
-from tests.support.synthetic import FakeCache, fake_cache, silent, tiny_config
-from tests.train_heads.evaluation.test_evaluate import real_cache
+from tests.support.synthetic import FakeCache, fake_cache, real_cache, silent, tiny_config
 
 CACHE = fake_cache(views=3, frames=8, extra_layers={"3": 5}).reordered(1)
 

@@ -25,8 +25,7 @@ from clipspm.train_heads.episodes.sources import source_of, sources
 from clipspm.train_heads.evaluation.evaluate import evaluate
 from tests.support.campaigns import tiny_config
 from tests.support.media import numbered_frames, write_video
-from tests.support.synthetic import fake_cache, silent
-from tests.train_heads.evaluation.test_evaluate import ByHand
+from tests.support.synthetic import ByHand, fake_cache, silent
 
 CACHE = fake_cache({"train": 3, "val": 3, "test": 7}, per_class=12)
 POOL = Pool.from_cache(CACHE, "test")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipspm.cache import Cache, CacheWriter, Plan, VideoRecord, open_cache
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
@@ -19,28 +18,14 @@ from clipspm.train_heads.evaluation.evaluate import evaluate
 from clipspm.train_heads.evaluation.predict import batch_size, predict
 from clipspm.train_heads.evaluation.result import load_evaluation
 from clipspm.train_heads.evaluation.stats import accuracies
-from clipspm.train_heads.heads.base import Head, HeadOutput
+from clipspm.train_heads.heads.base import HeadOutput
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.registry import build_head
 from clipspm.train_heads.runs import Run
 from clipspm.train_heads.training.train import train
-from tests.cache.test_writer import SPEC
-from tests.support.synthetic import FakeCache, fake_cache, silent, tiny_config
+from tests.support.synthetic import ByHand, fake_cache, real_cache, silent, tiny_config
 
 CACHE = fake_cache(noise=1.5)
-
-
-class ByHand(Head):
-    """Counts calls; scores by mean frames, so that a loop can check it."""
-
-    def __init__(self) -> None:
-        super().__init__(dim=16)
-        self.sizes: list[int] = []
-
-    def score(self, episode: Episode) -> HeadOutput:
-        self.sizes.append(len(episode.support))
-        each = episode.support.mean(2).unflatten(1, (episode.text.shape[1], -1)).mean(2)
-        return HeadOutput(-torch.cdist(episode.query.mean(2), each))
 
 
 def test_accuracy_equals_a_plain_loop() -> None:
@@ -244,21 +229,6 @@ def test_time_reversal_is_invisible_to_the_prototype_but_not_to_frames() -> None
     assert scores["otam"] > 0.95
     assert scores["prototype"] < 0.7
     assert shuffled.estimate().mean < 0.8
-
-
-def real_cache(path: Path, fake: FakeCache, split: str | None = None) -> Cache:
-    """The fake's content as a cache on disk; ``split`` puts every class there."""
-    dims = dict(fake.spec.dims)
-    spec = replace(SPEC, dataset="fake", layers=tuple(dims), dims=dims, frames=fake.spec.frames, views=1)
-    splits = {name: split or home for name, home in fake.class_splits.items()}
-    videos = tuple(VideoRecord(v.id, v.id, v.class_name, splits[v.class_name]) for v in fake.good)
-    texts = np.repeat(fake.texts[:, None], len(spec.prompts), axis=1)
-    writer = CacheWriter(path, spec, Plan(videos, fake.class_names, splits), texts)
-    for shard, rows in writer.pending_shards():
-        outcomes = {r: replace(writer.records[r], status="ok", frames=fake.spec.frames) for r in rows}
-        writer.commit(shard, outcomes, {k: fake.arrays[k][list(rows)] for k in dims})
-    writer.finish()
-    return open_cache(path)
 
 
 def test_cache_on_disk_gives_what_the_one_in_memory_gives(tmp_path: Path) -> None:

@@ -19,8 +19,7 @@ from clipspm.train_heads.heads.registry import HEADS, build_head
 from clipspm.train_heads.runs import Run
 from clipspm.train_heads.training.loop import Trainer
 from clipspm.train_heads.training.train import train
-from tests.support.synthetic import FakeCache, fake_cache, silent, tiny_config
-from tests.train_heads.evaluation.test_evaluate import ByHand
+from tests.support.synthetic import ByHand, FakeCache, fake_cache, silent, tiny_config
 
 CACHE = fake_cache(noise=1.5)
 

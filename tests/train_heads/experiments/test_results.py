@@ -33,10 +33,9 @@ from clipspm.train_heads.heads.registry import HEADS
 from clipspm.train_heads.runs import HeadShape, Run
 from clipspm.train_heads.training.loop import Trainer
 from clipspm.train_heads.training.train import train
+from tests.support.cli import clipspm
 from tests.support.edits import edit_facts
-from tests.support.synthetic import fake_cache, silent, tiny_config
-from tests.test_cli import clipspm
-from tests.train_heads.evaluation.test_evaluate import real_cache
+from tests.support.synthetic import fake_cache, real_cache, silent, tiny_config
 
 CACHE = fake_cache({"train": 6, "val": 5, "test": 6}, noise=1.5)
 
