@@ -143,7 +143,7 @@ def finish(process: "subprocess.Popen[str]", patience: float = PATIENCE) -> Ende
 
 def build(root: Path, code: Path | None = None) -> Place:
     """Make the clips, the encoder, the cache and the run."""
-    from tests.media import numbered_frames, tiny_local_dir, write_video
+    from tests.support.media import numbered_frames, tiny_local_dir, write_video
 
     place = Place(root, code)
     for c, name in enumerate(("wave", "run", "jump", "clap")):
@@ -536,7 +536,7 @@ def _mixed(run: Path) -> str | None:
 def hostile_files(place: Place, seed: int) -> list[Tally]:
     """Hostile files cost themselves; clips beside them give the features that they give alone."""
     from clipspm.cache import open_cache
-    from tests.hostile import build as build_files
+    from tests.support.hostile_videos import build as build_files
 
     folder = place.root / f"hostile-{seed}"
     files = build_files(folder / "videos", seed=seed)
@@ -623,8 +623,8 @@ def _resident(pid: int) -> int:
 
 def hostile_caches(place: Place) -> Tally:
     """A cache with right digests and absurd content is refused by ``cache verify`` and ``cache info``."""
-    from tests.test_content import ABSURD, absurd
-    from tests.test_integrity import make
+    from tests.support.absurd_caches import ABSURD, absurd
+    from tests.support.caches import make
 
     with tallied("caches that make no sense") as tally:
         for number, (blob, change) in enumerate(ABSURD):
@@ -637,7 +637,7 @@ def hostile_caches(place: Place) -> Tally:
 
 def hostile_runs(place: Place) -> Tally:
     """A run directory that holds anything is one line that names the file, within seconds."""
-    from tests.test_hostile_runs import ANYWHERE, CASES, READ_BY
+    from tests.support.hostile_runs import ANYWHERE, CASES, READ_BY
 
     copy = place.root / "hostile-run"
     commands = {

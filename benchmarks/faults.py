@@ -26,7 +26,7 @@ def main() -> None:
     """Run what was asked for and print a table."""
     from benchmarks.report import machine
     from clipspm.cache.disk import write_json
-    from tests.campaigns import fault_campaign, kill_campaign
+    from tests.support.campaigns import fault_campaign, kill_campaign
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -77,7 +77,7 @@ def main() -> None:
 def attack(tries: int, code: Path | None, only: Sequence[str] | None) -> list[Any]:
     """Every attack of :mod:`benchmarks.attacks`; prints a row for each as it ends, then what did not hold."""
     from benchmarks import attacks
-    from tests.campaigns import kill_campaign
+    from tests.support.campaigns import kill_campaign
 
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
@@ -133,8 +133,8 @@ def soak(clips: int) -> dict[str, Any]:
     """Extract ``clips`` small clips; resident memory (MB) of this process and of its workers on the way."""
     from clipspm.cache.verify import verify
     from clipspm.extract import extract
-    from tests.campaigns import tiny_config
-    from tests.media import numbered_frames, write_video
+    from tests.support.campaigns import tiny_config
+    from tests.support.media import numbered_frames, write_video
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

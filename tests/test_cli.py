@@ -1,54 +1,19 @@
 """The command line: typical mistakes are one clear line; the three commands work on real video."""
 
-import io
 import json
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from clipspm import __version__ as clipspm_version
 from clipspm.cache import open_cache
-from clipspm.cli import main
 from clipspm.train_heads.heads.registry import HEADS
 from clipspm.train_heads.runs import Run
-from tests.media import numbered_frames, tiny_local_dir, write_video
-
-
-@dataclass
-class Result:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def clipspm(*args: object, home: Path) -> Result:
-    """One call of the command line, in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setenv("CLIPSPM_HOME", str(home))
-        patch.setenv("COLUMNS", "200")
-        patch.chdir(home)
-        patch.setattr(sys, "argv", ["clipspm", *map(str, args)])
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-    return Result(int(code or 0), out.getvalue(), err.getvalue())
-
-
-def assert_one_clear_line(result: Result, *parts: str, code: int = 1) -> None:
-    assert result.returncode == code, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert "Traceback" not in result.stderr
-    assert lines[-1].startswith("error: ")
-    assert sum(line.startswith("error: ") for line in lines) == 1
-    for part in parts:
-        assert part in lines[-1]
+from tests.support.cli import assert_one_clear_line, clipspm
+from tests.support.media import numbered_frames, tiny_local_dir, write_video
 
 
 @pytest.fixture(scope="module")

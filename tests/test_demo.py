@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import clipspm
+from tests.support.cli import clipspm
 
 
 @pytest.mark.slow  # .ci/run runs the demo itself

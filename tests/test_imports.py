@@ -1,17 +1,10 @@
 """What importing costs and says: no deprecated call of ours, and nothing heavy where it is not needed."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-
-def python(code: str, *args: str) -> str:
-    """What a fresh interpreter prints; what it raises fails the test."""
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.support.interpreters import python
 
 
 def loaded_by(*modules: str) -> set[str]:

@@ -19,8 +19,8 @@ from clipspm.interrupts import undisturbed
 from clipspm.train_heads.training import loop
 from clipspm.train_heads.training.curves import Several
 from clipspm.train_heads.training.train import train
-from tests.media import numbered_frames, tiny_local_dir, write_video
-from tests.synthetic import fake_cache, silent, tiny_config
+from tests.support.media import numbered_frames, tiny_local_dir, write_video
+from tests.support.synthetic import fake_cache, silent, tiny_config
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of a terminal")
 

@@ -21,7 +21,7 @@ from clipspm.cache import open_cache
 from clipspm.errors import ClipspmError
 from clipspm.extract.weights import _fetch, load_model, openai_archives
 from clipspm.train_heads.import_checkpoint import read_checkpoint
-from tests.media import TINY_CONFIG, register_architecture, tiny_local_dir
+from tests.support.media import TINY_CONFIG, register_architecture, tiny_local_dir
 
 ROOT = Path(__file__).parents[1]
 _found: list[tuple[str, ...]] | None = None

@@ -20,11 +20,9 @@ from clipspm.cache.writer import parts_path
 from clipspm.train_heads.doctor import examine
 from clipspm.train_heads.evaluation.evaluate import evaluate
 from clipspm.train_heads.training.train import train
-from tests.power import Disk, PowerLoss
-from tests.synthetic import fake_cache, silent, tiny_config
-from tests.test_cache import SPEC, TEXT, fill, plan_of, suffix, values
-from tests.test_evaluate import real_cache
-from tests.test_integrity import FORMATS, IDS, everything, make
+from tests.support.caches import FORMATS, IDS, SPEC, TEXT, everything, fill, make, plan_of, suffix, values
+from tests.support.power import Disk, PowerLoss
+from tests.support.synthetic import fake_cache, real_cache, silent, tiny_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at open files through /proc")
 MORE = [*IDS, "v11", "v12"]

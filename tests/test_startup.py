@@ -11,8 +11,7 @@ import pytest
 
 from clipspm.cache.disk import replacing
 from clipspm.progress import Reporter, shown, track
-from tests.test_imports import python
-from tests.test_plan import DRIVER
+from tests.support.interpreters import DRIVER, python
 
 
 @pytest.mark.parametrize(

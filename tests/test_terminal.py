@@ -11,8 +11,8 @@ from clipspm.cache import CacheWriter, Plan, VideoRecord
 from clipspm.progress import Reporter
 from clipspm.tables import Table
 from clipspm.terminal import Terminal, escaped, one_line
-from tests.test_cache import SPEC, TEXT, fill
-from tests.test_cli import clipspm
+from tests.support.caches import SPEC, TEXT, fill
+from tests.support.cli import clipspm
 
 HOSTILE = "\x1b]0;mine\x07\x1b[2J red\u202eder\nerror: fake\u2028\x9b\r=1+1\udcff"
 WRITTEN = r"\x1b]0;mine\x07\x1b[2J red\u202eder\nerror: fake\u2028\x9b\r=1+1\udcff"
