@@ -35,6 +35,8 @@ _RECYCLE_AFTER = 500
 _AHEAD = 3
 #: bytes of shared memory; clips that find no place in it go through the pipe
 _MOST_SHARED = 2**29
+#: exit code of a worker that ran out of the memory it may take
+_SPENT = 77
 #: pools that are tried for one video before workers are taken to be unable to run
 _POOLS = 3
 
@@ -159,12 +161,12 @@ class DecodePool:
         except FutureTimeout:
             return DecodeError("timeout", job.path, f"no frames within {self.timeout:g} s")
         except ProcessExpired as error:
+            if error.exitcode == _SPENT:
+                return DecodeError("out of memory", job.path, f"it takes more than {self.memory:g} GiB")
             if error.exitcode == -signal.SIGKILL:
                 detail = "the decoder was killed, as systems do that run out of memory"
                 return DecodeError("out of memory", job.path, detail)
             return DecodeError("crashed", job.path, f"the decoder died with exit code {error.exitcode}")
-        except MemoryError:
-            return DecodeError("out of memory", job.path, f"it takes more than {self.memory:g} GiB")
         except Exception as error:
             text = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return DecodeError("unreadable", job.path, text)
@@ -239,8 +241,18 @@ def limit_memory(most: float) -> None:
 def _load(
     path: Path, video_id: str, settings: ClipSettings, slot: int | None
 ) -> tuple[Clip, tuple[int, ...] | None]:
-    """A clip; with the shape of its pixels if they lie in the slot, and not in the clip."""
-    if slot is None or _slots is None:
-        return load_clip(path, video_id, settings), None
-    clip = load_clip(path, video_id, settings, _slots[slot])
+    """A clip; with the shape of its pixels if they lie in the slot, and not in the clip.
+
+    A process that ran out of memory ends: what it keeps of it could make the next video fail.
+    """
+    try:
+        if slot is None or _slots is None:
+            return load_clip(path, video_id, settings), None
+        clip = load_clip(path, video_id, settings, _slots[slot])
+    except MemoryError:
+        os._exit(_SPENT)
+    except DecodeError as error:
+        if error.category == "out of memory":
+            os._exit(_SPENT)
+        raise
     return replace(clip, pixels=_slots[slot, :0]), clip.pixels.shape
