@@ -4,6 +4,40 @@ An engine maps the items of a task over workers and yields results as they come,
 is, and what is done with it, it does not know. Tasks must be such that doing an item twice does no harm.
 """
 
-from clipspm.engines.base import ENGINES, Engine, EngineConfig, Task, Work, make_engine
+from importlib.util import find_spec
 
-__all__ = ["ENGINES", "Engine", "EngineConfig", "Task", "Work", "make_engine"]
+from clipspm.engines.base import ENGINES, Engine, EngineConfig, EngineName, Task, Work
+from clipspm.errors import UsageError
+
+__all__ = ["ENGINES", "Engine", "EngineConfig", "Task", "Work", "check_installed", "make_engine"]
+
+_PACKAGES = {"slurm": "submitit", "ray": "ray"}
+
+
+def check_installed(config: EngineConfig) -> None:
+    """:class:`UsageError` if the engine's package is not installed; imports nothing."""
+    package = _PACKAGES.get(config.name)
+    if package and find_spec(package) is None:
+        raise _missing(config.name, f"no package {package}")
+
+
+def _missing(name: EngineName, why: object) -> UsageError:
+    return UsageError(f"--engine {name} needs the extra: pip install 'clipspm[{name}]' ({why})")
+
+
+def make_engine(config: EngineConfig) -> Engine:
+    """The engine that ``config`` names; one whose package is not installed says which extra brings it."""
+    try:
+        if config.name == "slurm":
+            from clipspm.engines.slurm import SlurmEngine
+
+            return SlurmEngine(config)
+        if config.name == "ray":
+            from clipspm.engines.ray import RayEngine
+
+            return RayEngine(config)
+    except ImportError as error:
+        raise _missing(config.name, error) from error
+    from clipspm.engines.local import LocalEngine
+
+    return LocalEngine(config)

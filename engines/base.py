@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -11,7 +10,6 @@ from clipspm.errors import UsageError
 
 EngineName = Literal["local", "slurm", "ray"]
 ENGINES: tuple[EngineName, ...] = ("local", "slurm", "ray")
-_PACKAGES = {"slurm": "submitit", "ray": "ray"}
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -90,32 +88,3 @@ class EngineConfig:
             raise UsageError(
                 "--jobs needs --engine slurm or ray; the local engine has one worker per --device"
             )
-
-
-def check_installed(config: EngineConfig) -> None:
-    """:class:`UsageError` if the engine's package is not installed; imports nothing."""
-    package = _PACKAGES.get(config.name)
-    if package and find_spec(package) is None:
-        raise _missing(config.name, f"no package {package}")
-
-
-def _missing(name: EngineName, why: object) -> UsageError:
-    return UsageError(f"--engine {name} needs the extra: pip install 'clipspm[{name}]' ({why})")
-
-
-def make_engine(config: EngineConfig) -> Engine:
-    """The engine that ``config`` names; one whose package is not installed says which extra brings it."""
-    try:
-        if config.name == "slurm":
-            from clipspm.engines.slurm import SlurmEngine
-
-            return SlurmEngine(config)
-        if config.name == "ray":
-            from clipspm.engines.ray import RayEngine
-
-            return RayEngine(config)
-    except ImportError as error:
-        raise _missing(config.name, error) from error
-    from clipspm.engines.local import LocalEngine
-
-    return LocalEngine(config)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from clipspm.cache.home import caches_dir, check_outside, home
-from clipspm.engines.base import check_installed
+from clipspm.engines import check_installed
 from clipspm.errors import ClipspmError
 from clipspm.extract.config import ExtractConfig, parse_layers
 from clipspm.extract.datasets import Index, index_dataset, index_demo, read_splits

@@ -111,7 +111,7 @@ def test_a_head_with_nothing_to_train_has_no_seeds(tmp_path: Path) -> None:
     for seed in (0, 1):
         for name, config in (
             ("prototype", tiny_config(head="prototype", seed=seed)),
-            ("off", tiny_config(seed=seed, head_config={**off, "class_text_weight": 0})),
+            ("off", tiny_config(seed=seed, head_config={**off, "position": False})),
             ("trx", tiny_config(head="trx", seed=seed, episodes=8)),
         ):
             train(CACHE, config, tmp_path / f"{name}-{seed}", log=silent)
