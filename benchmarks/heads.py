@@ -239,10 +239,10 @@ class Package:
         self.precision = precision
         data = Data(source, "cpu")
         wanted = config(precision)
-        shape = HeadShape.of(data, FRAMES)
+        shape = HeadShape.of(data.spec.dims, FRAMES)
         torch.manual_seed(0)
         head = shape.build(wanted)
-        run = Run.create(Path(folder) / "run", wanted, shape, data)
+        run = Run.create(Path(folder) / "run", wanted, shape, data.described())
         self.trainer = Trainer(data, run, head, Several([]), Reporter(lambda line: None))
         self.bank, self.head, self.at = data.bank("test"), head, 0
 

@@ -37,7 +37,6 @@ from clipspm.cache.disk import Unreadable, make_folder, reading, room_on, size_t
 from clipspm.cache.lock import alone
 from clipspm.errors import ClipspmError, UsageError, plain
 from clipspm.train_heads.config import TrainConfig, from_dict
-from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.heads.registry import build_head, head_entry
 from clipspm.train_heads.places import known_runs, run_at
 
@@ -70,9 +69,9 @@ class HeadShape:
     layer_dims: dict[str, int]
 
     @classmethod
-    def of(cls, data: Data, frames: int) -> "HeadShape":
-        """The widths of ``data``."""
-        dims = {layer: int(width) for layer, width in data.spec.dims.items()}
+    def of(cls, layer_dims: Mapping[str, int], frames: int) -> "HeadShape":
+        """For all cached layers, by their widths, and ``frames`` per clip."""
+        dims = {layer: int(width) for layer, width in layer_dims.items()}
         return cls(dims.pop("final"), frames, dims)
 
     @classmethod
@@ -138,10 +137,13 @@ class Run:
     cache: dict[str, Any]
 
     @classmethod
-    def create(cls, path: str | Path, config: TrainConfig, shape: HeadShape, data: Data | None) -> "Run":
+    def create(
+        cls, path: str | Path, config: TrainConfig, shape: HeadShape, made_for: Mapping[str, Any] | None
+    ) -> "Run":
         """Start a run in a new directory; one that holds results of training already is refused.
 
-        ``data`` None: weights from elsewhere, so that no cache, classes or splits belong to the run.
+        ``made_for``: :meth:`Data.described`; None for weights from elsewhere, so that no cache, classes or
+        splits belong to the run.
         """
         path = Path(path)
         if holds_run(path):
@@ -152,25 +154,17 @@ class Run:
             make_folder(path)
         except OSError as error:
             raise UsageError(f"cannot make the run directory {path}: {error.strerror}") from error
-        made_for: dict[str, Any] = {"path": None, "class_splits": {}}
-        if data is not None:
-            made_for = {
-                "path": str(data.path.resolve()),
-                "fingerprint": data.spec.fingerprint,
-                "content": data.content,
-                "dataset": data.spec.dataset,
-                "class_splits": dict(data.cache.class_splits),
-            }
+        cache = dict(made_for or {"path": None, "class_splits": {}})
         save_json(
             path / CONFIG,
             {
                 "version": clipspm.__version__,
                 "config": config.as_dict(),
                 "built_for": asdict(shape),
-                "cache": made_for,
+                "cache": cache,
             },
         )
-        return cls(path, config, shape, made_for)
+        return cls(path, config, shape, cache)
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipspm.cache.spec import FINAL
 from clipspm.devices import resolve_device
@@ -45,6 +45,16 @@ class Data:
     def content(self) -> str:
         """16 hex digits over which videos and classes are in which split."""
         return content_digest(self.cache)
+
+    def described(self) -> dict[str, Any]:
+        """What a run keeps of the cache that it was made for."""
+        return {
+            "path": str(self.path.resolve()),
+            "fingerprint": self.spec.fingerprint,
+            "content": self.content,
+            "dataset": self.spec.dataset,
+            "class_splits": dict(self.cache.class_splits),
+        }
 
     def pool(self, split: Split) -> Pool:
         """The videos and classes of ``split``: names and counts, no features."""

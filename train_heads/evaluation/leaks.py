@@ -5,6 +5,7 @@ What guards besides: a bank holds the rows of one split only, training runs with
 :meth:`~.heads.base.Head.losses` is handed them.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from clipspm.errors import ClipspmError
 from clipspm.train_heads.episodes.bank import FeatureBank
-from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.predict import evaluating, make_batch
 from clipspm.train_heads.heads.base import Head
@@ -21,9 +21,8 @@ from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import Run
 
 
-def guard_classes(data: Data, bank: FeatureBank) -> None:
-    """Refuse to go on if ``bank`` (of ``train`` or ``val``) holds a class that is not of its split."""
-    splits = data.cache.class_splits
+def guard_classes(splits: Mapping[str, str], bank: FeatureBank) -> None:
+    """Refuse a ``bank`` of ``train`` or ``val`` that holds a class of another split by ``splits``."""
     strangers = [name for name in bank.pool.names if splits.get(name) != bank.pool.split]
     if strangers or bank.pool.split == "test":
         raise ClipspmError(

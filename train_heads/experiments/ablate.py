@@ -329,6 +329,6 @@ def _untrained(data: Data, rows: Mapping[str, TrainConfig]) -> frozenset[str]:
     untrained = set()
     for name, config in rows.items():
         assert config.frames is not None
-        if not HeadShape.of(data, config.frames).build(config).trainable:
+        if not HeadShape.of(data.spec.dims, config.frames).build(config).trainable:
             untrained.add(name)
     return frozenset(untrained)

@@ -122,7 +122,7 @@ class Trainer:
         assert config.queries is not None
         self.frames = config.frames
         self.bank = data.bank("train", head.layers, shuffle_time=config.shuffle_time)
-        guard_classes(data, self.bank)
+        guard_classes(data.cache.class_splits, self.bank)
         self.spec = EpisodeSpec(
             dataset=data.spec.dataset,
             split="train",
@@ -155,7 +155,7 @@ class Trainer:
         if classes >= 2:
             self.selection = "val"
             self.val_bank = data.bank("val", self.head.layers, shuffle_time=config.shuffle_time)
-            guard_classes(data, self.val_bank)
+            guard_classes(data.cache.class_splits, self.val_bank)
         elif not self._hold_out(f"{classes or 'no'} validation class{'es' * (not classes)}"):
             return
         else:

@@ -58,12 +58,12 @@ def train(
     device = data.device
     config = fit_to_cache(config, data, reporter.say)
     assert config.frames is not None
-    shape = HeadShape.of(data, config.frames)
+    shape = HeadShape.of(data.spec.dims, config.frames)
     with _seeds_of_its_own(device):
         torch.manual_seed(derive_seed("init", config.seed))
         head = shape.build(config)
     with one_training(Path(run_dir)):
-        run = _open_run(data, config, shape, Path(run_dir), resume)
+        run = _open_run(data.described(), config, shape, Path(run_dir), resume)
         if run.finished:
             reporter.say(f"{run.path} is finished already")
             if keep_checkpoints and not run.checkpoints():
@@ -92,20 +92,24 @@ def train(
             logger.close()
 
 
-def _open_run(data: Data, config: TrainConfig, shape: HeadShape, path: Path, resume: bool) -> Run:
+def _open_run(
+    made_for: dict[str, Any], config: TrainConfig, shape: HeadShape, path: Path, resume: bool
+) -> Run:
     """A new run, or with ``resume`` the one in ``path`` if it was asked for the same thing."""
     if not (resume and os.path.lexists(path / CONFIG)):
-        return Run.create(path, config, shape, data)
+        return Run.create(path, config, shape, made_for)
     run = Run.open(path)
     if run.imported:
         raise UsageError(f"{path} was imported, not trained here: name another --run-dir")
-    if run.cache["fingerprint"] != data.spec.fingerprint:
+    if run.cache["fingerprint"] != made_for["fingerprint"]:
         raise UsageError(
             f"{path} was trained on the cache {run.cache['path']} ({run.cache['fingerprint'][:16]}), "
-            f"not on {data.path} ({data.spec.fingerprint[:16]})"
+            f"not on {made_for['path']} ({made_for['fingerprint'][:16]})"
         )
-    if run.cache["content"] != data.content:
-        raise UsageError(f"{path} was trained when {data.path} held other videos or splits: start a new run")
+    if run.cache["content"] != made_for["content"]:
+        raise UsageError(
+            f"{path} was trained when {made_for['path']} held other videos or splits: start a new run"
+        )
     if run.config.identity != config.identity:
         changed = run.config.differences(config)
         raise UsageError(f"{path} cannot be resumed with other settings (there / here): {'; '.join(changed)}")

@@ -133,8 +133,10 @@ def test_resuming_finds_runs_on_the_same_features_only(
     cache = fake_cache({"train": 5, "val": 5})
     data = Data(cache, "cpu")
     config = fit_to_cache(tiny_config(), data, lambda line: None)
-    shape = HeadShape.of(data, 4)
-    ours, other = (Run.create(default_run_dir(config, data), config, shape, data) for _ in range(2))
+    shape = HeadShape.of(data.spec.dims, 4)
+    ours, other = (
+        Run.create(default_run_dir(config, data), config, shape, data.described()) for _ in range(2)
+    )
     edit_json(
         other.path / "config.json", lambda content: content["cache"].update(fingerprint="other features")
     )

@@ -185,9 +185,9 @@ def test_planted_test_class_in_the_training_bank_trips_the_guard() -> None:
     leaky = replace(bank.pool, names=("test class 00", *bank.pool.names[1:]))
     bank.pool = leaky
     with pytest.raises(ClipspmError, match="leak: train bank holds class 'test class 00' of split 'test'"):
-        guard_classes(Data(CACHE, "cpu"), bank)
+        guard_classes(CACHE.class_splits, bank)
     with pytest.raises(ClipspmError, match="leak"):
-        guard_classes(Data(CACHE, "cpu"), Data(CACHE, "cpu").bank("test"))
+        guard_classes(CACHE.class_splits, Data(CACHE, "cpu").bank("test"))
 
 
 def test_scoring_hands_the_head_no_query_labels() -> None:
