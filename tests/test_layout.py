@@ -17,7 +17,9 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("cache",),  # what the two stages share: features and texts on disk
     ("extract", "train_heads/episodes"),  # stage one; what is drawn from a cache, and its features
     ("train_heads/heads/parts",),  # what several heads are built of
-    ("train_heads/heads/protocol train_heads/heads/episode train_heads/heads/checks train_heads/heads/base",),
+    (
+        "train_heads/heads/protocol train_heads/heads/episode train_heads/heads/evidence train_heads/heads/checks train_heads/heads/base",
+    ),
     ("train_heads/heads/clipspm", "train_heads/heads/peers"),
     ("train_heads/heads/registry",),
     ("train_heads/config train_heads/places train_heads/request train_heads/runs train_heads/resume",),

@@ -31,11 +31,11 @@ from .experiments.compare import compare as compare
 from .experiments.results import Results as Results
 from .experiments.results import collect as collect
 from .experiments.rows import ablation_rows as ablation_rows
-from .heads.base import Evidence as Evidence
 from .heads.base import Head as Head
 from .heads.base import HeadOutput as HeadOutput
 from .heads.clipspm.head import CLIPSPM as CLIPSPM
 from .heads.episode import Episode as Episode
+from .heads.evidence import Evidence as Evidence
 from .heads.parts.otam import otam_distance as otam_distance
 from .heads.registry import HEADS as HEADS
 from .heads.registry import build_head as build_head

@@ -1,4 +1,3 @@
-from .base import Evidence as Evidence
 from .base import Head as Head
 from .base import HeadOutput as HeadOutput
 from .clipspm.config import CLIPSPMConfig as CLIPSPMConfig
@@ -6,6 +5,7 @@ from .clipspm.config import load_preset as load_preset
 from .clipspm.head import CLIPSPM as CLIPSPM
 from .episode import BaseClasses as BaseClasses
 from .episode import Episode as Episode
+from .evidence import Evidence as Evidence
 from .parts.otam import otam_distance as otam_distance
 from .registry import HEADS as HEADS
 from .registry import build_head as build_head

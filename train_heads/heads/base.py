@@ -5,13 +5,13 @@ Shapes: E episodes, S support videos, Q query videos, C classes (ways), T frames
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
 from clipspm.cache.spec import FINAL
 from clipspm.train_heads.heads.checks import check_episode
 from clipspm.train_heads.heads.episode import BaseClasses, Episode
+from clipspm.train_heads.heads.evidence import Evidence, weighted_sum
 from clipspm.train_heads.heads.parts.otam import full
 from clipspm.train_heads.heads.protocol import Protocol
 
@@ -21,17 +21,6 @@ EPISODES_PER_STEP = 16
 
 #: (episode, rows of its supports [E, S], rows of its queries [E, Q]) -> logits; see :meth:`Head.recall`
 Scorer = Callable[[Episode, Tensor, Tensor], Tensor]
-
-
-class Evidence(dict[str, Tensor]):
-    """Scores by name, each [E, Q, C], higher is better.
-
-    ``kept``: what else the head computed, for its own :meth:`Head.losses`.
-    """
-
-    def __init__(self, scores: Mapping[str, Tensor], kept: Any = None) -> None:
-        super().__init__(scores)
-        self.kept = kept
 
 
 @dataclass
@@ -80,8 +69,7 @@ class Head(nn.Module):
 
     def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
         """Make logits [E, Q, C] of the evidence: its sum, weighted by :attr:`weights`."""
-        weighted = [score * self.weights.get(name, 1.0) for name, score in scores.items()]
-        return sum(weighted[1:], start=weighted[0])
+        return weighted_sum(scores, self.weights)
 
     def losses(
         self, episode: Episode, scores: Evidence, query_labels: Tensor, base: BaseClasses | None

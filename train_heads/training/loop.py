@@ -6,7 +6,7 @@ are functions of (seed, s), so a run that goes on from a checkpoint repeats what
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -20,28 +20,23 @@ from clipspm.interrupts import undisturbed
 from clipspm.progress import Reporter
 from clipspm.settings import typed
 from clipspm.train_heads.config import TrainConfig
-from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.data import Data
-from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
 from clipspm.train_heads.episodes.random import derive_seed
 from clipspm.train_heads.evaluation.leaks import guard_classes
-from clipspm.train_heads.evaluation.predict import autocast, make_batch, predict, tune
-from clipspm.train_heads.evaluation.stats import accuracies
+from clipspm.train_heads.evaluation.predict import autocast, make_batch
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.runs import STATE, Run
 from clipspm.train_heads.training.augment import mix_motion
 from clipspm.train_heads.training.curves import MetricLogger
-from clipspm.train_heads.training.hold_out import Selection, set_aside
+from clipspm.train_heads.training.hold_out import Selection
 from clipspm.train_heads.training.optim import lr_at, make_optimizer
+from clipspm.train_heads.training.selection import choose
 
 #: the reference sums the losses of this many episodes per step; other batch sizes are scaled to it
 REFERENCE_BATCH = 16
-#: seed of the episodes of what is held out of the training set
-_HELD_OUT = -1
 #: validations on what is held out, and how many in a row may bring nothing before training stops
 _LOOKS, _PATIENCE = 30, 10
-#: training episodes that were not seen to hurt without a choice
-_SHORT = 160
 #: seconds between checkpoints, at most
 SAVE_EVERY = 60.0
 
@@ -133,10 +128,10 @@ class Trainer:
         )
         self.steps = -(-config.episodes // config.batch) if head.trainable else 0
         self.every = max(1, config.val_every // config.batch)
-        self.selection: Selection = "none"
-        self.val_bank: FeatureBank | None = None
-        self.val_episodes: Episodes | None = None
-        self._validation(data)
+        self.bank, self.selector = choose(config, data, self.bank, head, reporter.say)
+        if self.selector.held_out:
+            self.every = max(1, min(self.every, self.steps // _LOOKS))
+        self.selector.save(run.path)
         parameters = [p for p in head.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(parameters, config) if head.trainable else None
         # from torch's own first scale of 65,536 gradients overflow: the first steps would be skipped
@@ -146,56 +141,6 @@ class Trainer:
         self.at = _Progress(keep_checkpoints=keep_checkpoints)
         self.saved = 0  #: training episodes in the last checkpoint
         self._began = self._saved = time.monotonic()
-
-    def _validation(self, data: Data) -> None:
-        """Choose what the weights are chosen on: validation classes, else a part of the training set."""
-        config = self.config
-        classes = len(data.pool("val").names)
-        spec = EpisodeSpec(dataset=data.spec.dataset, split="val", way=2, shot=config.shots, queries=1)
-        if classes >= 2:
-            self.selection = "val"
-            self.val_bank = data.bank("val", self.head.layers, shuffle_time=config.shuffle_time)
-            guard_classes(data.cache.class_splits, self.val_bank)
-        elif not self._hold_out(f"{classes or 'no'} validation class{'es' * (not classes)}"):
-            return
-        else:
-            spec = replace(spec, split="train", seed=_HELD_OUT)
-        assert self.val_bank is not None
-        pool = self.val_bank.pool
-        shot = config.shots if self.selection == "val" else min(config.shots, pool.smallest()[1] - 1)
-        spec = replace(spec, way=min(config.way, len(pool.names)), shot=shot)
-        self.val_episodes = draw(spec, pool, config.val_episodes)
-        self.val_episodes.save(self.run.path / f"episodes-{self.val_episodes.hash}.npz")
-
-    def _hold_out(self, why: str) -> bool:
-        """Set a part of the training set aside, where it is large enough and there is something to choose."""
-        config, spec = self.config, self.spec
-        if not self.head.trainable or not config.episodes:
-            if self.head.tunable:
-                self.reporter.say(f"note: {why}: nothing is tuned (selection: none)")
-            return False
-        found = None
-        if config.hold_out:
-            found = set_aside(self.bank.pool, way=spec.way, shot=spec.shot, queries=spec.queries)
-        if found is None:
-            self.reporter.say(f"warning: {why}, so the last weights are kept (selection: none)")
-            if config.episodes > _SHORT:
-                self.reporter.say(
-                    f"warning: training {config.episodes} episodes without a choice was seen to hurt on "
-                    "real clips: name validation classes in --splits, add clips, or train less "
-                    f"(--episodes {_SHORT})"
-                )
-            return False
-        self.selection, held = found
-        self.bank, self.val_bank = self.bank.part(~held), self.bank.part(held)
-        self.every = max(1, min(self.every, self.steps // _LOOKS))
-        what = f"{int(held.sum())} of {held.size} training videos"
-        if self.selection == "held-out classes":
-            what = f"{len(self.val_bank.pool.names)} training classes ({', '.join(self.val_bank.pool.names)})"
-        self.reporter.say(
-            f"note: {why}: {what} are set aside to choose when to stop (--no-hold-out trains on all)"
-        )
-        return True
 
     def run_to_end(self) -> TrainResult:
         """Train from wherever the run stands to the end, tune, and write the results."""
@@ -246,7 +191,7 @@ class Trainer:
     def _is_over(self) -> bool:
         """Whether the last validations on what is held out brought nothing."""
         at = self.at
-        if at.best_accuracy is None or not self.selection.startswith("held-out"):
+        if at.best_accuracy is None or not self.selector.held_out:
             return False
         return at.step % self.every == 0 and at.step - at.best_step >= _PATIENCE * self.every
 
@@ -304,18 +249,8 @@ class Trainer:
         return {min(-(-i * checks // count) * self.every, self.steps) for i in range(1, count + 1)}
 
     def validate(self) -> float | None:
-        """Mean accuracy on the validation episodes; None without validation classes."""
-        if self.val_bank is None or self.val_episodes is None:
-            return None
-        found = predict(
-            self.head,
-            self.val_bank,
-            self.val_episodes,
-            frames=self.frames,
-            protocol=self.config.select_protocol,
-            precision=self.config.precision,
-        )
-        return float(accuracies(found, self.val_episodes).mean())
+        """Mean accuracy on what the weights are chosen on; None where there is nothing."""
+        return self.selector.accuracy(self.head, self.config)
 
     def _checkpoint(self) -> None:
         """Validate, keep the best weights, log and save. Doing it again gives the same."""
@@ -367,21 +302,10 @@ class Trainer:
         """Tune on validation classes what the head wants tuned, and write ``results.json``."""
         at, run, config = self.at, self.run, self.config
         tuned: dict[str, float] = {}
-        selected = self.val_bank is not None and self.val_episodes is not None
-        if selected:
+        if self.selector.by != "none":
             if self.steps:
                 run.load_weights(self.head, "best")
-            if self.head.tunable:
-                assert self.val_bank is not None
-                assert self.val_episodes is not None
-                tuned = tune(
-                    self.head,
-                    self.val_bank,
-                    self.val_episodes,
-                    frames=self.frames,
-                    protocol=config.select_protocol,
-                    precision=config.precision,
-                )
+            tuned = self.selector.tuned(self.head, config)
             if tuned or at.best_accuracy is None:
                 at.best_accuracy = self.validate()
             run.save_weights("best", self.head, step=at.best_step, val_accuracy=at.best_accuracy, tuned=tuned)
@@ -393,7 +317,7 @@ class Trainer:
             run_dir=run.path,
             config=config,
             head=self.head.eval(),
-            selection=self.selection,
+            selection=self.selector.by,
             val_accuracy=at.best_accuracy,
             best_step=at.best_step,
             steps=self.at.step,
@@ -401,8 +325,8 @@ class Trainer:
             seconds=round(at.seconds, 3),
         )
         facts = {k: v for k, v in result.as_dict().items() if k not in ("run_dir", "config")}
-        if self.val_episodes is not None:
-            facts["val_episodes"] = {"n": len(self.val_episodes), "hash": self.val_episodes.hash}
+        if (chosen_on := self.selector.episodes) is not None:
+            facts["val_episodes"] = {"n": len(chosen_on), "hash": chosen_on.hash}
         facts["trainable"] = self.head.trainable
         facts["parameters"] = sum(p.numel() for p in self.head.parameters())
         run.end(version=clipspm.__version__, selection=result.selection, training=facts)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clipspm.cache.spec import FINAL
-from clipspm.train_heads.heads.base import Evidence, Head, HeadOutput, Scorer, matching_loss
+from clipspm.train_heads.heads.base import Head, HeadOutput, Scorer, matching_loss
 from clipspm.train_heads.heads.clipspm.config import CLIPSPMConfig, make_config
 from clipspm.train_heads.heads.clipspm.fusion import Fused, SemanticFusion
 from clipspm.train_heads.heads.clipspm.hsmr import MotionFeatures, MovingFrames, motion_consistency
@@ -32,6 +32,7 @@ from clipspm.train_heads.heads.clipspm.spm import (
     text_consistency,
 )
 from clipspm.train_heads.heads.episode import BaseClasses, Episode
+from clipspm.train_heads.heads.evidence import Evidence
 from clipspm.train_heads.heads.parts.attention import Block, sinusoidal_positions
 from clipspm.train_heads.heads.parts.matching import matcher
 

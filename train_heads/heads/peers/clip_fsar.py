@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from clipspm.cache.spec import FINAL
 from clipspm.train_heads.heads.base import (
     EPISODES_PER_STEP,
-    Evidence,
     Head,
     HeadOutput,
     cross_entropy,
     matching_loss,
 )
 from clipspm.train_heads.heads.episode import BaseClasses, Episode
+from clipspm.train_heads.heads.evidence import Evidence
 from clipspm.train_heads.heads.parts.attention import Block
 from clipspm.train_heads.heads.parts.matching import otam
 from clipspm.train_heads.heads.parts.otam import frame_distance

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipspm.cache.spec import FINAL
-from clipspm.train_heads.heads.base import Evidence, Head, HeadOutput, matching_loss
+from clipspm.train_heads.heads.base import Head, HeadOutput, matching_loss
 from clipspm.train_heads.heads.episode import BaseClasses, Episode
+from clipspm.train_heads.heads.evidence import Evidence
 from clipspm.train_heads.heads.parts.attention import Block, FeedForward, sinusoidal_positions
 from clipspm.train_heads.heads.parts.otam import full
 

@@ -1,0 +1,122 @@
+"""What the weights of a training are chosen on: validation classes, else a part of the training set.
+
+Never test classes: their split is closed while a head is trained (:meth:`Data.closed`).
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clipspm.progress import Say
+from clipspm.train_heads.config import TrainConfig
+from clipspm.train_heads.episodes.bank import FeatureBank
+from clipspm.train_heads.episodes.data import Data
+from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
+from clipspm.train_heads.evaluation.leaks import guard_classes
+from clipspm.train_heads.evaluation.predict import predict, tune
+from clipspm.train_heads.evaluation.stats import accuracies
+from clipspm.train_heads.heads.base import Head
+from clipspm.train_heads.training.hold_out import Selection, set_aside
+
+#: seed of the episodes of what is held out of the training set
+_HELD_OUT = -1
+#: training episodes that were not seen to hurt without a choice
+_SHORT = 160
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Scores heads to choose between them: ``bank`` and ``episodes`` that no training step sees.
+
+    ``by`` says where they come from; ``none`` (and neither of them): the last weights are kept.
+    """
+
+    by: Selection = "none"
+    bank: FeatureBank | None = None
+    episodes: Episodes | None = None
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it is a part of the training set."""
+        return self.by.startswith("held-out")
+
+    def accuracy(self, head: Head, config: TrainConfig) -> float | None:
+        """Mean accuracy of ``head``; None where there is nothing to choose on."""
+        if self.bank is None or self.episodes is None:
+            return None
+        assert config.frames is not None
+        found = predict(
+            head,
+            self.bank,
+            self.episodes,
+            frames=config.frames,
+            protocol=config.select_protocol,
+            precision=config.precision,
+        )
+        return float(accuracies(found, self.episodes).mean())
+
+    def tuned(self, head: Head, config: TrainConfig) -> dict[str, float]:
+        """Set what ``head`` wants tuned to what scores best; returns the choice."""
+        if self.bank is None or self.episodes is None:
+            return {}
+        assert config.frames is not None
+        return tune(
+            head,
+            self.bank,
+            self.episodes,
+            frames=config.frames,
+            protocol=config.select_protocol,
+            precision=config.precision,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the episodes beside the weights that are chosen on them."""
+        if self.episodes is not None:
+            self.episodes.save(folder / f"episodes-{self.episodes.hash}.npz")
+
+
+def choose(
+    config: TrainConfig, data: Data, train: FeatureBank, head: Head, say: Say
+) -> tuple[FeatureBank, Selector]:
+    """Choose what chooses the weights; returns it with what is left of the bank ``train`` to train on.
+
+    That is the validation classes if there are two or more, else what :func:`set_aside` takes out of
+    ``train``, which ``say`` is told.
+    """
+    classes = len(data.pool("val").names)
+    spec = EpisodeSpec(dataset=data.spec.dataset, split="val", way=2, shot=config.shots, queries=1)
+    if classes >= 2:
+        bank = data.bank("val", head.layers, shuffle_time=config.shuffle_time)
+        guard_classes(data.cache.class_splits, bank)
+        return train, _selector("val", bank, spec, config)
+    why = f"{classes or 'no'} validation class{'es' * (not classes)}"
+    if not head.trainable or not config.episodes:
+        if head.tunable:
+            say(f"note: {why}: nothing is tuned (selection: none)")
+        return train, Selector()
+    assert config.queries is not None
+    found = None
+    if config.hold_out:
+        found = set_aside(train.pool, way=config.way, shot=config.shots, queries=config.queries)
+    if found is None:
+        say(f"warning: {why}, so the last weights are kept (selection: none)")
+        if config.episodes > _SHORT:
+            say(
+                f"warning: training {config.episodes} episodes without a choice was seen to hurt on "
+                "real clips: name validation classes in --splits, add clips, or train less "
+                f"(--episodes {_SHORT})"
+            )
+        return train, Selector()
+    by, held = found
+    rest, bank = train.part(~held), train.part(held)
+    what = f"{int(held.sum())} of {held.size} training videos"
+    if by == "held-out classes":
+        what = f"{len(bank.pool.names)} training classes ({', '.join(bank.pool.names)})"
+    say(f"note: {why}: {what} are set aside to choose when to stop (--no-hold-out trains on all)")
+    return rest, _selector(by, bank, replace(spec, split="train", seed=_HELD_OUT), config)
+
+
+def _selector(by: Selection, bank: FeatureBank, spec: EpisodeSpec, config: TrainConfig) -> Selector:
+    pool = bank.pool
+    shot = config.shots if by == "val" else min(config.shots, pool.smallest()[1] - 1)
+    spec = replace(spec, way=min(config.way, len(pool.names)), shot=shot)
+    return Selector(by, bank, draw(spec, pool, config.val_episodes))
