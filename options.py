@@ -16,7 +16,9 @@ from clipspm.errors import UsageError
 from clipspm.settings import from_pairs, typed
 
 #: headings of the help, which shows them in the order in which a command has options of them
-Panel = Literal["Data", "Frames", "Encoder", "Cache", "Episodes", "Training", "Evaluation", "Output", "Machine"]
+Panel = Literal[
+    "Rows", "Data", "Frames", "Encoder", "Episodes", "Training", "Evaluation", "Output", "Machine"
+]
 #: what a command is handed for a dataclass: the values that were given, by field
 Given = dict[str, Any]
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -82,7 +84,7 @@ class Option:
     def parameter(self) -> inspect.Parameter:
         """The parameter of a command: None where the option is not given."""
         needed = self.default is MISSING and not self.shown
-        kind = list[str] if get_origin(self.kind) is Mapping else self.kind
+        kind = list[str] if get_origin(self.kind) in (Mapping, tuple) else self.kind  # repeatable
         annotation: Any = Annotated[kind if needed else kind | None, self.for_typer()]
         default = inspect.Parameter.empty if needed else None
         keyword = inspect.Parameter.KEYWORD_ONLY
@@ -126,7 +128,7 @@ def declared(config: type) -> tuple[Option, ...]:
                 said,
                 flags=said.flags or (f"{flag}/--no-{flag[2:]}" if said.default is True else flag,),
                 shown=said.shown or _in_words(said.default),
-                metavar="KEY=VALUE" if get_origin(kind) is Mapping else said.metavar,
+                metavar=said.metavar or _shape(kind),
                 name=item.name,
                 kind=kind,
                 optional=optional,
@@ -135,11 +137,24 @@ def declared(config: type) -> tuple[Option, ...]:
     return tuple(found)
 
 
+def _shape(kind: Any) -> str | None:
+    """What the help says of a value that may be given several times."""
+    if get_origin(kind) is Mapping:
+        return "KEY=VALUE"
+    return "|".join(get_args(get_args(kind)[0])) if get_origin(kind) is tuple else None
+
+
 def _in_words(default: Any) -> str:
     """What the help says of a default; nothing of one that is off, open or empty."""
     if isinstance(default, bool):
         return "on" if default else ""
-    return f"{default:g}" if isinstance(default, float) else str(default) if isinstance(default, int | str) else ""
+    return (
+        f"{default:g}"
+        if isinstance(default, float)
+        else str(default)
+        if isinstance(default, int | str)
+        else ""
+    )
 
 
 def settle(config: Any) -> None:
@@ -160,7 +175,7 @@ def settle(config: Any) -> None:
 
 
 def options_of(*, without: Sequence[str] = (), **configs: type) -> Callable[[Command], Command]:
-    """Put the options of dataclasses, but those ``without``, in place of a command's parameters of these names.
+    """Put the options of dataclasses, but those ``without``, in place of a command's parameters so named.
 
     The command is handed :data:`Given` for each. A parameter of its own goes before a field of the same name.
     """
@@ -171,7 +186,7 @@ def options_of(*, without: Sequence[str] = (), **configs: type) -> Callable[[Com
         own_ones = inspect.signature(command).parameters
         for name, parameter in own_ones.items():
             if name not in configs:
-                parameters.append(parameter)
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
                 continue
             fields_of = declared(configs[name])
             taken[name] = [o for o in fields_of if o.help and o.name not in (*own_ones, *without)]

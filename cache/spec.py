@@ -23,6 +23,7 @@ BLOBS = (SPEC, CLASSES, VIDEOS, LEDGER)
 Split = Literal["train", "val", "test", "none"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "none")
 Format = Literal["zarr", "hdf5"]
+ExportFormat = Literal["npz", "safetensors"]
 Status = Literal["ok", "failed", "pending"]
 #: name, split, and how many videos there are where the data set is complete
 PlannedClass = tuple[str, Split, int]

@@ -60,9 +60,7 @@ class ExtractConfig:
     model: str | None = option(
         None, "open_clip architecture or local-dir:FOLDER.", "Encoder", shown="ViT-B-16-quickgelu"
     )
-    pretrained: str | None = option(
-        None, "Tag, weights file or local-dir:FOLDER.", "Encoder", shown="openai"
-    )
+    pretrained: str | None = option(None, "Tag, weights file or local-dir:FOLDER.", "Encoder", shown="openai")
     layers: str = option("final", "Layers to cache besides the final embedding.", "Encoder")
     prompts: str = option("photo", "photo, actionclip16, or a file of templates.", "Encoder")
     precision: Precision = option("auto", "auto: the fastest within 1e-2 of fp32 on this device.", "Encoder")

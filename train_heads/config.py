@@ -17,7 +17,7 @@ from clipspm.errors import UsageError
 from clipspm.options import option, settle
 from clipspm.settings import from_yaml, near, typed
 from clipspm.train_heads.heads.clipspm.config import PRESETS, load_preset
-from clipspm.train_heads.heads.protocol import Protocol
+from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.heads.registry import HEADS, check_settings
 
 Precision = Literal["float32", "fp16", "bf16"]
@@ -64,9 +64,7 @@ class TrainConfig:
         None, "Frames sampled from the cached ones.", "Episodes", min=1, shown="8, or all"
     )
     seed: int = option(0, "Of initialisation, training episodes, frame jitter and dropout.", "Training")
-    device: str = option(
-        "auto", "cpu, cuda, cuda:1, mps or auto.", "Machine", shown="a GPU if there is one"
-    )
+    device: str = option("auto", "cpu, cuda, cuda:1, mps or auto.", "Machine", shown="a GPU if there is one")
     hold_out: bool = option(
         True, "Without validation classes, choose the weights on a part of the training set.", "Training"
     )
@@ -117,6 +115,23 @@ class TrainConfig:
     def with_head(self, **settings: Any) -> "TrainConfig":
         """A copy with some settings of the head changed."""
         return replace(self, head_config={**self.head_config, **settings})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What is asked of an evaluation: episodes, and who scores them."""
+
+    shots: int | None = option(
+        None, "Support videos per class.", "Episodes", min=1, max=_MOST, shown="the run's"
+    )
+    way: int | None = option(None, "Classes per episode.", "Episodes", min=2, max=_MOST, shown="the run's")
+    queries: int = option(1, "Queries per class.", "Episodes", min=1, max=_MOST)
+    seed: int = option(0, "Seed of the test episodes.", "Episodes")
+    protocols: tuple[Protocol, ...] = option(
+        PROTOCOLS, "Only this protocol (repeatable).", "Evaluation", "--protocol", shown="both"
+    )
+
+    __post_init__ = settle
 
 
 def recipe_names() -> list[str]:
