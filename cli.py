@@ -4,7 +4,6 @@ Everything but results goes to standard error; ``--json`` prints one JSON object
 Exit codes: 0 done, 1 failure, 2 wrong usage, 3 done with videos skipped, 130 interrupted.
 """
 
-import json
 import os
 import shlex
 import sys
@@ -16,40 +15,36 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from clipspm import __version__
-from clipspm.cache.spec import ExportFormat, Format
+from clipspm.commands import caches, datasets, episodes
+from clipspm.commands.common import (
+    AllowPartial,
+    App,
+    CacheOf,
+    CachePath,
+    Json,
+    SourceDisjoint,
+    SourcePattern,
+    Splits,
+    Unbalanced,
+    err,
+    help_alone,
+    kind_of,
+    open_source,
+    out,
+    say,
+    tell,
+)
 from clipspm.engines.base import MOST_THREADS, EngineConfig
 from clipspm.errors import ClipspmError, Interrupted, UsageError
 from clipspm.extract.config import ExtractConfig
-from clipspm.options import Given, declared, options_of, own
+from clipspm.options import Given, like, options_of, own
 from clipspm.progress import Reporter, shown
-from clipspm.tables import Format as TableFormat
-from clipspm.terminal import Terminal, one_line
+from clipspm.tables import Format
+from clipspm.terminal import one_line
 from clipspm.train_heads.config import EvalConfig, TrainConfig
-
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-#: columns of the names of options in the help
-_NAMES = 28
-
-
-class _Command(TyperCommand):
-    """A command whose help has its options under the headings of their panels."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            if record := param.get_help_record(ctx):
-                argument = param.param_type_name == "argument"
-                panel = getattr(param, "rich_help_panel", None) or ("Arguments" if argument else "Output")
-                # typer 0.20 writes [ as rich would have it
-                sections.setdefault(panel, []).append(
-                    (record[0].ljust(_NAMES), record[1].replace("\\[", "["))
-                )
-        for panel, records in sections.items():
-            with formatter.section(panel):
-                formatter.write_dl(records, col_max=_NAMES)
 
 
 class _Commands(TyperGroup):
@@ -63,30 +58,12 @@ class _Commands(TyperGroup):
             raise Interrupted.of(stop) from None
 
 
-class _App(typer.Typer):
-    def __init__(self, help: str, **more: Any) -> None:
-        super().__init__(
-            help=help,
-            invoke_without_command=True,
-            pretty_exceptions_enable=False,
-            rich_markup_mode=None,
-            context_settings=_CONTEXT,
-            **more,
-        )
-
-    def command(self, name: str | None = None, **more: Any) -> Any:
-        return super().command(name, cls=_Command, **more)
-
-
-app = _App(
+app = App(
     "Few-shot action recognition: cache CLIP features once, train light heads in minutes.", cls=_Commands
 )
-cache_app = _App("Look at caches, verify them, and make others of them.")
-app.add_typer(cache_app, name="cache")
-datasets_app = _App("The benchmarks, and what of them is on this disk.")
-app.add_typer(datasets_app, name="datasets")
-episodes_app = _App("Lists of episodes: draw and save them, look at them, check them.")
-app.add_typer(episodes_app, name="episodes")
+app.add_typer(caches.app, name="cache")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(episodes.app, name="episodes")
 
 # typer carries its own copy of click or uses the installed one: its exceptions are found through typer
 _WrongUsage: Any = typer.BadParameter.__base__
@@ -98,50 +75,22 @@ _CHOSEN_ON = {
     "held-out videos": "held-out training videos",
 }
 
-err = Terminal(stderr=True)
-out = Terminal()
 
-#: options of an extraction and of a training that other commands have too
-_extract = {said.name: said.for_typer() for said in declared(ExtractConfig)}
-_train = {said.name: said.for_typer() for said in declared(TrainConfig)}
-
-Json = Annotated[bool, own("One JSON object on standard output.", "Output", "--json")]
-CachePath = Annotated[Path | None, own("The cache.", "Data", "--cache", shown="the newest")]
-CacheOf = Annotated[str | None, own("The newest cache of this data set.", "Data", "--dataset")]
-Splits = Annotated[Path | None, _extract["splits"]]
-AllowPartial = Annotated[
-    bool, own("Leave out what is missing or damaged in the cache.", "Data", "--allow-partial")
-]
-Device = Annotated[str | None, _train["device"]]
+Device = Annotated[str | None, like(TrainConfig, "device")]
 Threads = Annotated[
     int | None,
     own("Threads to compute with on a CPU.", "Machine", min=1, max=MOST_THREADS, shown="all cores"),
 ]
 ConfigFile = Annotated[Path | None, own("YAML file of settings; explicit flags win.", "Training", "--config")]
-CacheTarget = Annotated[Path, typer.Argument(help="The new one.", metavar="TARGET")]
-CacheSource = Annotated[Path, typer.Argument(help="The cache.", metavar="CACHE")]
-CacheFormat = Annotated[Format | None, own("Container.", "Output", "--format", shown="by name, .h5 is HDF5")]
 TestEpisodes = Annotated[
     int, own("Test episodes, drawn once and named by a hash.", "Episodes", "--test-episodes", min=1)
-]
-Unbalanced = Annotated[
-    bool,
-    own("Queries shared out by Dirichlet(2) instead of as many per class.", "Episodes", "--unbalanced"),
-]
-SourceDisjoint = Annotated[
-    bool, own("No query cut from the same source as a support.", "Episodes", "--source-disjoint")
-]
-SourcePattern = Annotated[
-    str | None,
-    own("Regular expression whose first group is a video's source (implies --source-disjoint).", "Episodes"),
 ]
 PerClass = Annotated[
     bool,
     own("Accuracy by class and the confusion matrix (CSV: these only).", "Evaluation", "--per-class"),
 ]
-FormatOf = Annotated[TableFormat, own("How to write it.", "Output", "--format")]
+FormatOf = Annotated[Format, own("How to write it.", "Output", "--format")]
 TableFile = Annotated[Path | None, own("Write into this file.", "Output", "--out")]
-EpisodeFile = Annotated[Path, typer.Argument(help="A file of episodes.", metavar="FILE")]
 
 
 @app.callback()
@@ -152,15 +101,7 @@ def _root(
     if version:
         out.print(__version__)
         raise typer.Exit
-    _help_alone(context)
-
-
-@cache_app.callback()
-@episodes_app.callback()
-def _help_alone(context: typer.Context) -> None:
-    """Show the help where no command is named."""
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+    help_alone(context)
 
 
 # -------------------------------------------------------------------------------------------- stage one
@@ -182,146 +123,10 @@ def extract(asked: Given, engine: Given, as_json: Json = False) -> None:
         result = run(work, on_start=watch.message, on_progress=watch.progress)
     summary(result, watch.reporter)
     if result.good and not config.dry_run:
-        _say(f"next: {result.next_command}")
-    if as_json:
-        _print_json(result.to_json())
+        say(f"next: {result.next_command}")
+    tell(as_json, result.to_json())
     if result.failures:
         raise typer.Exit(3)
-
-
-@datasets_app.callback()
-def datasets(context: typer.Context, as_json: Json = False) -> None:
-    """The five benchmarks with their classes and videos per split."""
-    if context.invoked_subcommand is not None:
-        return
-    from clipspm.extract.report import benchmarks_table, describe_benchmarks
-
-    found = describe_benchmarks()
-    _tell(as_json, {"datasets": found}, benchmarks_table(found))
-
-
-@datasets_app.command("check")
-def datasets_check(
-    dataset: Annotated[str, typer.Argument(help="A benchmark, folder or manifest.")],
-    videos: Annotated[Path | None, _extract["videos"]] = None,
-    splits: Splits = None,
-    split_files: Annotated[Path | None, _extract["split_files"]] = None,
-    min_frames: Annotated[int, own("Count videos with fewer frames as too short.", "Data")] = 1,
-    shots: Annotated[int, own("Support videos per class that episodes will need.", "Episodes")] = 5,
-    queries: Annotated[int, own("Queries per class that episodes will need.", "Episodes")] = 1,
-    names_only: Annotated[bool, own("Do not open the files.", "Data", "--names-only")] = False,
-    workers: Annotated[int | None, own("Processes that open files.", "Machine")] = None,
-    as_json: Json = False,
-) -> None:
-    """Per class: expected, found, missing, unreadable, duplicates, too short, before extracting."""
-    from clipspm.extract.datasets import index_dataset
-    from clipspm.extract.report import check
-
-    index = index_dataset(dataset, videos, splits, split_files)
-    for note in index.notes:
-        _say(f"note: {note}")
-    report = check(
-        index, min_frames=min_frames, needed=shots + queries, open_files=not names_only, workers=workers
-    )
-    _tell(as_json, report.to_json(), report.table(), report.sentence())
-    if not report.enough:
-        raise typer.Exit(1)
-
-
-@cache_app.command("info")
-def cache_info(path: CacheSource, as_json: Json = False) -> None:
-    """What a cache holds and what its numbers depend on."""
-    from clipspm.cache import open_cache
-
-    summary = open_cache(path).summary()
-    said = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in summary.items()}
-    _tell(as_json, summary, *(f"{key:<12} {value}" for key, value in said.items()))
-
-
-@cache_app.command("list")
-def cache_list(as_json: Json = False) -> None:
-    """The caches under $CLIPSPM_HOME, newest last."""
-    from clipspm.cache.reader import describe_caches, home_table
-
-    found = describe_caches()
-    _tell(as_json, {"caches": found}, *([home_table(found)] if found else []))
-    if not (found or as_json):
-        _say("no caches yet: `clipspm extract` or `clipspm demo` makes one")
-
-
-@cache_app.command("verify")
-def cache_verify(
-    path: CacheSource,
-    repair: Annotated[
-        bool, own("Queue what is damaged; the same extract does it again.", "Output", "--repair")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Read every byte again, compare it with its checksums, and name what is damaged."""
-    from clipspm.cache.verify import repair as queue
-    from clipspm.cache.verify import verify
-
-    report = verify(path)
-    videos = ", ".join(f"{count} {status}" for status, count in report.statuses.items())
-    verdict = "complete and undamaged" if report.ok else f"{len(report.findings)} findings"
-    _tell(
-        as_json,
-        report.to_json(),
-        *(f"{finding.where}: {finding.problem}" for finding in report.findings),
-        f"{report.path}: {verdict} ({videos or 'no videos'})",
-    )
-    if repair:
-        _say(queue(report))
-    elif not report.ok:
-        raise typer.Exit(1)
-
-
-@cache_app.command("convert")
-def cache_convert(source: CacheSource, target: CacheTarget, format: CacheFormat = None) -> None:
-    """The same cache in the other container, bit for bit."""
-    from clipspm.cache.transform import convert
-
-    _say(f"cache: {convert(source, target, format=format)}")
-
-
-@cache_app.command("merge")
-def cache_merge(
-    sources: Annotated[
-        list[Path], typer.Argument(help="Caches with equal fingerprints.", metavar="CACHE...")
-    ],
-    target: Annotated[Path, own("The new one.", "Output", "--out")],
-    format: CacheFormat = None,
-) -> None:
-    """One cache of several, such as parts extracted on different machines."""
-    from clipspm.cache.transform import merge
-
-    _say(f"cache: {merge(sources, target, format=format)}")
-
-
-@cache_app.command("pack")
-def cache_pack(
-    source: CacheSource,
-    target: CacheTarget,
-    format: CacheFormat = None,
-    allow_partial: AllowPartial = False,
-) -> None:
-    """A cache without the videos that failed, in one shard."""
-    from clipspm.cache.transform import pack
-
-    _say(f"cache: {pack(source, target, format=format, allow_partial=allow_partial)}")
-
-
-@cache_app.command("export")
-def cache_export(
-    source: CacheSource,
-    target: CacheTarget,
-    format: Annotated[ExportFormat | None, own("Kind of file.", "Output", shown="by name")] = None,
-    allow_partial: AllowPartial = False,
-) -> None:
-    """Features, text, labels and ids as one .npz or .safetensors file for other code."""
-    from clipspm.cache.transform import export
-
-    _say(f"file: {export(source, target, format=format, allow_partial=allow_partial)}")
 
 
 # -------------------------------------------------------------------------------------------- stage two
@@ -332,7 +137,7 @@ def heads(as_json: Json = False) -> None:
     """The heads that train-heads and ablate take, and whether each has anything to train."""
     from clipspm.train_heads.heads.registry import describe_heads, heads_text
 
-    _tell(as_json, {"heads": describe_heads()}, *heads_text().splitlines())
+    tell(as_json, {"heads": describe_heads()}, *heads_text().splitlines())
 
 
 @app.command("train-heads")
@@ -371,9 +176,9 @@ def train_heads(
     needed: Any = ("train", "val")
     if run is not None and cache is None and dataset is None and splits is None:
         source: Any = as_trained(run, splits=needed, allow_partial=allow_partial)
-        _say(f"cache: {source.path}")
+        say(f"cache: {source.path}")
     else:
-        source = _open(cache, dataset, splits).require(needed, allow_partial=allow_partial)
+        source = open_source(cache, dataset, splits).require(needed, allow_partial=allow_partial)
     config = None
     if run is not None and set(given) <= {"device"} and not config_file:
         config = replace(run.config, **given)
@@ -400,7 +205,7 @@ def train_heads(
         else f"{result.val_accuracy:.1%} on {_CHOSEN_ON[result.selection]}"
     )
     following = f"next: clipspm eval {shlex.quote(str(run_dir))}"
-    _tell(as_json, result.as_dict(), f"run: {run_dir} ({accuracy})", following)
+    tell(as_json, result.as_dict(), f"run: {run_dir} ({accuracy})", following)
 
 
 @app.command("eval")
@@ -439,7 +244,7 @@ def evaluate(
     _check_file(out_path)
     if report_selection_bias and format == "csv":
         raise UsageError("--report-selection-bias has no CSV: use --format json, or another")
-    kind = _kind(unbalanced, source_disjoint, source_pattern)
+    kind = kind_of(unbalanced, source_disjoint, source_pattern)
     if episodes_file and (given.keys() - {"protocols"} or any(kind.values())):
         raise UsageError("--episodes-file holds episodes of its own: leave out what would draw others")
     wanted, scored = EvalConfig(**given), Run.open(run)
@@ -484,7 +289,7 @@ def doctor(
     path = run_to_examine(run)
     _load_torch(None)
     found = examine(path)
-    _tell(as_json, found.as_dict(), found.table())
+    tell(as_json, found.as_dict(), found.table())
     if not found.ok:
         bad = [file.name for file in found.files if file.state in ("damaged", "missing")]
         raise ClipspmError(f"{found.run}: {', '.join(bad)} {'are' if len(bad) > 1 else 'is'} not whole")
@@ -511,7 +316,7 @@ def results(
     _check_file(out_path)
     found = collect(places or (), dataset=dataset)
     for line in found.skipped:
-        _say(f"note: left out: {line}")
+        say(f"note: left out: {line}")
     tables = [found.table()]
     if not no_published and (beside := found.published_table()):
         tables.append(beside)
@@ -541,83 +346,7 @@ def compare(
     from clipspm.train_heads import compare as run
 
     result = run(first, second, episodes=episodes)
-    _tell(as_json, result.as_dict(), result.table())
-
-
-@episodes_app.command("make")
-def episodes_make(
-    target: Annotated[Path, own("The file to write (.npz).", "Output", "--out")],
-    cache: CachePath = None,
-    dataset: CacheOf = None,
-    splits: Splits = None,
-    split: Annotated[str, own("Whose classes: train, val or test.", "Data")] = "test",
-    number: Annotated[int, own("How many.", "Episodes", "--episodes", "--test-episodes")] = 10_000,
-    way: Annotated[int, own("Classes per episode.", "Episodes", min=2)] = 5,
-    shots: Annotated[int, own("Support videos per class.", "Episodes", min=1)] = 1,
-    queries: Annotated[int, own("Queries per class.", "Episodes", min=1)] = 1,
-    seed: Annotated[int, own("Seed of the episodes.", "Episodes")] = 0,
-    unbalanced: Unbalanced = False,
-    source_disjoint: SourceDisjoint = False,
-    source_pattern: SourcePattern = None,
-    as_json: Json = False,
-) -> None:
-    """Draw episodes and save them in a small file that eval --episodes-file scores."""
-    from clipspm.train_heads import Pool, draw, summary
-    from clipspm.train_heads.episodes.draw import EpisodeSpec
-
-    source = _open(cache, dataset, splits)
-    classes: Any = split
-    spec = EpisodeSpec(
-        dataset=source.spec.dataset, split=classes, way=way, shot=shots, queries=queries, seed=seed,
-        **_kind(unbalanced, source_disjoint, source_pattern),
-    )  # fmt: skip
-    drawn = draw(spec, Pool.from_cache(source, spec.split), number)
-    drawn.save(target)
-    said = f"{target}: {len(drawn)} episodes, {drawn.hash}"
-    _tell(as_json, {"file": str(target), **summary(drawn)}, said)
-
-
-@episodes_app.command("show")
-def episodes_show(
-    file: EpisodeFile,
-    number: Annotated[int, own("Which one to write out.", "Episodes", "--episode")] = 0,
-    as_json: Json = False,
-) -> None:
-    """What a file of episodes holds, and one of them in full."""
-    from clipspm.train_heads import Episodes, summary
-    from clipspm.train_heads.episodes.files import one_episode
-
-    episodes = Episodes.load(file)
-    facts, chosen = summary(episodes), one_episode(episodes, number)
-    lines = [f"{key:<15} {value}" for key, value in facts.items()]
-    for name, videos in chosen.items():
-        lines.append(f"episode {number}, {name}:")
-        lines += [f"  {part:<8} {', '.join(ids) or '-'}" for part, ids in videos.items()]
-    _tell(as_json, {**facts, "episode": chosen}, *lines)
-
-
-@episodes_app.command("verify")
-def episodes_verify(
-    file: EpisodeFile, cache: CachePath = None, splits: Splits = None, as_json: Json = False
-) -> None:
-    """Whether a file is what its hash says, well-formed, and what its settings draw from a cache."""
-    from clipspm.train_heads import Episodes
-    from clipspm.train_heads.episodes.files import problems
-
-    episodes = Episodes.load(file)
-    found = problems(episodes, _open(cache, None, splits) if cache else None)
-    verdict = (
-        f"drawn from {cache}" if cache else "well-formed; --cache PATH checks that they were drawn from it"
-    )
-    verdict = f"{len(found)} problems" if found else verdict
-    _tell(
-        as_json,
-        {"hash": episodes.hash, "checked_with": str(cache) if cache else None, "problems": found},
-        *found,
-        f"{file}: {len(episodes)} episodes, {episodes.hash}: {verdict}",
-    )
-    if found:
-        raise typer.Exit(1)
+    tell(as_json, result.as_dict(), result.table())
 
 
 @app.command("import-checkpoint")
@@ -654,7 +383,7 @@ def import_checkpoint(
         raise
     chosen = encoder or {"model": "ITS-ARCHITECTURE", "file": "ITS-WEIGHTS"}
     taken = f"--dataset {preset} --model {chosen['model']} --pretrained {chosen['file']} --pixel-norm none"
-    _tell(
+    tell(
         as_json,
         {"run": str(out_path), "preset": preset, "dim": found.head.dim, "encoder": encoder},
         f"run: {out_path} (clip-spm, D = {found.head.dim})",
@@ -716,7 +445,9 @@ def ablate(
     ablation_rows(config, **rows)
     for count in wanted:
         replace(config, shots=count)
-    source = _open(cache, dataset, splits).require(("train", "val", "test"), allow_partial=allow_partial)
+    source = open_source(cache, dataset, splits).require(
+        ("train", "val", "test"), allow_partial=allow_partial
+    )
     config = resolve_config(dataset=source.spec.dataset, **chosen)
     folder = out_path or runs_dir() / f"ablate-{cache_title(source)}-{source.spec.fingerprint[:8]}"
     asked: dict[str, Any] = {
@@ -733,11 +464,11 @@ def ablate(
 
     if dry_run:
         plans = plan_shots(source, config, **asked)
-        _tell(as_json, describe_plans(plans), plans_table(plans))
+        tell(as_json, describe_plans(plans), plans_table(plans))
         return
     with _resumable("finished cells and the last checkpoint are"):
         result = ablate_shots(source, config, **asked)
-    _tell(as_json, result.as_dict(), result.table(), f"tables: {folder}/ablation.json, .csv, .tex")
+    tell(as_json, result.as_dict(), result.table(), f"tables: {folder}/ablation.json, .csv, .tex")
 
 
 # --------------------------------------------------------------------------------------------- together
@@ -773,28 +504,15 @@ def demo(
                 on_failures=lambda result: err.print(failure_table(result)),
             )
         result = run_demo(cache, splits if all_splits else splits[:1], where / "runs", quick=quick)
-    _tell(as_json, result.as_dict(), result.table(), result.sentence())
+    tell(as_json, result.as_dict(), result.table(), result.sentence())
     if not as_json:
-        _say(f"cache: {cache.path}; runs: {where / 'runs'} (`clipspm results`)")
-        _say(f"next: clipspm train-heads --cache {cache.path}")
+        say(f"cache: {cache.path}; runs: {where / 'runs'} (`clipspm results`)")
+        say(f"next: clipspm train-heads --cache {cache.path}")
     if not result.convincing:
         raise typer.Exit(1)
 
 
 # ---------------------------------------------------------------------------------------------- helpers
-
-
-def _open(cache: Path | None, dataset: str | None, splits: Path | None) -> Any:
-    from clipspm.cache import find_cache, open_cache
-
-    path = find_cache(cache, dataset)
-    _say(f"cache: {path}")
-    found = open_cache(path)
-    if splits is not None:
-        from clipspm.extract.datasets import apply_splits, read_splits
-
-        found = found.with_splits(apply_splits(found.class_names, read_splits(splits), splits))
-    return found
 
 
 def _run_to_resume(run_dir: Path) -> Any:
@@ -803,14 +521,14 @@ def _run_to_resume(run_dir: Path) -> Any:
 
     if os.path.lexists(run_at(run_dir) / CONFIG):
         return Run.open(run_dir)
-    _say(f"note: there is nothing to resume in {run_dir}: a new run begins there")
+    say(f"note: there is nothing to resume in {run_dir}: a new run begins there")
     return None
 
 
 def _load_torch(threads: int | None) -> None:
     """Import PyTorch, which a cold disk makes a long wait, and set how many threads it computes with."""
     if "torch" not in sys.modules:
-        _say("loading PyTorch")
+        say("loading PyTorch")
     import torch
 
     if threads is not None:
@@ -838,14 +556,6 @@ def _engine(given: Given, *, devices: str | None = None) -> EngineConfig:
     return EngineConfig(**given, devices=parse_devices(devices), logs=home().absolute() / "slurm_logs")
 
 
-def _kind(unbalanced: bool, source_disjoint: bool, pattern: str | None) -> dict[str, Any]:
-    if pattern in ("", "name"):
-        raise UsageError(
-            f"--source-pattern {pattern!r} says no source: give a regular expression with a group"
-        )
-    return {"dirichlet": 2 if unbalanced else 0, "sources": pattern or ("name" if source_disjoint else "")}
-
-
 def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -857,15 +567,6 @@ def _numbers(option: str, text: str) -> list[int]:
 
 def _silent(line: str) -> None:
     pass
-
-
-def _tell(as_json: bool, content: dict[str, Any], *said: Any) -> None:
-    """What was found out: one JSON object, or tables and lines."""
-    if as_json:
-        _print_json(content)
-        return
-    for part in said:
-        out.print(part)
 
 
 def _check_file(path: Path | None) -> None:
@@ -882,7 +583,7 @@ def _check_file(path: Path | None) -> None:
 
 def _write(
     tables: list[Any],
-    format: TableFormat,
+    format: Format,
     path: Path | None,
     *,
     csv: Callable[[], str],
@@ -903,15 +604,7 @@ def _write(
         sys.stdout.write(text)
     else:
         write_text(path, text)
-        _say(f"table: {path}")
-
-
-def _say(line: str) -> None:
-    err.print(one_line(line))
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+        say(f"table: {path}")
 
 
 def main() -> None:

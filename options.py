@@ -21,6 +21,7 @@ Panel = Literal[
 ]
 #: what a command is handed for a dataclass: the values that were given, by field
 Given = dict[str, Any]
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -87,8 +88,7 @@ class Option:
         kind = list[str] if get_origin(self.kind) in (Mapping, tuple) else self.kind  # repeatable
         annotation: Any = Annotated[kind if needed else kind | None, self.for_typer()]
         default = inspect.Parameter.empty if needed else None
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        return inspect.Parameter(self.name, keyword, default=default, annotation=annotation)
+        return inspect.Parameter(self.name, _KEYWORD, default=default, annotation=annotation)
 
 
 def option(default: Any = MISSING, help: str = "", panel: Panel = "Output", *flags: str, **more: Any) -> Any:
@@ -111,6 +111,11 @@ def own(help: str, panel: Panel = "Output", *flags: str, **more: Any) -> Any:
     return said.for_typer(callback=check if bounded else None)
 
 
+def like(config: type, name: str) -> Any:
+    """The option that a dataclass has, for ``Annotated`` in a command that has it too."""
+    return next(said for said in declared(config) if said.name == name).for_typer()
+
+
 @cache
 def declared(config: type) -> tuple[Option, ...]:
     """The options of a dataclass, in the order of its fields."""
@@ -118,17 +123,20 @@ def declared(config: type) -> tuple[Option, ...]:
     for item in fields(config):
         if (said := item.metadata.get("option")) is None:
             continue
-        kind = kinds[item.name]
+        kind, default, flag = kinds[item.name], said.default, "--" + item.name.replace("_", "-")
         optional = NoneType in get_args(kind)
         if optional:
             kind = next(k for k in get_args(kind) if k is not NoneType)
-        flag = "--" + item.name.replace("_", "-")
+        shown = f"{default:g}" if isinstance(default, float) else "on" if default is True else str(default)
+        metavar = "KEY=VALUE" if get_origin(kind) is Mapping else None
+        if get_origin(kind) is tuple:
+            metavar = "|".join(get_args(get_args(kind)[0]))
         found.append(
             replace(
                 said,
-                flags=said.flags or (f"{flag}/--no-{flag[2:]}" if said.default is True else flag,),
-                shown=said.shown or _in_words(said.default),
-                metavar=said.metavar or _shape(kind),
+                flags=said.flags or (f"{flag}/--no-{flag[2:]}" if default is True else flag,),
+                shown=said.shown or (shown if default and isinstance(default, int | float | str) else ""),
+                metavar=said.metavar or metavar,
                 name=item.name,
                 kind=kind,
                 optional=optional,
@@ -137,41 +145,18 @@ def declared(config: type) -> tuple[Option, ...]:
     return tuple(found)
 
 
-def _shape(kind: Any) -> str | None:
-    """What the help says of a value that may be given several times."""
-    if get_origin(kind) is Mapping:
-        return "KEY=VALUE"
-    return "|".join(get_args(get_args(kind)[0])) if get_origin(kind) is tuple else None
-
-
-def _in_words(default: Any) -> str:
-    """What the help says of a default; nothing of one that is off, open or empty."""
-    if isinstance(default, bool):
-        return "on" if default else ""
-    return (
-        f"{default:g}"
-        if isinstance(default, float)
-        else str(default)
-        if isinstance(default, int | str)
-        else ""
-    )
-
-
 def settle(config: Any) -> None:
     """Give each option of a frozen dataclass its type; :class:`UsageError` in one line where it cannot be."""
-    options = {
-        said.label: said
-        for said in declared(type(config))
-        if not (said.optional and getattr(config, said.name) is None)
-    }
+    options = {said.label: said for said in declared(config.__class__)}
     values = {label: getattr(config, said.name) for label, said in options.items()}
+    given = {k: value for k, value in values.items() if value is not None or not options[k].optional}
     try:
-        values = typed(values, {label: said.kind for label, said in options.items()})
+        found = typed(given, {label: said.kind for label, said in options.items()})
     except ValueError as error:
         raise UsageError(str(error)) from error
-    for label, said in options.items():
-        said.check(label, values[label])
-        object.__setattr__(config, said.name, values[label])
+    for label, value in found.items():
+        options[label].check(label, value)
+        object.__setattr__(config, options[label].name, value)
 
 
 def options_of(*, without: Sequence[str] = (), **configs: type) -> Callable[[Command], Command]:
@@ -181,22 +166,21 @@ def options_of(*, without: Sequence[str] = (), **configs: type) -> Callable[[Com
     """
 
     def decorate(command: Command) -> Command:
-        parameters: list[inspect.Parameter] = []
-        taken: dict[str, list[Option]] = {}
         own_ones = inspect.signature(command).parameters
+        taken = {
+            into: [said for said in declared(config) if said.help and said.name not in (*own_ones, *without)]
+            for into, config in configs.items()
+        }
+        parameters: list[inspect.Parameter] = []
         for name, parameter in own_ones.items():
-            if name not in configs:
-                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-                continue
-            fields_of = declared(configs[name])
-            taken[name] = [o for o in fields_of if o.help and o.name not in (*own_ones, *without)]
-            parameters += [said.parameter() for said in taken[name]]
+            here = [said.parameter() for said in taken.get(name, ())]
+            parameters += here or [parameter.replace(kind=_KEYWORD)]
 
         @wraps(command)
         def run(**values: Any) -> None:
-            for name, options in taken.items():
+            for into, options in taken.items():
                 read = {said.name: said.read(values.pop(said.name)) for said in options}
-                values[name] = {key: value for key, value in read.items() if value not in (None, [])}
+                values[into] = {name: value for name, value in read.items() if value not in (None, [])}
             command(**values)
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -131,7 +131,8 @@ class EvalConfig:
         PROTOCOLS, "Only this protocol (repeatable).", "Evaluation", "--protocol", shown="both"
     )
 
-    __post_init__ = settle
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 def recipe_names() -> list[str]:
