@@ -128,6 +128,8 @@ def declared(config: type) -> tuple[Option, ...]:
         if optional:
             kind = next(k for k in get_args(kind) if k is not NoneType)
         shown = f"{default:g}" if isinstance(default, float) else "on" if default is True else str(default)
+        if default is False or not isinstance(default, int | float | str):
+            shown = ""
         metavar = "KEY=VALUE" if get_origin(kind) is Mapping else None
         if get_origin(kind) is tuple:
             metavar = "|".join(get_args(get_args(kind)[0]))
@@ -135,7 +137,7 @@ def declared(config: type) -> tuple[Option, ...]:
             replace(
                 said,
                 flags=said.flags or (f"{flag}/--no-{flag[2:]}" if default is True else flag,),
-                shown=said.shown or (shown if default and isinstance(default, int | float | str) else ""),
+                shown=said.shown or shown,
                 metavar=said.metavar or metavar,
                 name=item.name,
                 kind=kind,

@@ -38,20 +38,8 @@ _MOST, _MOST_EPISODES = 2**16, 2**40
 class TrainConfig:
     """Everything that a training run depends on besides the cache; make one with :func:`resolve_config`."""
 
-    recipe: str = option("default", "Values to start from: default, official or paper.", "Training")
-    preset: str | None = option(
-        None, "Data set whose values of the method are used.", "Training", shown="the cache's, or hmdb51"
-    )
-    head: str = option(DEFAULT_HEAD, "The head; list: which there are.", "Training")
-    head_config: Mapping[str, Any] = option(
-        dict,
-        "A setting of the head, e.g. matcher=bimhm (repeatable).",
-        "Training",
-        "--set",
-        example="matcher=bimhm",
-    )
-    way: int = option(5, "Classes per episode.", "Episodes", min=2, max=_MOST)
     shots: int = option(1, "Support videos per class.", "Episodes", min=1, max=_MOST)
+    way: int = option(5, "Classes per episode.", "Episodes", min=2, max=_MOST)
     queries: int | None = option(
         None,
         "Training queries per class.",
@@ -62,6 +50,18 @@ class TrainConfig:
     )
     frames: int | None = option(
         None, "Frames sampled from the cached ones.", "Episodes", min=1, shown="8, or all"
+    )
+    head: str = option(DEFAULT_HEAD, "The head; list: which there are.", "Training")
+    head_config: Mapping[str, Any] = option(
+        dict,
+        "A setting of the head, e.g. matcher=bimhm (repeatable).",
+        "Training",
+        "--set",
+        example="matcher=bimhm",
+    )
+    recipe: str = option("default", "Values to start from: default, official or paper.", "Training")
+    preset: str | None = option(
+        None, "Data set whose values of the method are used.", "Training", shown="the cache's, or hmdb51"
     )
     seed: int = option(0, "Of initialisation, training episodes, frame jitter and dropout.", "Training")
     device: str = option("auto", "cpu, cuda, cuda:1, mps or auto.", "Machine", shown="a GPU if there is one")

@@ -1,6 +1,5 @@
 """Heads by name. Listing them imports none of them."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -18,12 +17,14 @@ class HeadEntry:
     """A head that can be asked for by name.
 
     ``about``: one line for people. ``target``: ``module:Class``, imported when the head is built. ``fixed``:
-    arguments that make this head of the class. ``trained``: whether it has anything to train.
+    arguments that make this head of the class. ``settings``: the others, with their types, which are checked
+    before PyTorch is loaded. ``trained``: whether it has anything to train.
     """
 
     about: str
     target: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     trained: bool = True
 
     def load(self) -> "type[Head]":
@@ -38,16 +39,47 @@ _HERE = "clipspm.train_heads.heads"
 HEADS: dict[str, HeadEntry] = {
     "clip-spm": HeadEntry("CLIP-SPM: HSMR, SPM and PADM (arXiv 2512.19036)", f"{_HERE}.clipspm.head:CLIPSPM"),
     "clip-fsar": HeadEntry(
-        "class texts with supports, OTAM (arXiv 2303.02982)", f"{_HERE}.peers.clip_fsar:CLIPFSAR"
+        "class texts with supports, OTAM (arXiv 2303.02982)",
+        f"{_HERE}.peers.clip_fsar:CLIPFSAR",
+        settings={
+            "heads": int,
+            "ffn_width": int,
+            "dropout": float,
+            "ffn_dropout": float,
+            "class_text_weight": float,
+            "text_scale": float,
+            "text_fusion": bool,
+            "fusion_b": float,
+        },
     ),
-    "cpm": HeadEntry("compound prototype matching (arXiv 2207.05515)", f"{_HERE}.peers.cpm:CPM"),
-    "trx": HeadEntry("cross-attention of frame tuples (arXiv 2101.06184)", f"{_HERE}.peers.trx:TRX"),
+    "cpm": HeadEntry(
+        "compound prototype matching (arXiv 2207.05515)",
+        f"{_HERE}.peers.cpm:CPM",
+        settings={
+            "m_g": int,
+            "m_f": int,
+            "heads": int,
+            "ffn_width": int,
+            "dropout": float,
+            "scale": float,
+            "focus_weight": float,
+        },
+    ),
+    "trx": HeadEntry(
+        "cross-attention of frame tuples (arXiv 2101.06184)",
+        f"{_HERE}.peers.trx:TRX",
+        settings={"sizes": tuple[int, ...], "out_dim": int, "dropout": float},
+    ),
     "semantic-prompt": HeadEntry(
         "class texts prompt the supports (arXiv 2303.14123)",
         f"{_HERE}.peers.semantic_prompt:SemanticPrompt",
+        settings={"heads": int, "ffn_width": int, "dropout": float, "scale": float},
     ),
     "otam": HeadEntry(
-        "ordered temporal alignment (arXiv 1906.11415)", f"{_HERE}.peers.training_free:OTAM", trained=False
+        "ordered temporal alignment (arXiv 1906.11415)",
+        f"{_HERE}.peers.training_free:OTAM",
+        settings={"smoothing": float},
+        trained=False,
     ),
     "frame-cosine": HeadEntry(
         "cosine of frames at the same index",
@@ -70,6 +102,7 @@ HEADS: dict[str, HeadEntry] = {
     "tip-adapter": HeadEntry(
         "texts and a cache of supports (arXiv 2111.03930)",
         f"{_HERE}.peers.training_free:TipAdapter",
+        settings={"alpha": float, "beta": float},
         trained=False,
     ),
 }
@@ -107,23 +140,24 @@ def build_head(
     kind: Any = entry.load()
     if name == "clip-spm":
         return kind(dim, make_config(**_with_width(options, layer_dims or {})))  # type: ignore[no-any-return]
-    parameters = inspect.signature(kind).parameters
-    hints = {
-        key: parameter.annotation
-        for key, parameter in parameters.items()
-        if key not in ("dim", "frames", *entry.fixed)
-    }
-    if not hints and options:
-        raise ValueError(f"{name} has no settings, found {next(iter(options))!r}")
-    head: Head = kind(dim=dim, frames=frames, **entry.fixed, **typed(options, hints))
+    head: Head = kind(dim=dim, frames=frames, **entry.fixed, **_own_settings(name, options))
     return head
 
 
 def check_settings(name: str, options: Mapping[str, Any]) -> None:
-    """ValueError for ``options`` that ``clip-spm`` cannot have; other heads look at theirs when built."""
+    """ValueError for ``options`` that the head ``name`` does not have, or not of this type."""
     if name == "clip-spm":
         width = {"shallow_dim": 1} if options.get("shallow_layer") is not None else {}
         make_config(**{**width, **options})
+    else:
+        _own_settings(name, options)
+
+
+def _own_settings(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    known = HEADS[name].settings
+    if options and not known:
+        raise ValueError(f"{name} has no settings, found {next(iter(options))!r}")
+    return typed(options, known)
 
 
 def _with_width(options: dict[str, Any], layer_dims: Mapping[str, int]) -> dict[str, Any]:
