@@ -2,8 +2,10 @@
 
 import difflib
 import math
+import os
 import reprlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
@@ -48,6 +50,20 @@ def from_yaml(text: str) -> Any:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"it is not YAML: {' '.join(str(error).split())}") from error
+
+
+def from_pairs(pairs: Iterable[str], example: str) -> dict[str, Any]:
+    """``["a=1"]`` -> ``{"a": 1}``, values as :func:`from_yaml` reads them; ValueError shows ``example``."""
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{pair!r}: expected KEY=VALUE, for example {example}")
+        try:
+            found[key.strip()] = from_yaml(value)
+        except ValueError as error:
+            raise ValueError(f"{pair!r}: {value!r} is not a value") from error
+    return found
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -110,6 +126,10 @@ def coerced(value: Any, hint: Any) -> Any:
         if not isinstance(value, bool):
             raise ValueError("needed true or false")
         return value
+    if hint is Path:
+        if not isinstance(value, str | os.PathLike):
+            raise ValueError("needed a path")
+        return Path(value)
     if hint in (int, float):
         return _number(value, whole=hint is int)
     if hint is str and isinstance(value, int) and not isinstance(value, bool):

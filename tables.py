@@ -10,7 +10,7 @@ import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.cells import cell_len
@@ -19,6 +19,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from clipspm.terminal import escaped, one_line
+
+#: what results are written as
+Format = Literal["terminal", "csv", "json", "latex", "markdown"]
 
 #: fractions among the values of a record, and what their columns in CSV end with
 _UNITS = {
@@ -213,7 +216,11 @@ def _value(key: str, value: Any) -> str:
 
 
 def written(
-    format: str, tables: Sequence[Table], *, csv: Callable[[], str], content: Callable[[], Mapping[str, Any]]
+    format: Format,
+    tables: Sequence[Table],
+    *,
+    csv: Callable[[], str],
+    content: Callable[[], Mapping[str, Any]],
 ) -> str:
     """Results as text: ``markdown`` or ``latex`` of ``tables``, ``csv()``, or ``content()`` as ``json``.
 

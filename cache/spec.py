@@ -25,6 +25,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test", "none")
 #: the layer that every cache holds: the encoder's embedding of each frame
 FINAL = "final"
 Format = Literal["zarr", "hdf5"]
+ExportFormat = Literal["npz", "safetensors"]
 Status = Literal["ok", "failed", "pending"]
 #: name, split, and how many videos there are where the data set is complete
 PlannedClass = tuple[str, Split, int]

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from safetensors import SafetensorError
@@ -20,14 +19,12 @@ from clipspm.cache.ledger import Entry, shards, values_digest
 from clipspm.cache.lock import writing
 from clipspm.cache.reader import Cache, open_cache, size_on_disk
 from clipspm.cache.seal import write_seal
-from clipspm.cache.spec import LEDGER, SPLITS, Format, Plan, Split, VideoRecord, format_of
+from clipspm.cache.spec import LEDGER, SPLITS, ExportFormat, Format, Plan, Split, VideoRecord, format_of
 from clipspm.cache.store import Hdf5Store, ZarrStore, layer_key
 from clipspm.cache.verify import verify
 from clipspm.cache.writer import parts_path
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import track
-
-ExportFormat = Literal["npz", "safetensors"]
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from clipspm.errors import UsageError
+from clipspm.options import option, settle
 
 EngineName = Literal["local", "slurm", "ray"]
-ENGINES: tuple[EngineName, ...] = ("local", "slurm", "ray")
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+MOST_THREADS = 1024
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -54,22 +56,26 @@ class EngineConfig:
     settings of submitit's executor, such as ``partition``; ``cluster=local`` runs jobs on this machine.
     """
 
-    name: EngineName = "local"
+    name: EngineName = option(
+        "local", "This machine, a Slurm cluster (submitit), or Ray.", "Machine", "--engine"
+    )
     devices: tuple[str, ...] = ()
-    jobs: int | None = None
+    jobs: int | None = option(None, "Slurm jobs or Ray actors.", "Machine", min=1)
     cpus: int = 1
-    gpus: float = 0
-    ray_address: str | None = None
-    slurm: Mapping[str, Any] = field(default_factory=dict)
+    gpus: float = option(0, "GPUs of each Slurm job (whole ones) or Ray actor.", "Machine", min=0)
+    ray_address: str | None = option(
+        None, "A running Ray cluster.", "Machine", shown="one of this machine's own"
+    )
+    slurm: Mapping[str, Any] = option(
+        dict,
+        "A setting of the jobs, e.g. partition=gpu or timeout_min=60 (repeatable); cluster=local: here.",
+        "Machine",
+        example="partition=gpu",
+    )
     logs: Path = Path("slurm_logs")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gpus < float("inf"):
-            raise UsageError(f"--gpus is {self.gpus:g}; it must be a number from 0")
-        if self.name not in ENGINES:
-            raise UsageError(f"unknown engine {self.name!r}: choose one of {', '.join(ENGINES)}")
-        if self.jobs is not None and self.jobs < 1:
-            raise UsageError(f"--jobs must be at least 1, got {self.jobs}")
+        settle(self)
         if self.name != "slurm" and self.slurm:
             raise UsageError("--slurm KEY=VALUE needs --engine slurm")
         if self.name != "ray" and self.ray_address:

@@ -2,32 +2,27 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from clipspm.cache.spec import FINAL, Format
-from clipspm.engines.base import EngineConfig, parse_devices
+from clipspm.engines.base import MOST_THREADS, EngineConfig, parse_devices
 from clipspm.errors import UsageError
-from clipspm.extract.datasets import check_name
+from clipspm.options import option, settle
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 ResizeOn = Literal["auto", "decoders", "encoder"]
 PixelNorm = Literal["model", "none"]
 StoreDtype = Literal["fp16", "fp32"]
 
-_MOST_THREADS = 1024
+SPLITS_HELP = 'JSON or TOML: {"train": [class, ...], "val": [...], "test": [...]}.'
+SPLIT_FILES_HELP = "Folder with a benchmark's video lists as they circulate; the format is detected."
+
 #: more is none of a video, and no cache would hold it
 _MOST_FRAMES = 2**16
 #: GiB that a decoding process may take: the same everywhere, as what fails must not depend on it
 MEMORY = 4.0
 #: a worker that does nothing takes about 0.1
 _LEAST_MEMORY = 0.25
-_CHOICES: dict[str, Any] = {
-    "precision": Precision,
-    "pixel_norm": PixelNorm,
-    "resize_on": ResizeOn,
-    "format": Format,
-    "store_dtype": StoreDtype,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,64 +35,68 @@ class ExtractConfig:
     ``max_failures``: a number of videos, or like ``5%`` a share of them, beyond which the extraction stops.
     """
 
-    dataset: str
-    videos: Path | None = None
-    splits: Path | None = None
-    split_files: Path | None = None
-    model: str | None = None
-    pretrained: str | None = None
-    precision: Precision = "auto"
-    pixel_norm: PixelNorm = "model"
-    device: str | None = None
-    threads: int | None = None
-    layers: str = "final"
-    prompts: str = "photo"
-    frames: int = 8
-    views: int = 1
-    resize: int | None = None
-    resize_on: ResizeOn = "auto"
-    min_frames: int = 1
-    format: Format = "zarr"
-    store_dtype: StoreDtype = "fp16"
-    out: Path | None = None
-    limit: int | None = None
-    workers: int | None = None
-    batch_size: int = 64
-    shard_size: int = 256
-    decode_timeout: float = 60.0
-    worker_memory: float = MEMORY
-    retry_failed: bool = False
-    max_failures: str | None = None
-    overwrite: bool = False
-    dry_run: bool = False
+    dataset: str = option(
+        help="hmdb51, ucf101, kinetics100, ssv2-full, ssv2-small, folder, manifest or demo.", panel="Data"
+    )
+    videos: Path | None = option(
+        None, "Where the videos are.", "Data", shown="$CLIPSPM_DATA/DATASET, then ./data/DATASET"
+    )
+    splits: Path | None = option(None, SPLITS_HELP, "Data")
+    split_files: Path | None = option(None, SPLIT_FILES_HELP, "Data")
+    limit: int | None = option(None, "At most so many videos, evenly over the classes.", "Data", min=1)
+    min_frames: int = option(1, "Refuse videos with fewer frames.", "Data", min=1)
+    frames: int = option(8, "Frames per video.", "Frames", min=1, max=_MOST_FRAMES)
+    views: int = option(
+        1, "Views per video: the centre crop, then random ones.", "Frames", min=1, max=_MOST_FRAMES
+    )
+    resize: int | None = option(
+        None, "Short side in pixels before the crop.", "Frames", shown="8/7 of the crop"
+    )
+    resize_on: ResizeOn = option(
+        "auto", "decoders (Pillow), or the encoder's device (torch). auto: there if it is a GPU.", "Frames"
+    )
+    model: str | None = option(
+        None, "open_clip architecture or local-dir:FOLDER.", "Encoder", shown="ViT-B-16-quickgelu"
+    )
+    pretrained: str | None = option(None, "Tag, weights file or local-dir:FOLDER.", "Encoder", shown="openai")
+    layers: str = option("final", "Layers to cache besides the final embedding.", "Encoder")
+    prompts: str = option("photo", "photo, actionclip16, or a file of templates.", "Encoder")
+    precision: Precision = option("auto", "auto: the fastest within 1e-2 of fp32 on this device.", "Encoder")
+    pixel_norm: PixelNorm = option(
+        "model", "Normalise pixels as the model says, or leave them in [0, 1].", "Encoder"
+    )
+    batch_size: int = option(64, "Frames per call of the encoder.", "Encoder", min=1)
+    out: Path | None = option(None, "The cache to write.", "Output", shown="under $CLIPSPM_HOME")
+    format: Format = option("zarr", "Container of the cache.", "Output")
+    store_dtype: StoreDtype = option("fp16", "Number format in the cache.", "Output")
+    shard_size: int = option(256, "Videos per shard: what a kill can lose.", "Output", min=1)
+    dry_run: bool = option(False, "Only say what would be done, or refused.", "Output")
+    overwrite: bool = option(False, "Start the cache again.", "Output")
+    retry_failed: bool = option(False, "Try videos again that could not be read before.", "Output")
+    max_failures: str | None = option(
+        None, "Stop when more videos (or per cent of them) fail.", "Output", metavar="N|P%"
+    )
+    device: str | None = option(
+        None, "cpu, cuda, or several like cuda:0,cuda:1.", "Machine", shown="a GPU if there is one"
+    )
+    threads: int | None = option(
+        None, "Threads of the encoder on a CPU.", "Machine", min=1, max=MOST_THREADS, shown="all cores"
+    )
+    workers: int | None = option(
+        None, "Decoding processes per encoder.", "Machine", min=1, shown="the cores, or 1 by engine"
+    )
+    decode_timeout: float = option(60.0, "Seconds that one video may take.", "Machine", above=0)
+    worker_memory: float = option(
+        MEMORY, "GiB that a decoding process may take (Linux).", "Machine", min=_LEAST_MEMORY
+    )
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
+        from clipspm.extract.datasets import check_name  # the help of the command line needs none of it
+
+        settle(self)
         check_name(self.dataset)
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in get_args(choices):
-                known = ", ".join(get_args(choices))
-                option = name.replace("_", "-")
-                raise UsageError(f"--{option} {getattr(self, name)!r}: choose one of {known}")
         parse_layers(self.layers)
-        for name in ("frames", "views", "batch_size", "shard_size", "min_frames"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("frames", "views"):
-            if getattr(self, name) > _MOST_FRAMES:
-                raise UsageError(f"--{name} must be at most {_MOST_FRAMES}, got {getattr(self, name)}")
-        for name in ("limit", "workers", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} must be at least 1, got {value}")
-        if not self.decode_timeout > 0:
-            raise UsageError(f"--decode-timeout must be more than 0 seconds, got {self.decode_timeout:g}")
-        if not _LEAST_MEMORY <= self.worker_memory < float("inf"):
-            raise UsageError(
-                f"--worker-memory must be at least {_LEAST_MEMORY:g} (GiB), got {self.worker_memory:g}"
-            )
-        if self.threads is not None and self.threads > _MOST_THREADS:
-            raise UsageError(f"--threads is at most {_MOST_THREADS}, got {self.threads}")
         if self.out is not None and (not self.out.name or "\n" in self.out.name):
             raise UsageError(f"--out {str(self.out)!r} names no cache: give a folder (or .h5 file) to write")
         self.most_failures(0)

@@ -129,6 +129,17 @@ def test_a_run_is_named_after_its_cache_and_found_by_its_name(home: Path, cache:
     assert_one_clear_line(clipspm("eval", "my-clip", home=home), "there is no run my-clip; at ", name, code=2)
 
 
+def test_what_a_run_cannot_be_scored_on_is_said_before_torch_is_loaded(
+    home: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    clipspm("train-heads", "--cache", cache, "--head", "prototype", "--way", 3, "--run-dir", run, home=home)
+    monkeypatch.setattr("clipspm.cli._load_torch", lambda threads: pytest.fail("PyTorch would be loaded"))
+    wrong = clipspm("eval", run, "--queries", 100, home=home)
+    assert_one_clear_line(wrong, "has 5 usable videos, 1 shots + 100 queries need 101", code=2)
+    assert_one_clear_line(clipspm("eval", run, "--way", 4, home=home), "--way 3", code=2)
+
+
 def test_heads_are_listed_without_torch(home: Path) -> None:
     listed = clipspm("heads", home=home)
     assert listed.returncode == 0
@@ -242,7 +253,7 @@ def test_skipped_videos_are_a_table_and_exit_code_3(
         (("cache", "info", "{videos}"), ("not a cache",), 1),
         (("cach",), ("cach",), 2),
         (("extract", "--dataset", "hmdb15"), ("hmdb15", "did you mean hmdb51"), 2),
-        (("extract", "--dataset", "hmdb51", "--frames", "-4"), ("--frames must be at least 1, got -4",), 2),
+        (("extract", "--dataset", "hmdb51", "--frames", "-4"), ("--frames is -4; it must be at least 1",), 2),
         (("extract", "--dataset", "folder", "--videos", "wrong place"), ("wrong place does not exist",), 1),
         (("extract", "--dataset", "folder", "--videos", "{videos}/wave"), ("lie directly in", "-> "), 1),
         (("extract", "--dataset", "folder", "--videos", "{videos}", "--gpus", "1"), ("--device cuda:0,cuda:1",), 2),
@@ -356,8 +367,8 @@ def test_a_cache_that_is_not_complete_is_refused(home: Path, cache: Path, tmp_pa
         (("--slurm", "partition=gpu"), "needs --engine slurm", 2),
         (("--jobs", "3"), "--jobs needs --engine", 2),
         (("--device", "cpu,cpu", "--engine", "ray"), "several devices", 2),
-        (("--decode-timeout", "0"), "more than 0 seconds", 2),
-        (("--worker-memory", "0.1"), "at least 0.25 (GiB), got 0.1", 2),
+        (("--decode-timeout", "0"), "--decode-timeout is 0.0; it must be more than 0", 2),
+        (("--worker-memory", "0.1"), "--worker-memory is 0.1; it must be at least 0.25", 2),
         (("--threads", "0"), "at least 1", 2),
         (("--threads", "1000000"), "at most 1024", 2),
         (("--device", "foo"), "--device foo: cannot be used", 2),

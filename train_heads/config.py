@@ -4,9 +4,8 @@ A value comes from the last of these that names it: recipe (``recipes/*.yaml``),
 values of the method), ``--config`` file, explicit flags. All numbers live in the data files.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -15,10 +14,10 @@ import yaml
 
 from clipspm.cache.disk import Unreadable, reading, size_text
 from clipspm.errors import UsageError
+from clipspm.options import option, settle
 from clipspm.settings import from_yaml, near, typed
-from clipspm.train_heads.episodes.random import digest
 from clipspm.train_heads.heads.clipspm.config import PRESETS, load_preset
-from clipspm.train_heads.heads.protocol import Protocol
+from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.heads.registry import check_settings, head_entry
 
 Precision = Literal["float32", "fp16", "bf16"]
@@ -32,73 +31,66 @@ _MOST_YAML = 1 << 21
 
 
 #: more is a slip of the hand: it would run for years, or take all memory
-_MOST = {
-    "way": 2**16,
-    "shots": 2**16,
-    "queries": 2**16,
-    "episodes": 2**40,
-    "batch": 2**16,
-    "val_episodes": 2**40,
-}
+_MOST, _MOST_EPISODES = 2**16, 2**40
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that a training run depends on besides the cache; make one with :func:`resolve_config`."""
 
-    recipe: str = "default"  #: named recipe that the other values started from
-    preset: str | None = None  #: data set whose values of the method were used (clip-spm)
-    head: str = DEFAULT_HEAD  #: which head
-    head_config: Mapping[str, Any] = field(default_factory=dict)  #: settings of the head
-    way: int = 5  #: classes per episode
-    shots: int = 1  #: support videos per class
-    queries: int | None = None  #: training queries per class; none: 4, or what the smallest class allows
-    frames: int | None = None  #: frames sampled from the cached ones; none: 8, or all
-    seed: int = 0  #: of initialisation, training episodes, frame jitter and dropout
-    device: str = "auto"  #: auto, cpu, cuda, cuda:1, mps
-    hold_out: bool = True  #: without validation classes, choose the weights on a part of the training set
-    shuffle_time: bool = False  #: put each clip's frames in random order (a control)
+    shots: int = option(1, "Support videos per class.", "Episodes", min=1, max=_MOST)
+    way: int = option(5, "Classes per episode.", "Episodes", min=2, max=_MOST)
+    queries: int | None = option(
+        None,
+        "Training queries per class.",
+        "Episodes",
+        min=1,
+        max=_MOST,
+        shown="4, or what the classes allow",
+    )
+    frames: int | None = option(
+        None, "Frames sampled from the cached ones.", "Episodes", min=1, shown="8, or all"
+    )
+    head: str = option(DEFAULT_HEAD, "The head; list: which there are.", "Training")
+    head_config: Mapping[str, Any] = option(
+        dict,
+        "A setting of the head, e.g. matcher=bimhm (repeatable).",
+        "Training",
+        "--set",
+        example="matcher=bimhm",
+    )
+    recipe: str = option("default", "Values to start from: default, official or paper.", "Training")
+    preset: str | None = option(
+        None, "Data set whose values of the method are used.", "Training", shown="the cache's, or hmdb51"
+    )
+    seed: int = option(0, "Of initialisation, training episodes, frame jitter and dropout.", "Training")
+    device: str = option("auto", "cpu, cuda, cuda:1, mps or auto.", "Machine", shown="a GPU if there is one")
+    hold_out: bool = option(
+        True, "Without validation classes, choose the weights on a part of the training set.", "Training"
+    )
+    shuffle_time: bool = option(False)  #: put each clip's frames in random order (a control)
     # from here on, values come from the recipe
-    precision: Precision  #: of the arithmetic; weights stay float32
-    protocol: Protocol  #: used in training
-    select_protocol: Protocol  #: scored on validation classes
-    mix_motion: float = 0.0  #: largest share of another class's motion in virtual training classes
-    episodes: int  #: training episodes
-    batch: int  #: episodes per optimiser step
-    optimizer: Literal["adam", "adamw"]
-    lr: float
-    weight_decay: float
-    betas: tuple[float, float]
-    schedule: Literal["constant", "cosine"]  #: after warm-up
-    warmup: float  #: fraction of the steps over which the learning rate rises
-    clip: float | None  #: largest gradient norm; none: no clipping
-    val_every: int  #: training episodes between validations
-    val_episodes: int
+    precision: Precision = option()  #: of the arithmetic; weights stay float32
+    protocol: Protocol = option(help="Protocol used in training.", panel="Training", shown="by recipe")
+    select_protocol: Protocol = option()  #: scored on validation classes
+    #: largest share of another class's motion in virtual training classes
+    mix_motion: float = option(0.0, min=0)
+    episodes: int = option(
+        help="Training episodes.", panel="Training", min=0, max=_MOST_EPISODES, shown="by recipe"
+    )
+    batch: int = option(min=1, max=_MOST)  #: episodes per optimiser step
+    optimizer: Literal["adam", "adamw"] = option()
+    lr: float = option(help="Learning rate.", panel="Training", min=0, shown="by recipe")
+    weight_decay: float = option(min=0)
+    betas: tuple[float, float] = option()
+    schedule: Literal["constant", "cosine"] = option()  #: after warm-up
+    warmup: float = option(min=0, max=1)  #: fraction of the steps over which the learning rate rises
+    clip: float | None = option(min=0)  #: largest gradient norm; none: no clipping
+    val_every: int = option(min=1)  #: training episodes between validations
+    val_episodes: int = option(min=1, max=_MOST_EPISODES)
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("way", 2),
-            ("shots", 1),
-            ("queries", 1),
-            ("frames", 1),
-            ("episodes", 0),
-            ("batch", 1),
-            ("val_every", 1),
-            ("val_episodes", 1),
-            ("lr", 0.0),
-            ("weight_decay", 0.0),
-            ("clip", 0.0),
-            ("warmup", 0.0),
-            ("mix_motion", 0.0),
-        ):
-            value = getattr(self, name)
-            if value is not None and not (value >= least and math.isfinite(value)):
-                raise UsageError(f"{name} is {value}; it must be at least {least}")
-        for name, most in _MOST.items():
-            if (value := getattr(self, name)) is not None and value > most:
-                raise UsageError(f"{name} is {value}; it must be at most {most}")
-        if self.warmup > 1:
-            raise UsageError(f"warmup is {self.warmup}; it is a fraction of the steps, at most 1")
+        settle(self)
         try:
             head_entry(self.head)
         except ValueError as error:
@@ -111,6 +103,8 @@ class TrainConfig:
     @property
     def identity(self) -> str:
         """64 hex digits over every value that the numbers depend on."""
+        from clipspm.train_heads.episodes.random import digest  # it loads numpy
+
         return digest({k: v for k, v in self.as_dict().items() if k not in _INFORMATIVE}).hex()
 
     def differences(self, other: "TrainConfig") -> list[str]:
@@ -123,6 +117,24 @@ class TrainConfig:
     def with_head(self, **settings: Any) -> "TrainConfig":
         """A copy with some settings of the head changed."""
         return replace(self, head_config={**self.head_config, **settings})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What is asked of an evaluation: episodes, and who scores them."""
+
+    shots: int | None = option(
+        None, "Support videos per class.", "Episodes", min=1, max=_MOST, shown="the run's"
+    )
+    way: int | None = option(None, "Classes per episode.", "Episodes", min=2, max=_MOST, shown="the run's")
+    queries: int = option(1, "Queries per class.", "Episodes", min=1, max=_MOST)
+    seed: int = option(0, "Seed of the test episodes.", "Episodes")
+    protocols: tuple[Protocol, ...] = option(
+        PROTOCOLS, "Only this protocol (repeatable).", "Evaluation", "--protocol", shown="both"
+    )
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 def recipe_names() -> list[str]:

@@ -17,7 +17,7 @@ from clipspm.cache.spec import FINAL
 from clipspm.engines.allocator import keep_pages
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import Reporter, Say
-from clipspm.train_heads.config import Precision
+from clipspm.train_heads.config import EvalConfig, Precision
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, check_frames, draw
@@ -34,18 +34,13 @@ from clipspm.train_heads.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
+class Scoring(EvalConfig):
     """How to score: what is None is the run's own, or 5-way 1-shot, for a head without one."""
 
     episodes: int | Episodes = 10_000  #: how many to draw, or those that were drawn
-    way: int | None = None  #: classes per episode
-    shots: int | None = None  #: support videos per class
-    queries: int = 1  #: queries per class
-    seed: int = 0  #: of the episodes
     dirichlet: int = 0  #: see :class:`~.episodes.draw.EpisodeSpec`
     sources: str = ""  #: see :class:`~.episodes.draw.EpisodeSpec`
     split: Split = "test"
-    protocols: Sequence[Protocol] = PROTOCOLS
     weights: str | None = None  #: of the run: best, last, or a checkpoint's name
     frames: int | None = None  #: sampled from the cached ones
     precision: Precision | None = None  #: of the arithmetic

@@ -31,12 +31,15 @@ class HeadEntry:
     """A head that can be asked for by name.
 
     ``about``: one line for people. ``target``: ``module:Class``, imported when the head is built. ``fixed``:
-    arguments that make this head of the class. ``trained``: whether it has anything to train.
+    arguments that make this head of the class. ``settings``: its other arguments and their types, to check
+    them before PyTorch is loaded (None: ask the class, afterwards). ``trained``: whether it has anything to
+    train.
     """
 
     about: str
     target: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] | None = field(default_factory=dict)
     trained: bool = True
 
     def load(self) -> "type[Head]":
@@ -58,16 +61,47 @@ _HERE = "clipspm.train_heads.heads"
 HEADS: dict[str, HeadEntry] = {
     "clip-spm": HeadEntry("CLIP-SPM: HSMR, SPM and PADM (arXiv 2512.19036)", f"{_HERE}.clipspm.head:CLIPSPM"),
     "clip-fsar": HeadEntry(
-        "class texts with supports, OTAM (arXiv 2303.02982)", f"{_HERE}.peers.clip_fsar:CLIPFSAR"
+        "class texts with supports, OTAM (arXiv 2303.02982)",
+        f"{_HERE}.peers.clip_fsar:CLIPFSAR",
+        settings={
+            "heads": int,
+            "ffn_width": int,
+            "dropout": float,
+            "ffn_dropout": float,
+            "class_text_weight": float,
+            "text_scale": float,
+            "text_fusion": bool,
+            "fusion_b": float,
+        },
     ),
-    "cpm": HeadEntry("compound prototype matching (arXiv 2207.05515)", f"{_HERE}.peers.cpm:CPM"),
-    "trx": HeadEntry("cross-attention of frame tuples (arXiv 2101.06184)", f"{_HERE}.peers.trx:TRX"),
+    "cpm": HeadEntry(
+        "compound prototype matching (arXiv 2207.05515)",
+        f"{_HERE}.peers.cpm:CPM",
+        settings={
+            "m_g": int,
+            "m_f": int,
+            "heads": int,
+            "ffn_width": int,
+            "dropout": float,
+            "scale": float,
+            "focus_weight": float,
+        },
+    ),
+    "trx": HeadEntry(
+        "cross-attention of frame tuples (arXiv 2101.06184)",
+        f"{_HERE}.peers.trx:TRX",
+        settings={"sizes": tuple[int, ...], "out_dim": int, "dropout": float},
+    ),
     "semantic-prompt": HeadEntry(
         "class texts prompt the supports (arXiv 2303.14123)",
         f"{_HERE}.peers.semantic_prompt:SemanticPrompt",
+        settings={"heads": int, "ffn_width": int, "dropout": float, "scale": float},
     ),
     "otam": HeadEntry(
-        "ordered temporal alignment (arXiv 1906.11415)", f"{_HERE}.peers.training_free:OTAM", trained=False
+        "ordered temporal alignment (arXiv 1906.11415)",
+        f"{_HERE}.peers.training_free:OTAM",
+        settings={"smoothing": float},
+        trained=False,
     ),
     "frame-cosine": HeadEntry(
         "cosine of frames at the same index",
@@ -90,6 +124,7 @@ HEADS: dict[str, HeadEntry] = {
     "tip-adapter": HeadEntry(
         "texts and a cache of supports (arXiv 2111.03930)",
         f"{_HERE}.peers.training_free:TipAdapter",
+        settings={"alpha": float, "beta": float},
         trained=False,
     ),
 }
@@ -105,7 +140,7 @@ def head_entry(name: str) -> HeadEntry:
     if name in HEADS:
         return HEADS[name]
     if _PATH.fullmatch(name):
-        return HeadEntry("a class of your own", name)
+        return HeadEntry("a class of your own", name, settings=None)
     known = known_heads()
     if name not in known:
         raise ValueError(f"unknown head {name!r}{near(name, known)}")
@@ -115,7 +150,9 @@ def head_entry(name: str) -> HeadEntry:
 @cache
 def _brought() -> dict[str, HeadEntry]:
     return {
-        point.name: HeadEntry(f"of the package {point.dist.name if point.dist else '?'}", point.value)
+        point.name: HeadEntry(
+            f"of the package {point.dist.name if point.dist else '?'}", point.value, settings=None
+        )
         for point in entry_points(group=GROUP)
     }
 
@@ -153,16 +190,24 @@ def build_head(
     if name == "clip-spm":
         return kind(dim, make_config(**settings), layer_dims=layer_dims)
     arguments = inspect.signature(kind).parameters
-    hints = get_type_hints(entry.load().__init__)
-    own = {key: hints.get(key, Any) for key in arguments if key not in (*_GIVEN, *entry.fixed)}
-    if not own and settings:
-        raise ValueError(f"{name} has no settings, found {next(iter(settings))!r}")
+    own = entry.settings
+    if own is None:
+        hints = get_type_hints(entry.load().__init__)
+        own = {key: hints.get(key, Any) for key in arguments if key not in _GIVEN}
     shape = {"dim": dim, "frames": frames, "layer_dims": layer_dims or {}}
     given = {key: value for key, value in shape.items() if key in arguments}
-    return kind(**given, **entry.fixed, **typed(settings, own))
+    return kind(**given, **entry.fixed, **_typed(name, settings, own))
 
 
 def check_settings(name: str, options: Mapping[str, Any]) -> None:
-    """ValueError for ``options`` that ``clip-spm`` cannot have; other heads look at theirs when built."""
+    """ValueError for ``options`` that the head ``name`` does not have, or not of this type."""
     if name == "clip-spm":
         make_config(**options)
+    elif (own := head_entry(name).settings) is not None:
+        _typed(name, options, own)
+
+
+def _typed(name: str, options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    if options and not own:
+        raise ValueError(f"{name} has no settings, found {next(iter(options))!r}")
+    return typed(options, own)

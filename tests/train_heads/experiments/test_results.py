@@ -540,7 +540,7 @@ def test_resuming_keeps_the_same_checkpoints(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("arguments", "part", "code"),
     [
-        (("eval", "full-0", "--shots", 0), "shot is 0", 2),
+        (("eval", "full-0", "--shots", 0), "shots is 0", 2),
         (("eval", "full-0", "--test-episodes", 10**11), "at most 10,000,000", 2),
         (("eval", "full-0", "--source-pattern", ""), "says no source", 2),
         (("train-heads", "--keep-checkpoints", -3), "--keep-checkpoints", 2),

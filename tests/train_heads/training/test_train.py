@@ -34,7 +34,9 @@ CACHE = fake_cache(views=2, frames=6)
 @pytest.fixture(autouse=True)
 def linear_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """The registry also knows the small head of the tests."""
-    monkeypatch.setitem(HEADS, "linear", HeadEntry("of the tests", "tests.support.synthetic:LinearHead"))
+    monkeypatch.setitem(
+        HEADS, "linear", HeadEntry("of the tests", "tests.support.synthetic:LinearHead", settings=None)
+    )
 
 
 def weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:

@@ -1,0 +1,1 @@
+"""The commands in groups (``clipspm cache ...``), and what all commands share."""

@@ -1,0 +1,119 @@
+"""What the commands share: how their help looks, the options that several have, and how they speak."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from clipspm.errors import UsageError
+from clipspm.extract.config import ExtractConfig
+from clipspm.options import like, own
+from clipspm.terminal import Terminal, one_line
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+#: columns of the names of options in the help
+_NAMES = 28
+
+
+class Command(TyperCommand):
+    """A command whose help has its options under the headings of their panels."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                argument = param.param_type_name == "argument"
+                panel = getattr(param, "rich_help_panel", None) or ("Arguments" if argument else "Output")
+                # typer 0.20 writes [ as rich would have it
+                sections.setdefault(panel, []).append(
+                    (record[0].ljust(_NAMES), record[1].replace("\\[", "["))
+                )
+        for panel, records in sections.items():
+            with formatter.section(panel):
+                formatter.write_dl(records, col_max=_NAMES)
+
+
+class App(typer.Typer):
+    """Commands whose help, in plain text, is what a bare call shows."""
+
+    def __init__(self, help: str, **more: Any) -> None:
+        super().__init__(
+            help=help,
+            invoke_without_command=True,
+            pretty_exceptions_enable=False,
+            rich_markup_mode=None,
+            context_settings=_CONTEXT,
+            **more,
+        )
+
+    def command(self, name: str | None = None, **more: Any) -> Any:
+        return super().command(name, cls=Command, **more)
+
+
+err = Terminal(stderr=True)
+out = Terminal()
+
+Json = Annotated[bool, own("One JSON object on standard output.", "Output", "--json")]
+CachePath = Annotated[Path | None, own("The cache.", "Data", "--cache", shown="the newest")]
+CacheOf = Annotated[str | None, own("The newest cache of this data set.", "Data", "--dataset")]
+Splits = Annotated[Path | None, like(ExtractConfig, "splits")]
+AllowPartial = Annotated[
+    bool, own("Leave out what is missing or damaged in the cache.", "Data", "--allow-partial")
+]
+Unbalanced = Annotated[
+    bool,
+    own("Queries shared out by Dirichlet(2) instead of as many per class.", "Episodes", "--unbalanced"),
+]
+SourceDisjoint = Annotated[
+    bool, own("No query cut from the same source as a support.", "Episodes", "--source-disjoint")
+]
+SourcePattern = Annotated[
+    str | None,
+    own("Regular expression whose first group is a video's source (implies --source-disjoint).", "Episodes"),
+]
+
+
+def help_alone(context: typer.Context) -> None:
+    """Show the help where no command is named."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def open_source(cache: Path | None, dataset: str | None, splits: Path | None) -> Any:
+    """The cache at ``cache``, or the newest (of ``dataset``), under ``splits`` if they are given."""
+    from clipspm.cache import find_cache, open_cache
+
+    path = find_cache(cache, dataset)
+    say(f"cache: {path}")
+    found = open_cache(path)
+    if splits is not None:
+        from clipspm.extract.datasets import apply_splits, read_splits
+
+        found = found.with_splits(apply_splits(found.class_names, read_splits(splits), splits))
+    return found
+
+
+def kind_of(unbalanced: bool, source_disjoint: bool, pattern: str | None) -> dict[str, Any]:
+    """The options of other kinds of episodes, as fields of an ``EpisodeSpec``."""
+    if pattern in ("", "name"):
+        raise UsageError(
+            f"--source-pattern {pattern!r} says no source: give a regular expression with a group"
+        )
+    return {"dirichlet": 2 if unbalanced else 0, "sources": pattern or ("name" if source_disjoint else "")}
+
+
+def tell(as_json: bool, content: dict[str, Any], *said: Any) -> None:
+    """What was found out: one JSON object, or tables and lines."""
+    if as_json:
+        sys.stdout.write(json.dumps(content, indent=1, default=str) + "\n")
+        return
+    for part in said:
+        out.print(part)
+
+
+def say(line: str) -> None:
+    """One line of news, on standard error."""
+    err.print(one_line(line))
