@@ -15,7 +15,7 @@ from clipspm.cache.disk import Unreadable, reading
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.tables import Table
 from clipspm.train_heads.episodes.draw import Episodes
-from clipspm.train_heads.evaluation.result import saved_predictions
+from clipspm.train_heads.evaluation.result import load_predictions
 from clipspm.train_heads.runs import (
     CONFIG,
     IN_CONFIG,
@@ -203,7 +203,7 @@ class _Examination:
                 episodes = Episodes.load(file)
             except ClipspmError:  # said of that file
                 return digest
-            saved_predictions(self.run, label, episodes)
+            load_predictions(self.run, label, episodes)
         return digest
 
     @property

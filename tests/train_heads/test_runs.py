@@ -395,7 +395,7 @@ def test_scores_of_weights_that_training_replaced_meanwhile_are_not_kept(
     real = module.guard_labels
     monkeypatch.setattr(module, "guard_labels", ends)
     before = list(Run.open(run).results()["evaluations"])
-    with pytest.raises(ClipspmError, match="ended meanwhile: run the same command again"):
+    with pytest.raises(ClipspmError, match="ended during the evaluation: run the same command again"):
         evaluate(run, CACHE, episodes=20, seed=7, log=silent)
     assert list(Run.open(run).results()["evaluations"]) == before
 
