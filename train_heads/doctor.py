@@ -167,13 +167,13 @@ class _Examination:
             with reading(self.path / name, "does not fit the head"):
                 put(self.head, arrays)
             return digest
-        from clipspm.train_heads.training.loop import restored
+        from clipspm.train_heads.training.loop import read_progress
         from clipspm.train_heads.training.optim import make_optimizer
 
         parameters = [p for p in self.head.parameters() if p.requires_grad]
         optimizer = make_optimizer(parameters, self.run.config) if parameters else None
         with reading(self.path / name, "is no checkpoint"):
-            restored(self.run.load_state(self.head, optimizer) or {})
+            read_progress(self.run.load_state(self.head, optimizer) or {})
         return digest
 
     def _results(self, name: str) -> str | None:

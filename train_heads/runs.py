@@ -375,7 +375,7 @@ def holds_run(path: Path) -> bool:
 
 
 @contextmanager
-def one_training(path: Path) -> Iterator[None]:
+def training_lock(path: Path) -> Iterator[None]:
     """Be the one process that trains in the run directory ``path`` (made here); a second is told by whom."""
     try:
         make_folder(path)
