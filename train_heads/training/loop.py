@@ -171,7 +171,7 @@ class Trainer:
             for step in range(self.at.step, self.steps):
                 if self._stopped_improving():
                     self.reporter.say(
-                        f"stopped early: held-out accuracy was best after "
+                        "stopped early: held-out accuracy was best after "
                         f"{self.episodes(self.at.best_step)} episodes"
                     )
                     break
