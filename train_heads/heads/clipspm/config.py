@@ -1,4 +1,4 @@
-"""The numbers and switches of CLIP-SPM, and the presets that the authors' settings come as."""
+"""Settings of CLIP-SPM, and presets with the authors' values."""
 
 from dataclasses import dataclass, fields
 from functools import cache
@@ -20,20 +20,19 @@ _ALIASES = {"kinetics": "kinetics100"}
 class CLIPSPMConfig:
     """Defaults are the released code's behaviour with its HMDB51 numbers (the ``official`` recipe)."""
 
-    # The three modules. What a dropped one leaves: without PADM the logits are those of D0 and D1; without
-    # SPM, D1 and PADM see the frames themselves; without HSMR there is no motion term and no D0, and
-    # ``matching_input`` is raw.
+    # The three modules. Without PADM the logits are those of D0 and D1; without SPM, D1 and PADM see the
+    # frames themselves; without HSMR there is no motion term and no D0, and ``matching_input`` is raw.
     hsmr: bool = True
     spm: bool = True
     padm: bool = True
 
-    # Table of presets.
-    rho_v: float = 0.5  #: hidden width of the frames' gate over D
-    rho_t: float = 1.5  #: hidden width of the prompt's gate over D
-    slope: float = 0.0025  #: LeakyReLU's
+    # Values that presets set.
+    rho_v: float = 0.5  #: hidden width of the frames' gate, as a multiple of D
+    rho_t: float = 1.5  #: hidden width of the prompt's gate, as a multiple of D
+    slope: float = 0.0025  #: negative slope of the gates' LeakyReLU
     alpha: float = 0.2  #: weight of the gated prompt in the fused frames
-    w_c: float = 0.54  #: queries' share of L_consist
-    w_text: float = 0.07  #: queries' share of L_text, of 0.5
+    w_c: float = 0.54  #: weight of queries in L_consist; supports have 1 - w_c
+    w_text: float = 0.07  #: weight of queries in L_text; supports have 0.5 - w_text
 
     heads: int = 8
     head_width: int = 256
@@ -106,14 +105,14 @@ def _preset_values(name: str) -> dict[str, Any]:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The authors' numbers for a data set: fields of :class:`CLIPSPMConfig`. ValueError lists the presets."""
+    """Return the authors' values of :class:`CLIPSPMConfig` for a data set; ValueError lists the presets."""
     return dict(_preset_values(name))
 
 
 def make_config(preset: str = "hmdb51", **overrides: Any) -> CLIPSPMConfig:
-    """The configuration of ``preset`` with ``overrides``.
+    """Return the configuration of ``preset`` with ``overrides``.
 
-    ValueError in one line: a preset or field that there is none of, or a value that a field cannot have.
+    Raises a one-line ValueError for an unknown preset or field, or an invalid value.
     """
     given = typed(overrides, get_type_hints(CLIPSPMConfig))
     return CLIPSPMConfig(**(load_preset(preset) | given))

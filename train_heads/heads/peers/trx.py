@@ -13,12 +13,12 @@ from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.parts.attention import sinusoidal_positions
 from clipspm.train_heads.heads.parts.otam import full
 
-#: sets of frames per clip beyond which no memory would hold their attention
+#: with more tuples per clip than this, attention between them does not fit in any memory
 _MOST_TUPLES = 100_000
 
 
 class TupleAttention(nn.Module):
-    """One set size: ordered frame tuples, their keys and values, distances to query-specific prototypes."""
+    """Attention between ordered frame tuples of one size, and distances to query-specific prototypes."""
 
     tuples: Tensor
 
@@ -64,8 +64,8 @@ class TRX(Head):
     """Mean over set sizes of -(squared distance of query tuples to attended prototypes) / number of tuples.
 
     Source: arXiv 2101.06184, section 3: frame pairs and triples, sinusoidal positions (times 0.1),
-    ``out_dim`` 1152. There the ResNet below is trained too and dropout 0.1 follows the positions; here
-    frames are frozen, so keys and values are all that learns.
+    ``out_dim`` 1152. In the paper the ResNet is trained too and dropout 0.1 follows the positions; here
+    frames are frozen, so only keys and values learn.
     """
 
     def __init__(
