@@ -340,10 +340,10 @@ def test_a_second_ablation_is_told_who_trains(tmp_path: Path, devices: tuple[str
     cell = plan_ablation(cache, CONFIG, **asked).cells["full"][0]
     with training_lock(cell.path), pytest.raises(ClipspmError, match=f"{cell.path} is being trained by {me}"):
         ablate(cache, CONFIG, **asked)
-    from clipspm.train_heads.experiments.ablate import _one_ablation
+    from clipspm.train_heads.experiments.ablate import _ablation_lock
 
     with (
-        _one_ablation(tmp_path / "out"),
+        _ablation_lock(tmp_path / "out"),
         pytest.raises(ClipspmError, match=f"out is being done by {me}.*--out"),
     ):
         ablate(cache, CONFIG, **asked)
