@@ -64,6 +64,8 @@ def read_checkpoint(file: str | Path, preset: str, out: str | Path | None = None
     config = resolve_config(recipe="official", preset=preset)
     if out is not None and holds_run(Path(out)):
         raise UsageError(f"{out} already holds a run: name another --out")
+    if not os.path.lexists(file):
+        raise ClipspmError(f"there is no checkpoint {file}")
     with reading(file, f"(preset {preset}) is not a checkpoint of the head"):
         parameters, tower = split_reference(_load(file))
         for name, tensor in parameters.items():
@@ -85,8 +87,6 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
 
 
 def _load(file: Path) -> Mapping[str, Any]:
-    if not os.path.lexists(file):
-        raise ClipspmError(f"there is no checkpoint {file}")
     with reading(file, "cannot be read as a checkpoint"):
         if file.suffix == ".safetensors":
             return load_file(file)

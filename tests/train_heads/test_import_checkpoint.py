@@ -317,7 +317,7 @@ def save_ucf(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "parts"),
     [
-        (None, ("no checkpoint",)),
+        (None, ("there is no checkpoint",)),
         (save_text, ("neither a torch.save file nor .safetensors",)),
         (save_truncated, ("cannot be read",)),
         (save_other_model, ("motion_conv1.bias", "missing")),

@@ -24,9 +24,8 @@ from clipspm.train_heads.heads.base import Head, Scorer
 from clipspm.train_heads.heads.episode import BaseClasses, Episode
 from clipspm.train_heads.heads.protocol import Protocol
 
-_MOST_RECALLED = (
-    4.5e7  # largest size in bytes of the features to recall; what a head keeps of them is 35 times as large
-)
+#: largest size in bytes of the features to recall; what a head keeps of them is 35 times as large
+_MOST_RECALLED = 4.5e7
 _TUNE_LIMIT = 64  # with more combinations than this, search one buffer at a time
 
 

@@ -89,7 +89,7 @@ class EvalResult:
         ]
 
     def csv(self, *, per_class: bool = False) -> str:
-        """Return a line per protocol; ``per_class``: per protocol and class, with a row of ``confusion``."""
+        """Return a line per protocol, in per cent; ``per_class``: per protocol and class, with confusions."""
         lines: list[dict[str, Any]] = []
         for p in self.protocols:
             where = {

@@ -17,7 +17,7 @@ from clipspm.train_heads.experiments.results import runs_below
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.runs import CONFIG, Run
 
-#: facts of an evaluation in which two sides should agree, and what to call them
+#: facts of an evaluation in which two sides should agree, and their names
 _COMPARED = {
     "cache_fingerprint": "features",
     "selection": "selection splits",

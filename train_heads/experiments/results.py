@@ -200,7 +200,7 @@ class Results:
         return [entry for entry in published() if (entry["dataset"], entry["request"]) in asked]
 
     def csv(self, *, per_class: bool = False) -> str:
-        """Return a line per score; ``per_class``: per score and class, with a row of ``confusion``."""
+        """Return a line per score, in per cent; ``per_class``: per score and class, with confusions."""
         if per_class:
             return records_csv([record for score in self.scores for record in score.class_records()])
         return records_csv([score.as_dict() for score in self.scores])

@@ -135,7 +135,7 @@ class Head(nn.Module):
         query_labels: Tensor | None = None,
         base: BaseClasses | None = None,
     ) -> HeadOutput:
-        """:meth:`run` on plain tensors: ``support`` [E, S, T, D], ``query`` [E, Q, T, D], ``text`` [E, C, D].
+        """Do :meth:`run` on tensors: ``support`` [E, S, T, D], ``query`` [E, Q, T, D], ``text`` [E, C, D].
 
         For more than the final layer, pass mappings from layers to tensors. The leading E may be missing from
         all of them at once; supports and queries come in any order.

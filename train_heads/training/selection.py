@@ -19,7 +19,7 @@ from clipspm.train_heads.training.hold_out import Selection, set_aside
 
 #: seed of the episodes drawn from held-out data
 _HELD_OUT = -1
-#: up to so many training episodes, no selection was not seen to hurt
+#: training without selection was not seen to hurt up to so many episodes
 _SHORT = 160
 
 

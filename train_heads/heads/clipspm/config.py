@@ -44,7 +44,7 @@ class CLIPSPMConfig:
     consistency: bool = False  #: L_text and L_consist, as in the paper; the released code has them off
 
     # Weights of the distances in the logits.
-    motion_weight: float = 0.0  #: D0: with HSMR, what moves in prototypes to what moves in queries
+    motion_weight: float = 0.0  #: D0, with HSMR: moving frames of prototypes to those of queries
     d1_weight: float = 0.5  #: D1: SPM's prototypes to queries
     d2_weight: float = 1.0  #: D2: PADM's prototypes to queries
     d3_weight: float = 1.0  #: D3: PADM's class tokens to the anchor
@@ -54,8 +54,8 @@ class CLIPSPMConfig:
 
     # Variants.
     shallow_layer: str | None = None  #: cached layer that the shallow motion comes from, instead of the last
-    matching_input: MatchingInput = "raw"  #: what SPM, PADM and the matching see: HSMR may refine what moves
-    motion_taps: int = 0  #: odd: a learned filter over time, for all channels, of what moves
+    matching_input: MatchingInput = "raw"  #: frames that SPM, PADM and the matching see
+    motion_taps: int = 0  #: taps of a learned filter over time of the moving frames, odd; 0: none
     position: bool = False  #: sinusoidal positions (times 0.1) on the frames that enter the first block
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class CLIPSPMConfig:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The fields, in order."""
+        """Return the names of the fields, in order."""
         return tuple(f.name for f in fields(cls))
 
 

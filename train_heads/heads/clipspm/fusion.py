@@ -32,7 +32,7 @@ class Gate(nn.Module):
         self.slope = slope
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D] in (0, 1)."""
+        """Return gates in (0, 1), [..., D] -> [..., D]."""
         hidden = nn.functional.leaky_relu(self.hidden(x), self.slope)
         return torch.sigmoid(self.output(hidden))
 

@@ -19,7 +19,7 @@ class MotionFeatures(nn.Module):
         self.conv2 = nn.Linear(3 * dim, dim)
 
     def forward(self, v: Tensor) -> Tensor:
-        """[..., T, D] with T >= 2 -> [..., D]."""
+        """Return the motion of ``v`` [..., T, D], T >= 2: [..., D]."""
         ends, middle, inner = _mean_weights(v.shape[-2], v)
         sums = torch.cat([inner, ends.unsqueeze(0)]) @ v
         # [..., 9, D] -> for each tap of conv2, its three taps of conv1
@@ -45,7 +45,7 @@ class MovingFrames(nn.Module):
         self.taps = nn.Parameter(torch.zeros(taps // 2 + 1)) if taps else None
 
     def forward(self, frames: Tensor) -> Tensor:
-        """[..., T, D] -> [..., T, D]."""
+        """Return the moving frames, [..., T, D] -> [..., T, D]."""
         moving = centered(frames)
         if self.taps is None:
             return moving

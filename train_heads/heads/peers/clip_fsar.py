@@ -97,7 +97,7 @@ class CLIPFSAR(Head):
         return {"class_text": cross_entropy(self.class_logits(episode.videos(), base.text), labels).mean(1)}
 
     def episode_loss(self, output: HeadOutput, query_labels: Tensor) -> Tensor:
-        """[E]: the matching's cross-entropy / 16, plus ``class_text`` on the same scale (times Q / 16)."""
+        """Return [E]: the matching's cross-entropy / 16, plus ``class_text`` scaled alike (times Q / 16)."""
         loss = matching_loss(output.logits, query_labels)
         if "class_text" in output.losses:
             share = query_labels.shape[-1] / EPISODES_PER_STEP

@@ -108,7 +108,7 @@ class CPM(Head):
         return (attention * apart).sum(-1).mean((1, 2))
 
     def episode_loss(self, output: HeadOutput, query_labels: Tensor) -> Tensor:
-        """[E]: cross-entropy summed over queries / 16, plus ``focus_weight * focus``."""
+        """Return [E]: cross-entropy summed over queries / 16, plus ``focus_weight * focus``."""
         loss = matching_loss(output.logits, query_labels)
         return loss + self.focus_weight * output.losses["focus"] if "focus" in output.losses else loss
 
