@@ -281,7 +281,7 @@ def test_runs_that_were_interrupted_before_this_version_go_on(tmp_path: Path) ->
     """Their checkpoints do not say when they were logged last."""
     facts = loop._Progress(step=4, logged=4).__dict__
     old = {k: v for k, v in facts.items() if k not in ("logged", "losses", "values")}
-    assert loop.restored(old) == loop._Progress(step=4, logged=4)
+    assert loop.read_progress(old) == loop._Progress(step=4, logged=4)
 
 
 def test_ctrl_c_waits_for_the_end_of_a_block() -> None:

@@ -1,8 +1,8 @@
 """Stage two: cached features -> light heads -> numbers.
 
 :func:`resolve_config` puts a configuration together, :func:`train` writes a run directory, :func:`evaluate`
-scores it on test episodes that are named by a hash, :func:`ablate` says what each part is worth,
-:func:`collect` and :func:`compare` put runs beside each other.
+scores it on test episodes that are named by a hash, :func:`ablate` measures what each part contributes,
+:func:`collect` tabulates runs and :func:`compare` compares two.
 """
 
 import lazy_loader

@@ -1,8 +1,8 @@
 """Stage two of ``clipspm demo``: the default model, one ablation, and the controls it has to beat.
 
-In the demo's videos one action of every pair is the time reversal of the other, so whatever ignores the
-order of frames cannot tell them apart. The controls show what is left without order, without training,
-or without the right order.
+In the demo's videos one action of every pair is the time reversal of the other, so a head that ignores the
+order of frames cannot tell them apart. The controls show what is left without order, without training, or
+with shuffled frames.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ PROTOTYPE = "prototype"
 #: heads without parameters: order-blind, frame by frame, frame by frame less the clip's mean
 CONTROLS = (PROTOTYPE, "frame-cosine", "frame-cosine-centered")
 HEADLINE: Protocol = "inductive"
-#: training episodes, a third of the default recipe's: on the demo's folds, twice as many gain nothing certain
+#: training episodes, a third of the default recipe's: on the demo's folds twice as many brought no clear gain
 #: (docs/recipes.md)
 EPISODES = 800
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """All rows on all class splits together: episodes of the splits are put one after the other."""
+    """All rows over the concatenated episodes of all class splits (``together``), and per split."""
 
     together: AblationResult
     splits: tuple[AblationResult, ...]
@@ -50,21 +50,21 @@ class DemoResult:
         return self.margins[PROTOTYPE].low > 0
 
     def table(self) -> Table:
-        """What ``clipspm demo`` prints."""
+        """Return the table that ``clipspm demo`` prints."""
         return self.together.table()
 
     def sentence(self) -> str:
-        """The finding in one line."""
+        """Return the finding in one line."""
         lead = self.margins[PROTOTYPE]
         full = self.together[FULL].estimate(HEADLINE)
         return (
             f"on unseen actions the default model is right in {full.mean:.1%} of queries (inductive), "
             f"{100 * lead.mean:+.1f} points [{100 * lead.low:+.1f}, {100 * lead.high:+.1f}] against the "
-            "mean-frame prototype; a tiny encoder on drawn shapes: no accuracy of CLIP"
+            "mean-frame prototype; a tiny encoder on drawn shapes: not CLIP's accuracy"
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; ``summary`` comes last. Fractions, not per cent."""
+        """Return plain values, fractions rather than per cent; ``summary`` comes last."""
         lead = self.margins[PROTOTYPE]
         return {
             **self.together.as_dict(),
@@ -108,8 +108,8 @@ def _one_split(
     base = resolve_config(dataset=cache.spec.dataset, overrides={"way": 5, "shots": 1, **shorter})
     extra = {SHUFFLED: replace(base, shuffle_time=True)}
     if not quick:
-        # what the released code computes, on raw frames, with blocks of the default's size and its training:
-        # the published learning rate is for a whole encoder
+        # the released model on raw frames, with the default's block sizes and training: the published
+        # learning rate is for training the whole encoder
         settings = resolve_config(recipe="official", dataset=cache.spec.dataset).head_config
         sizes = {key: base.head_config[key] for key in ("heads", "head_width", "ffn_width")}
         extra[PUBLISHED] = replace(base, head_config={**settings, **sizes}, mix_motion=0.0)

@@ -1,4 +1,4 @@
-"""What is whole in a run directory, what is not, and what to do about it."""
+"""Check every file of a run directory, and say what to do about damaged and missing ones."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from clipspm.cache.disk import Unreadable, reading
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.tables import Table
 from clipspm.train_heads.episodes.draw import Episodes
-from clipspm.train_heads.evaluation.result import saved_predictions
+from clipspm.train_heads.evaluation.result import load_predictions
 from clipspm.train_heads.runs import (
     CONFIG,
     IN_CONFIG,
@@ -25,15 +25,15 @@ from clipspm.train_heads.runs import (
     STATE,
     Run,
     check_results,
+    copy_into,
     known_runs,
-    put,
     run_at,
 )
 
 if TYPE_CHECKING:
     from clipspm.train_heads.heads.base import Head
 
-#: ``no digest``: readable, but written by an earlier version. ``unknown``: nothing that a run holds
+#: ``no digest``: readable, but written by an earlier version. ``unknown``: not part of a run
 State = Literal["whole", "no digest", "damaged", "missing", "unknown"]
 
 _LOCKS = {".training.lock", ".training.json", ".results.lock"}
@@ -43,7 +43,7 @@ _ENCODER = "encoder.safetensors"
 
 @dataclass(frozen=True)
 class Finding:
-    """One file of a run: what it is, and what is to be known about it (empty for a whole one)."""
+    """One file of a run, its state and a remark (empty for most whole files)."""
 
     name: str
     state: State
@@ -52,7 +52,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The files of a run, and what to do next, a line each."""
+    """The files of a run, and lines that say what to do next."""
 
     run: Path
     files: tuple[Finding, ...]
@@ -64,12 +64,12 @@ class Diagnosis:
         return not any(file.state in ("damaged", "missing") for file in self.files)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for ``--json``."""
+        """Return plain values, for ``--json``."""
         files = [asdict(file) for file in self.files]
         return {"run": str(self.run), "ok": self.ok, "files": files, "next": list(self.advice)}
 
     def table(self) -> Table:
-        """A row per file."""
+        """Return a row per file."""
         counts = Counter(file.state for file in self.files)
         total = ", ".join(f"{count} {state}" for state, count in counts.items())
         rows = [(file.name, file.state, file.said) for file in self.files]
@@ -80,15 +80,15 @@ class Diagnosis:
 
 
 def examine(path: str | Path) -> Diagnosis:
-    """Read every file of the run ``path`` again (a directory, or a name under the home's ``runs/``).
+    """Check every file of the run ``path`` (a directory, or a name under the home's ``runs/``).
 
-    Raises :class:`UsageError` where there is no run directory.
+    Raises :class:`UsageError` if there is no run directory.
     """
     return _Examination(run_to_examine(path)).diagnosis()
 
 
 def run_to_examine(path: str | Path) -> Path:
-    """The run directory ``path``, or of that name under the home; :class:`UsageError` if there is none."""
+    """Return the run directory ``path``, or of that name under the home; :class:`UsageError` if none."""
     path = run_at(path)
     if not path.exists():
         raise UsageError(f"there is no run {path}; {known_runs()}")
@@ -98,7 +98,7 @@ def run_to_examine(path: str | Path) -> Path:
 
 
 class _Examination:
-    """Looks at the files of one run, one after the other."""
+    """Checks the files of one run, one after the other."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -108,30 +108,30 @@ class _Examination:
         self.results: dict[str, Any] = {}
 
     def diagnosis(self) -> Diagnosis:
-        self._look(CONFIG, self._config)
+        self._record(CONFIG, self._config)
         if os.path.lexists(self.path / RESULTS):
-            self._look(RESULTS, self._results)
+            self._record(RESULTS, self._results)
         recorded = self.results.get("files", {})
         for name in sorted(os.listdir(self.path)):
-            if name not in self.found and name not in _LOCKS and (check := self._check_of(name)):
-                self._look(name, check, recorded.get(name))
+            if name not in self.found and name not in _LOCKS and (check := self._checker(name)):
+                self._record(name, check, recorded.get(name))
         for name, why in self._expected():
             if name not in self.found:
                 self.found[name] = Finding(name, "missing", why)
         for name in sorted(os.listdir(self.path)):
             if name not in self.found and name not in _LOCKS:
-                self.found[name] = Finding(name, "unknown", _unknown(name))
+                self.found[name] = Finding(name, "unknown", _about_unknown(name))
         order = {CONFIG: 0, RESULTS: 1}
         files = sorted(self.found.values(), key=lambda file: (order.get(file.name, 2), file.name))
         return Diagnosis(self.path, tuple(files), tuple(dict.fromkeys(self._advice())))
 
-    def _look(self, name: str, check: Callable[[str], str | None], recorded: str | None = None) -> None:
-        """``check`` returns the digest that the file carries."""
+    def _record(self, name: str, check: Callable[[str], str | None], recorded: str | None = None) -> None:
+        """Record the state of a file. ``check`` reads it and returns the digest that it carries."""
         try:
             digest = check(name)
         except ClipspmError as error:
             state: State = "damaged" if os.path.lexists(self.path / name) else "missing"
-            self.found[name] = Finding(name, state, _short(error, self.path / name))
+            self.found[name] = Finding(name, state, _without_name(error, self.path / name))
             return
         if recorded is not None and digest != recorded:
             self.found[name] = Finding(name, "damaged", "is not the one that training ended with")
@@ -140,7 +140,7 @@ class _Examination:
         else:
             self.found[name] = Finding(name, "whole", self._remark(name))
 
-    def _check_of(self, name: str) -> Callable[[str], str | None] | None:
+    def _checker(self, name: str) -> Callable[[str], str | None] | None:
         if name == METRICS:
             return self._metrics
         if name.endswith(".safetensors") and re.fullmatch(
@@ -159,21 +159,21 @@ class _Examination:
         return load_json(self.path / name, IN_CONFIG)[1]
 
     def _tensors(self, name: str) -> str | None:
-        """Read them, into a head that is built as the configuration says."""
+        """Load the tensors into a head that is built as the configuration says."""
         arrays, _, digest = load_tensors(self.path / name)
         if self.run is None or self.head is None or name == _ENCODER:
             return digest
         if name != STATE:
             with reading(self.path / name, "does not fit the head"):
-                put(self.head, arrays)
+                copy_into(self.head, arrays)
             return digest
-        from clipspm.train_heads.training.loop import restored
+        from clipspm.train_heads.training.loop import read_progress
         from clipspm.train_heads.training.optim import make_optimizer
 
         parameters = [p for p in self.head.parameters() if p.requires_grad]
         optimizer = make_optimizer(parameters, self.run.config) if parameters else None
-        with reading(self.path / name, "is no checkpoint"):
-            restored(self.run.load_state(self.head, optimizer) or {})
+        with reading(self.path / name, "is not a valid checkpoint"):
+            read_progress(self.run.load_state(self.head, optimizer) or {})
         return digest
 
     def _results(self, name: str) -> str | None:
@@ -184,7 +184,7 @@ class _Examination:
         return digest
 
     def _metrics(self, name: str) -> str | None:
-        """Lines are added to this file until training ends; ``results.json`` then has its digest."""
+        """Return the digest. Lines are added until training ends; ``results.json`` then records it."""
         digest = file_digest(self.path / name)
         return digest if METRICS in self.results.get("files", {}) or not self._ended else None
 
@@ -201,9 +201,9 @@ class _Examination:
         if self.run is not None and file.is_file():
             try:
                 episodes = Episodes.load(file)
-            except ClipspmError:  # said of that file
+            except ClipspmError:  # reported for that file
                 return digest
-            saved_predictions(self.run, label, episodes)
+            load_predictions(self.run, label, episodes)
         return digest
 
     @property
@@ -218,9 +218,9 @@ class _Examination:
         return ""
 
     def _expected(self) -> Iterator[tuple[str, str]]:
-        """Files that the run should hold, and why."""
+        """Yield the files that the run should hold, and why."""
         if self.run is None and CONFIG not in self.found:
-            yield CONFIG, "what was asked"
+            yield CONFIG, "the configuration"
         dropped = self.results.get("dropped", ())
         for name in self.results.get("files", {}):
             if name not in dropped:
@@ -233,7 +233,7 @@ class _Examination:
             yield f"episodes-{evaluation[:16]}.npz", "an evaluation's episodes"
 
     def _advice(self) -> Iterator[str]:
-        """What to do about what was found, in the order in which to do it."""
+        """Yield what to do about the findings, in the order in which to do it."""
         bad = {name for name, file in self.found.items() if file.state in ("damaged", "missing")}
         here, config = shlex.quote(str(self.path)), shlex.quote(str(self.path / CONFIG))
         resume = f"clipspm train-heads --resume --run-dir {here}"
@@ -258,18 +258,18 @@ class _Examination:
             yield f"remove {STATE}: a run that has ended does not need it"
         for name, facts in self.results.get("evaluations", {}).items():
             if {f"eval-{name}.npz", f"episodes-{name[:16]}.npz"} & bad:
-                yield f"score those episodes again: clipspm eval {here}{_request(facts)}"
+                yield f"score those episodes again: clipspm eval {here}{_eval_options(facts)}"
         if METRICS in bad:
             yield f"no command reads {METRICS}: leave it as it is, or {again}"
         if any(_ASIDE.fullmatch(name) for name in self.found):
-            yield "what ends in .new is left from processes that were killed, if none is at work: remove it"
+            yield "remove the files ending in .new, left from killed processes, if no process is at work"
 
     def _state_is_whole(self) -> bool:
         return STATE in self.found and self.found[STATE].state in ("whole", "no digest")
 
 
-def _request(facts: Mapping[str, Any]) -> str:
-    """The options of ``eval`` that draw the episodes of an evaluation."""
+def _eval_options(facts: Mapping[str, Any]) -> str:
+    """Return the options of ``eval`` that draw the episodes of an evaluation."""
     options = {
         "test-episodes": "episodes",
         "way": "way",
@@ -287,14 +287,14 @@ def _request(facts: Mapping[str, Any]) -> str:
     return "".join(said)
 
 
-def _unknown(name: str) -> str:
+def _about_unknown(name: str) -> str:
     if _ASIDE.fullmatch(name):
         return "left from a process that was killed, or being written now"
-    return "event files, which are not checked" if name == "tensorboard" else "nothing that a run holds"
+    return "event files, which are not checked" if name == "tensorboard" else "not part of a run"
 
 
-def _short(error: ClipspmError, file: Path) -> str:
-    """What is said of ``file`` without its name."""
+def _without_name(error: ClipspmError, file: Path) -> str:
+    """Return the message of ``error`` without the name of ``file``."""
     said = (
         str(error).removeprefix(f"cannot read {file}: ").removeprefix(f"{file} ").removeprefix("is damaged: ")
     )

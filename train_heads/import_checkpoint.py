@@ -1,4 +1,4 @@
-"""The authors' checkpoints: read without running anything in them, kept as a run that can be scored."""
+"""Import the authors' checkpoints as runs that can be scored, without running anything in them."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ REFERENCE_FRAMES = 8
 
 @dataclass(frozen=True)
 class ImportedHead:
-    """A checkpoint that fits: its head, and the visual tower beside it (empty if it holds none)."""
+    """The ``head`` of a checkpoint, and the visual ``tower`` beside it (empty if it holds none)."""
 
     file: Path
     preset: str
@@ -37,7 +37,7 @@ class ImportedHead:
     config: TrainConfig = field(repr=False)
 
     def save(self, path: str | Path, encoder: Mapping[str, Any] | None = None) -> Run:
-        """Write a run directory, or nothing; ``encoder`` is what is known about the tower's file."""
+        """Write a run directory, or nothing if the disk is full; ``encoder``: facts about the tower."""
         source = {"file": self.file.name, "sha256": file_digest(self.file), "preset": self.preset}
         made = not Path(path).exists()
         try:
@@ -57,13 +57,16 @@ def read_checkpoint(file: str | Path, preset: str, out: str | Path | None = None
     """Read the authors' ``file`` (``torch.save`` or ``.safetensors``) as the head of ``preset``.
 
     Only tensors and plain values are unpickled. Raises :class:`ClipspmError` for a file that holds anything
-    else, and naming the parameters that do not fit; :class:`UsageError` where ``out`` holds a run already.
+    else, or whose parameters do not fit (it names them), and :class:`UsageError` if ``out`` holds a run
+    already.
     """
     file = Path(file)
     config = resolve_config(recipe="official", preset=preset)
     if out is not None and holds_run(Path(out)):
         raise UsageError(f"{out} already holds a run: name another --out")
-    with reading(file, f"(preset {preset}) is no checkpoint of the head"):
+    if not os.path.lexists(file):
+        raise ClipspmError(f"there is no checkpoint {file}")
+    with reading(file, f"(preset {preset}) is not a checkpoint of the head"):
         parameters, tower = split_reference(_load(file))
         for name, tensor in parameters.items():
             _check_tensor(name, tensor)
@@ -72,20 +75,18 @@ def read_checkpoint(file: str | Path, preset: str, out: str | Path | None = None
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
-    """ValueError for what is no plain tensor of finite real numbers, in memory as large as its shape."""
+    """Raise ValueError unless ``tensor`` is dense, floating-point, finite and stored in full."""
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
-        raise ValueError(f"{name} is no plain tensor")
+        raise ValueError(f"{name} is not a plain dense tensor")
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected floating point")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"{name} has a shape larger than what it holds")
+        raise ValueError(f"{name} has a shape larger than its stored values")
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name} holds values that are not finite")
 
 
 def _load(file: Path) -> Mapping[str, Any]:
-    if not os.path.lexists(file):
-        raise ClipspmError(f"there is no checkpoint {file}")
     with reading(file, "cannot be read as a checkpoint"):
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -94,13 +95,13 @@ def _load(file: Path) -> Mapping[str, Any]:
                 warnings.simplefilter("ignore")  # about pickle protocols
                 content = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise ClipspmError(_refused(file, str(error))) from error
+            raise ClipspmError(_refusal(file, str(error))) from error
     if not isinstance(content, Mapping):
         raise ClipspmError(f"{file} holds a {type(content).__name__}: expected a dict with model_state_dict")
     return content
 
 
-def _refused(file: Path, reason: str) -> str:
+def _refusal(file: Path, reason: str) -> str:
     with open(file, "rb") as content:
         pickled = content.read(1) == b"\x80" or zipfile.is_zipfile(file)
     if not pickled:
@@ -108,6 +109,6 @@ def _refused(file: Path, reason: str) -> str:
     wanted = re.search(r"GLOBAL (\S+)", reason)
     more = f"`{wanted[1]}`" if wanted else "code or objects"
     return (
-        f"{file} asks for {more}, more than tensors and plain values; it was not loaded: a pickle can run "
-        "any code. From a source you trust, save the tensors alone as .safetensors and import that"
+        f"{file} holds {more} besides tensors and plain values; it was not loaded, because a pickle can run "
+        "any code. If you trust its source, save the tensors alone as .safetensors and import that"
     )

@@ -1,4 +1,4 @@
-"""Where runs are, and what they are called."""
+"""Locations and names of runs."""
 
 import re
 from pathlib import Path
@@ -11,14 +11,14 @@ from clipspm.train_heads.episodes.data import Data
 
 
 def run_at(place: str | Path) -> Path:
-    """The directory ``place``, or the run of that name under the home."""
+    """Return the directory ``place``, or the run of that name under the home."""
     path = Path(place)
     named = runs_dir() / path
     return named if not path.exists() and not path.is_absolute() and named.is_dir() else path
 
 
 def known_runs() -> str:
-    """The newest runs under the home's ``runs/`` by name, for a message."""
+    """Name the newest runs under the home's ``runs/``, for a message."""
     found = sorted(runs_dir().glob("*/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     names = [file.parent.name for file in found]
     if not names:
@@ -28,9 +28,9 @@ def known_runs() -> str:
 
 
 def cache_title(data: Data) -> str:
-    """What to call files made of a cache: its own name, without suffix and fingerprint.
+    """Return what to call files made of a cache: its name without suffix and fingerprint.
 
-    The data set stands before it where the name does not tell it, unless it is merely some folder or list.
+    The data set comes first unless the name contains it, or the cache is of a mere folder or list.
     """
     stem = re.sub(r"-[0-9a-f]{8}$", "", data.path.stem)
     title = re.sub(r"[^\w.-]+", "-", stem, flags=re.ASCII).strip("-.")
@@ -41,14 +41,14 @@ def cache_title(data: Data) -> str:
 
 
 def default_run_dir(config: TrainConfig, data: Data) -> Path:
-    """A new directory under the home's ``runs/``, made and named after the cache and the request."""
+    """Make a new directory under the home's ``runs/``, named after the cache and the request."""
     head = config.head.replace(":", ".")
     name = f"{cache_title(data)}-{head}-{config.way}w{config.shots}s-{config.recipe}-seed{config.seed}"
     for count in range(1, 10_000):
         path = runs_dir() / (name if count == 1 else f"{name}-{count}")
         try:
             make_folder(path.parent)
-            path.mkdir()  # taken: another process that asks now gets another one
+            path.mkdir()  # reserves the name: a process that asks now gets another
             sync(path.parent)
         except FileExistsError:
             continue

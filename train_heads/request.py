@@ -1,4 +1,4 @@
-"""Whether a cache can give what is asked, said before any work starts."""
+"""Check that a cache can give what is asked, before any work starts."""
 
 from dataclasses import replace
 
@@ -13,10 +13,10 @@ DEFAULT_FRAMES = 8
 
 
 def fit_to_cache(config: TrainConfig, data: Data, say: Say) -> TrainConfig:
-    """Fill in ``queries`` and ``frames`` where they are left open; refuse what the cache cannot give.
+    """Fill in ``queries`` and ``frames`` where they are open; refuse what the cache cannot give.
 
-    Checks the training split, and the validation split if it has two classes or more. Says what it shrank,
-    and warns if the test split is too small for the same request.
+    Checks the training split, and the validation split if it has two classes or more. ``say`` reports what
+    was reduced, and warns if the test split is too small for the same request.
     """
     pool = data.pool("train")
     queries = config.queries

@@ -1,4 +1,4 @@
-"""What a run goes on with: its own cache, and the run that was asked for before and has not ended."""
+"""Find the cache that a run was trained on, and the unfinished run of a request."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +20,10 @@ def as_trained(
     allow_partial: bool = False,
     device: str = "auto",
 ) -> Data:
-    """The data of ``run``'s cache (or the one at ``path``), under the class splits that it was trained with.
+    """Open the cache of ``run`` (or the one at ``path``), under the class splits that it was trained with.
 
-    A cache of other classes keeps its own splits, and so does every cache where ``run`` was imported. One
-    whose ``splits`` are not complete is refused unless ``allow_partial``.
+    A cache of other classes keeps its own splits, and so does every cache for an imported run. Unless
+    ``allow_partial``, a cache whose ``splits`` are incomplete is refused.
     """
     if run.imported and path is None:
         raise UsageError(f"{run.path} was imported and has no cache of its own: give one with --cache PATH")
@@ -40,9 +40,9 @@ def as_trained(
 
 
 def unfinished_run(config: TrainConfig, data: Data) -> Path:
-    """The newest run under the home that was begun with these settings on this cache and has not ended.
+    """Return the newest unfinished run under the home that has these settings and this cache.
 
-    ``config`` as it is fitted to the cache. Raises :class:`UsageError` that says what is there instead.
+    ``config``: already fitted to the cache. Raises :class:`UsageError` that says what is there instead.
     """
     same, ended, others = [], [], []
     for folder in sorted(runs_dir().iterdir()) if runs_dir().is_dir() else []:

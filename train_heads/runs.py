@@ -1,15 +1,15 @@
-"""A run directory: what was asked, what was learnt, what was measured.
+"""A run directory: configuration, weights, curves and evaluations.
 
 ``config.json``: the resolved configuration, the cache it was made for, and what the head was built for.
 ``metrics.jsonl``: one line per logged step. ``best.safetensors``, ``last.safetensors``: weights;
-``step-NNNNNN.safetensors``: those kept on the way.
-``trainer.safetensors``: weights, optimiser and position, for an exact resume. ``results.json``: how
-training ended and every evaluation. ``episodes-HASH.npz``: the episodes of an evaluation;
-``eval-HASH.npz``: what was predicted in them, [n, Q] per protocol, and the facts of the evaluation.
+``step-NNNNNN.safetensors``: those kept during training. ``trainer.safetensors``: weights, optimiser and
+position, for an exact resume. ``results.json``: how training ended and every evaluation.
+``episodes-HASH.npz``: the episodes of an evaluation; ``eval-HASH.npz``: the predictions, [n, Q] per protocol,
+and the facts of the evaluation.
 
-Every file but the metrics carries a digest of what it holds (:mod:`clipspm.cache.checked`), and is refused
-when it is read and holds something else. ``results.json`` of a finished run names the digests of its weights
-and metrics. Each file is replaced as a whole, so that a process may be killed at any moment.
+Every file but the metrics carries a digest of its content (:mod:`clipspm.cache.checked`) and is refused if
+they differ. ``results.json`` of a finished run records the digests of its weights and metrics. Each file is
+replaced as a whole, so that a process may be killed at any moment.
 """
 
 import os
@@ -50,12 +50,12 @@ if TYPE_CHECKING:
 _TRAINING = ".training.lock"
 _WEIGHTS = ("best.safetensors", "last.safetensors")
 CONFIG, RESULTS, METRICS, STATE = "config.json", "results.json", "metrics.jsonl", "trainer.safetensors"
-#: what the two JSON files may hold
+#: the keys that the two JSON files may hold
 IN_CONFIG = ("version", "config", "built_for", "cache")
 IN_RESULTS = ("version", "selection", "training", "imported", "evaluations", "files", "dropped")
-#: widths and frames per clip beyond which no head is built
+#: the largest feature width and number of frames per clip of a head
 _MOST_WIDE, _MOST_FRAMES = 1 << 20, 1 << 12
-#: an evaluation's name: the hash of its episodes, and a mark of what was unlike the run's own
+#: an evaluation's name: the hash of its episodes, and a suffix if settings differ from the run's
 _EVALUATION = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{8})?")
 _SPLITS = ("train", "val", "test", "none")
 
@@ -70,13 +70,13 @@ class HeadShape:
 
     @classmethod
     def of(cls, layer_dims: Mapping[str, int], frames: int) -> "HeadShape":
-        """For all cached layers, by their widths, and ``frames`` per clip."""
+        """Return the shape for all cached layers, by their widths, and ``frames`` per clip."""
         dims = {layer: int(width) for layer, width in layer_dims.items()}
         return cls(dims.pop("final"), frames, dims)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "HeadShape":
-        """What ``config.json`` says; ValueError or TypeError where a number is none that a head can have."""
+        """Read the shape from ``config.json``; ValueError or TypeError if it is invalid."""
         shape = cls(**values)
         shape.layer_dims.items()
         for name, value, most in (
@@ -92,12 +92,12 @@ class HeadShape:
         return shape
 
     def build(self, config: TrainConfig) -> "Head":
-        """A new head; settings it refuses, and weights that memory cannot hold, are a :class:`UsageError`."""
+        """Build a head; :class:`UsageError` for settings it refuses, or weights that memory cannot hold."""
         self.plan(config)
         return self._build(config)
 
     def plan(self, config: TrainConfig) -> "Head":
-        """The head without memory for its weights: their names, types and shapes."""
+        """Build the head without memory for its weights: their names, types and shapes."""
         import torch
 
         from clipspm.train_heads.episodes.bank import free_memory
@@ -108,8 +108,8 @@ class HeadShape:
         free = free_memory(torch.device("cpu"))
         if needed > free:
             raise UsageError(
-                f"head {config.head}: its weights would take {size_text(needed)}, {size_text(free)} of "
-                "memory are free: choose smaller widths"
+                f"head {config.head}: its weights would take {size_text(needed)}, but only {size_text(free)} "
+                "of memory is free: choose smaller widths"
             )
         return head
 
@@ -140,10 +140,10 @@ class Run:
     def create(
         cls, path: str | Path, config: TrainConfig, shape: HeadShape, made_for: Mapping[str, Any] | None
     ) -> "Run":
-        """Start a run in a new directory; one that holds results of training already is refused.
+        """Start a run in a new directory; refuse one that holds a run already.
 
-        ``made_for``: :meth:`Data.described`; None for weights from elsewhere, so that no cache, classes or
-        splits belong to the run.
+        ``made_for``: :meth:`Data.described`; None for imported weights, which belong to no cache, classes or
+        splits.
         """
         path = Path(path)
         if holds_run(path):
@@ -198,7 +198,7 @@ class Run:
         save_tensors(self.path / f"{which}.safetensors", tensors, {"head": self.config.head, **facts})
 
     def which_weights(self) -> str:
-        """``best`` where one is or should be, else ``last``; neither is an error that says what to do."""
+        """Return ``best`` if the run has or should have it, else ``last``; ClipspmError if it has neither."""
         results = self.results()
         should = set(results.get("files", ())) - set(results.get("dropped", ()))
         there = {name for name in _WEIGHTS if os.path.lexists(self.path / name)}
@@ -208,32 +208,34 @@ class Run:
         raise ClipspmError(f"{self.path} holds no weights yet: finish it with train-heads --resume")
 
     def checkpoints(self) -> list[str]:
-        """The weights that were kept on the way (``train-heads --keep-checkpoints``), in order."""
+        """Return the names of weights kept during training (``train-heads --keep-checkpoints``), in order."""
         return sorted(file.stem for file in self.path.glob("step-*.safetensors"))
 
     def trains(self) -> bool:
-        """Whether the head has anything to train; if not, the seed of the run changes nothing."""
+        """Return whether the head has anything to train; if not, the seed of the run changes nothing."""
         if not head_entry(self.config.head).trained:
             return False
         facts = self.results().get("training", {})
-        stepped = facts.get("steps") != 0 or self.config.episodes == 0  # runs of 0.2 say no more
+        stepped = (
+            facts.get("steps") != 0 or self.config.episodes == 0
+        )  # runs of 0.2 do not record ``trainable``
         return bool(facts.get("trainable", stepped))
 
     def build_head(self) -> "Head":
-        """A head with the settings of this run, not its weights."""
+        """Build a head with the settings of this run, without its weights."""
         with reading(self.path / CONFIG, "asks for a head that cannot be built"):
             return self.shape.build(self.config)
 
     def load_head(self, which: str | None = None, device: "torch.device | str" = "cpu") -> "Head":
-        """The trained head in evaluation mode."""
+        """Load the trained head, in evaluation mode."""
         head = self.build_head()
         self.load_weights(head, which)
         return head.to(device).eval()
 
     def load_weights(self, head: "Head", which: str | None = None) -> dict[str, Any]:
-        """Load weights into ``head``; returns the facts saved with them, and ``sha256``.
+        """Load weights into ``head``; return the facts saved with them, and ``sha256``.
 
-        Refuses a file that is damaged, or not the one that training ended with.
+        Raises :class:`Unreadable` for a file that is damaged, or not the one that training ended with.
         """
         file = self.path / f"{which or self.which_weights()}.safetensors"
         arrays, facts, digest = load_tensors(file)
@@ -244,7 +246,7 @@ class Run:
                 f"{file} is not the one that training ended with: `clipspm doctor {self.path}` says more",
             )
         with reading(file, "does not fit the head"):
-            put(head, arrays)
+            copy_into(head, arrays)
         return {**facts, "sha256": digest}
 
     # trainer state
@@ -263,7 +265,7 @@ class Run:
         save_tensors(self.path / STATE, tensors, facts)
 
     def load_state(self, head: "Head", optimizer: "torch.optim.Optimizer | None") -> dict[str, Any] | None:
-        """Restore what :meth:`save_state` wrote; None if nothing was written yet."""
+        """Restore what :meth:`save_state` wrote and return its facts; None if nothing was written yet."""
         import torch
 
         file = self.path / STATE
@@ -280,7 +282,7 @@ class Run:
                 else:
                     index, slot = name.split(".", 1)
                     slots.setdefault(int(index), {})[slot] = torch.tensor(value)
-            put(head, weights)
+            copy_into(head, weights)
             if optimizer is not None:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 for number, slot_values in slots.items():
@@ -290,13 +292,13 @@ class Run:
         return facts
 
     def drop_state(self) -> None:
-        """Delete the trainer state (a finished run that will not be resumed)."""
+        """Delete the trainer state of a finished run that will not be resumed."""
         (self.path / STATE).unlink(missing_ok=True)
 
     # results
 
     def results(self) -> dict[str, Any]:
-        """The content of ``results.json``, or nothing yet."""
+        """Return the content of ``results.json``, empty if there is none yet."""
         file = self.path / RESULTS
         if not os.path.lexists(file):
             return {}
@@ -307,11 +309,11 @@ class Run:
         return content
 
     def end(self, **parts: Any) -> None:
-        """Set parts of ``results.json``, and the digests of weights and metrics: they will not change."""
+        """Set parts of ``results.json``, and record the digests of the final weights and metrics."""
         self.update_results(**parts, files=self.digests(), dropped=[])
 
     def digests(self) -> dict[str, str]:
-        """By name, the digests of the weights and metrics that are there."""
+        """Return the digests of the weights and metrics that exist, by file name."""
         found = {}
         for which in ("best", "last", *self.checkpoints()):
             file = self.path / f"{which}.safetensors"
@@ -322,7 +324,7 @@ class Run:
         return found
 
     def drop(self, *which: str) -> None:
-        """Delete weights for good, and say so in ``results.json``."""
+        """Delete weights for good, and record that in ``results.json``."""
         names = [f"{name}.safetensors" for name in which]
         with self.editing() as content:
             content["dropped"] = sorted({*content.get("dropped", ()), *names})
@@ -331,7 +333,7 @@ class Run:
 
     @contextmanager
     def editing(self) -> Iterator[dict[str, Any]]:
-        """The content of ``results.json``, written back when the block ends; one process at a time."""
+        """Yield the content of ``results.json`` and write it back on exit; one process at a time."""
         with room_on(self.path / RESULTS), FileLock(str(self.path / ".results.lock")):
             content = self.results()
             yield content
@@ -348,13 +350,13 @@ class Run:
         return "training" in self.results()
 
     def changed(self) -> float:
-        """When it was written to last, in seconds since the epoch."""
+        """Return when the run was last written to, in seconds since the epoch."""
         return max(
             (self.path / name).stat().st_mtime for name in (CONFIG, STATE) if (self.path / name).exists()
         )
 
     def busy(self) -> bool:
-        """Whether a process is training this run now."""
+        """Return whether a process is training this run now."""
         try:
             with FileLock(str(self.path / _TRAINING), timeout=0):
                 return False
@@ -365,18 +367,18 @@ class Run:
 
     @property
     def imported(self) -> bool:
-        """Whether the weights come from elsewhere: there is no cache they were trained on here."""
+        """Whether the weights were trained elsewhere, on no cache known here."""
         return self.cache["path"] is None
 
 
 def holds_run(path: Path) -> bool:
-    """Whether the directory holds weights or results already."""
+    """Return whether the directory holds weights or results already."""
     return any((path / name).exists() for name in (STATE, RESULTS, *_WEIGHTS))
 
 
 @contextmanager
-def one_training(path: Path) -> Iterator[None]:
-    """Be the one process that trains in the run directory ``path`` (made here); a second is told by whom."""
+def training_lock(path: Path) -> Iterator[None]:
+    """Lock the run directory ``path``, made if missing, for training; refuse if another process has it."""
     try:
         make_folder(path)
     except OSError as error:
@@ -387,33 +389,33 @@ def one_training(path: Path) -> Iterator[None]:
 
 
 def _made_for(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of ``config.json`` about the cache; ValueError or KeyError where it is none."""
+    """Read the part of ``config.json`` about the cache; ValueError or KeyError if it is invalid."""
     found, splits = dict(values), dict(values["class_splits"])
     if any(split not in _SPLITS for split in splits.values()):
-        raise ValueError("its class_splits are no splits of classes")
+        raise ValueError("its class_splits name an unknown split")
     if found["path"] is not None:
         for name in ("path", "fingerprint", "content", "dataset"):
             if not isinstance(found[name], str) or "\0" in found[name]:
-                raise ValueError(f"{name} of its cache is {found[name]!r:.80}, which is no text")
+                raise ValueError(f"{name} of its cache is {found[name]!r:.80}, not text")
     return {**found, "class_splits": splits}
 
 
 def check_results(content: Mapping[str, Any]) -> None:
-    """ValueError where ``results.json`` does not hold what it should."""
+    """Raise ValueError if the content of ``results.json`` is invalid."""
     kinds = {"training": dict, "evaluations": dict, "files": dict, "dropped": list, "selection": str}
     for name, kind in kinds.items():
         if not isinstance(content.get(name, kind()), kind):
-            raise ValueError(f"its {name} are {content[name]!r:.80}")
+            raise ValueError(f"its {name} is {content[name]!r:.80}, not a {kind.__name__}")
     for name, facts in content.get("evaluations", {}).items():
         if not _EVALUATION.fullmatch(name) or not isinstance(facts, dict):
-            raise ValueError(f"it holds no evaluation under the name {name!r:.80}")
+            raise ValueError(f"its evaluation {name!r:.80} is invalid")
     named = content.get("training", {}).get("val_episodes", {})
     if not isinstance(named, dict) or not isinstance(named.get("hash", ""), str):
-        raise ValueError("its training names no validation episodes")
+        raise ValueError("its training has invalid val_episodes")
 
 
-def put(head: "Head", arrays: Arrays) -> None:
-    """Copy ``arrays`` into ``head``; ValueError for other names, types or shapes, and values not finite."""
+def copy_into(head: "Head", arrays: Arrays) -> None:
+    """Copy ``arrays`` into ``head``; ValueError for other names, types or shapes, or values not finite."""
     import torch
 
     state, found = head.state_dict(), {}
@@ -430,7 +432,7 @@ def put(head: "Head", arrays: Arrays) -> None:
 
 
 def _check_slot(name: str, value: "Tensor", parameter: "Tensor") -> None:
-    """ValueError unless an optimiser can keep ``value`` for ``parameter``: one number, or one for each."""
+    """Raise ValueError unless ``value`` is a finite number, or one for each of ``parameter``."""
     whole = value.shape == parameter.shape or not value.dim()
     if not whole or not value.is_floating_point() or not value.isfinite().all():
         raise ValueError(f"its {name} is {_kind(value)}, the parameter is {_kind(parameter)}")

@@ -317,7 +317,7 @@ def save_ucf(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "parts"),
     [
-        (None, ("no checkpoint",)),
+        (None, ("there is no checkpoint",)),
         (save_text, ("neither a torch.save file nor .safetensors",)),
         (save_truncated, ("cannot be read",)),
         (save_other_model, ("motion_conv1.bias", "missing")),
@@ -326,11 +326,11 @@ def save_ucf(path: Path) -> None:
         (save_extra, ("fc.weight", "unknown")),
         (save_without_one, ("motion_conv2.weight", "missing")),
         (save_nan, ("motion_conv2.bias", "not finite")),
-        (save_with(lambda t: t[:1].expand(10**6)), ("motion_conv1.bias", "larger than what it holds")),
+        (save_with(lambda t: t[:1].expand(10**6)), ("motion_conv1.bias", "larger than its stored values")),
         (save_with(lambda t: t.to(torch.int8)), ("motion_conv1.bias", "int8", "floating point")),
         (save_with(lambda t: t.to(torch.complex64)), ("motion_conv1.bias", "complex64")),
-        (save_with(lambda t: t.to_sparse()), ("motion_conv1.bias", "no plain tensor")),
-        (save_with(lambda t: torch.empty(t.shape, device="meta")), ("motion_conv1.bias", "no plain tensor")),
+        (save_with(lambda t: t.to_sparse()), ("motion_conv1.bias", "not a plain dense tensor")),
+        (save_with(lambda t: torch.empty(t.shape, device="meta")), ("motion_conv1.bias", "not a plain dense tensor")),
         (save_with(lambda t: t.to(torch.float8_e4m3fn)), ("motion_conv1.bias", "float8_e4m3fn")),
         (save_ucf, ("gate_text.0.weight", "(32, 16)", "(24, 16)", "hmdb51")),
     ],

@@ -27,7 +27,7 @@ from clipspm.train_heads.experiments.ablate import ablate, plan_ablation
 from clipspm.train_heads.experiments.compare import compare
 from clipspm.train_heads.experiments.results import collect
 from clipspm.train_heads.import_checkpoint import ImportedHead
-from clipspm.train_heads.runs import IN_CONFIG, IN_RESULTS, HeadShape, Run, one_training
+from clipspm.train_heads.runs import IN_CONFIG, IN_RESULTS, HeadShape, Run, training_lock
 from clipspm.train_heads.training.train import train
 from tests.support.cli import assert_one_clear_line, clipspm
 from tests.support.edits import as_before, edit_json
@@ -321,7 +321,7 @@ def test_other_mistakes_of_a_disk_stay_what_they_are(tmp_path: Path) -> None:
 
 def test_a_second_training_is_told_who_trains(tmp_path: Path) -> None:
     me = rf"process {os.getpid()} on {socket.gethostname()}, started \d+ s ago"
-    with one_training(tmp_path / "run"), pytest.raises(ClipspmError, match=f"run is being trained by {me}"):
+    with training_lock(tmp_path / "run"), pytest.raises(ClipspmError, match=f"run is being trained by {me}"):
         train(CACHE, CONFIG, tmp_path / "run", log=silent)
     train(CACHE, CONFIG, tmp_path / "run", log=silent)
 
@@ -338,12 +338,12 @@ def test_a_second_ablation_is_told_who_trains(tmp_path: Path, devices: tuple[str
     asked["engine"] = EngineConfig(devices=devices) if devices else None
     me = rf"process {os.getpid()} on {socket.gethostname()}, started \d+ s ago"
     cell = plan_ablation(cache, CONFIG, **asked).cells["full"][0]
-    with one_training(cell.path), pytest.raises(ClipspmError, match=f"{cell.path} is being trained by {me}"):
+    with training_lock(cell.path), pytest.raises(ClipspmError, match=f"{cell.path} is being trained by {me}"):
         ablate(cache, CONFIG, **asked)
-    from clipspm.train_heads.experiments.ablate import _one_ablation
+    from clipspm.train_heads.experiments.ablate import _ablation_lock
 
     with (
-        _one_ablation(tmp_path / "out"),
+        _ablation_lock(tmp_path / "out"),
         pytest.raises(ClipspmError, match=f"out is being done by {me}.*--out"),
     ):
         ablate(cache, CONFIG, **asked)
@@ -395,7 +395,7 @@ def test_scores_of_weights_that_training_replaced_meanwhile_are_not_kept(
     real = module.guard_labels
     monkeypatch.setattr(module, "guard_labels", ends)
     before = list(Run.open(run).results()["evaluations"])
-    with pytest.raises(ClipspmError, match="ended meanwhile: run the same command again"):
+    with pytest.raises(ClipspmError, match="ended during the evaluation: run the same command again"):
         evaluate(run, CACHE, episodes=20, seed=7, log=silent)
     assert list(Run.open(run).results()["evaluations"]) == before
 

@@ -1,1 +1,1 @@
-"""The videos of a split, the episodes drawn from them, and the features that are gathered for them."""
+"""The videos of a split, episodes drawn from them, and the features gathered for these."""

@@ -1,8 +1,8 @@
 """The features of one split, on the device, ready to be gathered into episodes.
 
-A bank holds the rows of its split and no others, so code that is handed the training bank cannot reach
-a test video. Shapes: E episodes, S or Q videos of an episode, V cached views, T' cached frames, T frames
-sampled from them, D feature width, C classes of the split.
+A bank holds the rows of its split and no others, so code that receives the training bank cannot reach a test
+video. Shapes: E episodes, S or Q videos of an episode, V cached views, T' cached frames, T frames sampled
+from them, D feature width, C classes of the split.
 """
 
 import math
@@ -26,7 +26,7 @@ _BLOCK = 256  # rows read from the cache at a time
 
 
 def middles(cached: int, wanted: int) -> npt.NDArray[np.int64]:
-    """The middle of each of ``wanted`` equal segments of ``cached`` frames, [T]."""
+    """Return the middle of each of ``wanted`` equal segments of ``cached`` frames, [T]."""
     return (2 * np.arange(wanted, dtype=np.int64) + 1) * cached // (2 * wanted)
 
 
@@ -40,7 +40,7 @@ class Clips:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that are free where features would be held; infinity where the system does not say."""
+    """Return the free bytes on ``device``; infinity if the system does not say."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     try:
@@ -58,11 +58,11 @@ class MappedRows:
         self.shape: tuple[int, ...] = (len(pool.ids), *source.shape[1:])
 
     def part(self, pool: Pool) -> "MappedRows":
-        """The rows of ``pool``, which has some of the videos."""
+        """Return the rows of ``pool``, which has some of these videos."""
         return MappedRows(self._source, pool)
 
     def take(self, clips: Clips) -> Tensor:
-        """The features of ``clips``, [E, S, T, D], on the CPU: each video is read once."""
+        """Read the features of ``clips``, [E, S, T, D], on the CPU, each video once."""
         videos, place = torch.unique(clips.videos.cpu(), return_inverse=True)
         rows = self._pool.rows[videos.numpy()]
         block = self._source.take(rows)
@@ -90,7 +90,7 @@ class FeatureBank:
     ) -> None:
         """``features``: [N, V, T', D] per layer, rows in the order of ``pool``; ``text`` [C, D].
 
-        ``shuffle_time`` puts each clip's frames in random order (a control: what is left without order).
+        ``shuffle_time`` randomises the order of each clip's frames, as a control.
         """
         self.pool = pool
         self.dtype = dtype
@@ -113,8 +113,8 @@ class FeatureBank:
     ) -> "FeatureBank":
         """Read the videos of ``pool``. Features stay in the cache's precision; ``gather`` returns ``dtype``.
 
-        ``mapped``: leave them in the cache's files and read what each batch needs; None: where they take more
-        than half of the memory that is free.
+        ``mapped``: leave features in the cache's files and read what each batch needs; None: do so if they
+        take more than half of the free memory.
         """
         for layer in layers:
             if layer not in cache.spec.layers:
@@ -144,7 +144,7 @@ class FeatureBank:
         return cls(pool, features, torch.from_numpy(text).to(device, dtype), dtype=dtype)
 
     def part(self, keep: npt.NDArray[np.bool_]) -> "FeatureBank":
-        """The bank of the videos of the mask ``keep`` [N], and of the classes that have any of them."""
+        """Return the bank of the videos of the mask ``keep`` [N], and of the classes that have any."""
         pool, rows = self.pool.part(keep), torch.from_numpy(np.flatnonzero(keep)).to(self.device)
         classes = torch.from_numpy(np.unique(self.pool.labels[keep])).to(self.device)
         features = {
@@ -156,11 +156,11 @@ class FeatureBank:
         )
 
     def joined(self, other: "FeatureBank") -> "FeatureBank":
-        """These features and those of ``other``, which has more layers of the same videos."""
+        """Return a bank with these layers and those of ``other``, which has the same videos."""
         return FeatureBank(self.pool, {**self._features, **other._features}, self.text, dtype=self.dtype)
 
     def shuffled(self) -> "FeatureBank":
-        """The same features, each clip's frames in random order."""
+        """Return a bank of the same features, with each clip's frames in random order."""
         return FeatureBank(self.pool, self._features, self.text, dtype=self.dtype, shuffle_time=True)
 
     @property
@@ -175,12 +175,12 @@ class FeatureBank:
 
     @property
     def cached_views(self) -> int:
-        """V."""
+        """Number of cached views V."""
         return next(iter(self._features.values())).shape[1]
 
     @property
     def cached_frames(self) -> int:
-        """T'."""
+        """Number of cached frames T'."""
         return next(iter(self._features.values())).shape[2]
 
     def sample(
@@ -218,7 +218,7 @@ class FeatureBank:
         return Clips(index.to(self.device), views.to(self.device), times.to(self.device))
 
     def take(self, clips: Clips, layer: str = "final") -> Tensor:
-        """The features of ``clips``, [E, S, T, D]."""
+        """Return the features of ``clips``, [E, S, T, D]."""
         store = self._features[layer]
         if isinstance(store, MappedRows):
             return store.take(clips).to(self.device, self.dtype)
@@ -231,15 +231,15 @@ class FeatureBank:
         generator: torch.Generator | None = None,
         layer: str = "final",
     ) -> Tensor:
-        """:meth:`sample` and :meth:`take` in one: ``videos`` [E, S] -> [E, S, T, D]."""
+        """Do :meth:`sample` and :meth:`take` in one: ``videos`` [E, S] -> [E, S, T, D]."""
         return self.take(self.sample(videos, frames, generator), layer)
 
     def nbytes(self) -> int:
-        """Bytes of the features held in memory."""
+        """Return the bytes of the features held in memory."""
         return sum(store.nbytes for store in self._features.values() if isinstance(store, Tensor))
 
     def _eval_keys(self) -> Tensor:
-        """[N, T']: a fixed random order of each video's frames, the same for every batch and episode."""
+        """Return [N, T'] keys that sort each video's frames, the same for every batch and episode."""
         if self._shuffle_keys is None:
             seeded = torch.Generator().manual_seed(
                 derive_seed("shuffle-time", self.pool.dataset, self.pool.split)
@@ -249,7 +249,7 @@ class FeatureBank:
 
 
 def read_rows(source: Any, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """``source[rows]`` for anything that takes slices (numpy, Zarr, HDF5), read block by block."""
+    """Return ``source[rows]`` for anything that takes slices (numpy, Zarr, HDF5), read block by block."""
     out = np.empty((len(rows), *source.shape[1:]), dtype=source.dtype)
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]

@@ -1,4 +1,4 @@
-"""A cache as stage two uses it: opened and checked once, then handed to everything that trains or scores."""
+"""A cache as stage two uses it: opened and checked once, then passed to everything that trains or scores."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Data:
-    """The pools and the features of a cache, each split and layer read once, when first asked for.
+    """The pools and features of a cache; each split and layer is read once, when first asked for.
 
-    ``device``: name of the one that holds features and computes. Several trainings and evaluations share one
-    of these. Nothing is loaded, not even PyTorch, before features or the device are asked for.
+    ``device``: name of the device that holds features and computes. Several trainings and evaluations can
+    share one instance. Nothing is loaded, not even PyTorch, before features or the device are asked for.
     """
 
     def __init__(self, cache: FeatureSource, device: str = "auto") -> None:
@@ -33,21 +33,21 @@ class Data:
 
     @classmethod
     def of(cls, source: "Data | FeatureSource", device: str = "auto") -> "Data":
-        """Return ``source`` itself where it is one already, else the data of that cache."""
+        """Return ``source`` itself if it is a :class:`Data`, else the data of that cache."""
         return source if isinstance(source, Data) else cls(source, device)
 
     @cached_property
     def device(self) -> "torch.device":
-        """Where features are and heads compute; a :class:`UsageError` where there is no such device."""
+        """The device that holds features and computes; :class:`UsageError` if there is none of that name."""
         return resolve_device(self._device)
 
     @cached_property
     def content(self) -> str:
-        """16 hex digits over which videos and classes are in which split."""
+        """16 hex digits that identify which videos and classes are in which split."""
         return content_digest(self.cache)
 
     def described(self) -> dict[str, Any]:
-        """What a run keeps of the cache that it was made for."""
+        """Return what a run records of its cache."""
         return {
             "path": str(self.path.resolve()),
             "fingerprint": self.spec.fingerprint,
@@ -57,7 +57,7 @@ class Data:
         }
 
     def pool(self, split: Split) -> Pool:
-        """The videos and classes of ``split``: names and counts, no features."""
+        """Return the videos and classes of ``split``: names and counts, no features."""
         if split not in self._pools:
             self._pools[split] = Pool.from_cache(self.cache, split)
         return self._pools[split]
@@ -65,9 +65,9 @@ class Data:
     def bank(
         self, split: Split, layers: Sequence[str] = (FINAL,), *, shuffle_time: bool = False
     ) -> "FeatureBank":
-        """The features of ``split``, with these ``layers`` and perhaps others.
+        """Return the features of ``split``, with these ``layers`` and perhaps others.
 
-        ``shuffle_time`` puts each clip's frames in random order.
+        ``shuffle_time`` randomises the order of each clip's frames.
         """
         if split in self._closed:
             raise ClipspmError(f"leak: the {split} split is asked for while a head is trained and selected")
@@ -83,7 +83,7 @@ class Data:
 
     @contextmanager
     def closed(self, split: Split) -> Iterator[None]:
-        """Within, asking for the features of ``split`` is an error."""
+        """Refuse access to the features of ``split`` within the block."""
         self._closed.add(split)
         try:
             yield
@@ -91,6 +91,6 @@ class Data:
             self._closed.discard(split)
 
     def coverage(self) -> dict[Split, tuple[int, int]]:
-        """By split, how many videos are here and how many a complete data set has."""
+        """Return, by split, how many videos are here and how many a complete data set has."""
         counts = {split: self.cache.coverage(split) for split in SPLITS}
         return {split: (count.found, count.expected) for split, count in counts.items()}

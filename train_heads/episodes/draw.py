@@ -5,15 +5,15 @@ class names and video ids, and of nothing else: not of the order of files on dis
 workers, the batch size, the device, the platform or the numpy version. How it is made:
 
 1. key = first 16 bytes of SHA-256 of ``["clipspm-episodes-v1", {spec}]`` as compact JSON, keys sorted;
-2. row ``i`` of the Philox stream under that key (:mod:`.streams`): ``way`` words, then ``shot + queries``
+2. row ``i`` of the Philox stream under that key (:mod:`.random`): ``way`` words, then ``shot + queries``
    words for each class in turn;
 3. the first words pick ``way`` different classes out of the names sorted by code point; each class's
    words pick its videos out of the ids sorted likewise; the first ``shot`` of them are supports.
 
 Two other kinds of episodes have streams of their own (:mod:`.queries`): ``dirichlet`` draws how many of the Q
-queries each class has, as in "Realistic evaluation of transductive few-shot learning" (arXiv 2204.11181), for
-a transductive method may live on their being balanced; ``sources`` keeps clips that were cut from the source
-of a support out of the queries (:mod:`.sources`).
+queries each class has, as in "Realistic evaluation of transductive few-shot learning" (arXiv 2204.11181),
+because a transductive method may exploit that they are balanced; ``sources`` keeps clips that were cut from
+the source of a support out of the queries (:mod:`.sources`).
 
 Shapes: n episodes, C ways, S = C*shot supports, Q = C*queries queries.
 """
@@ -38,7 +38,7 @@ from clipspm.train_heads.episodes.random import blocks, digest, sample_distinct
 Ints = npt.NDArray[np.int64]
 
 _SCHEME = "clipspm-episodes-v1"
-MOST = 10_000_000  #: episodes drawn at once
+MOST = 10_000_000  #: most episodes drawn at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class EpisodeSpec:
             raise UsageError("dataset and sources of episodes are text, and their seed is a whole number")
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields; those of the other kinds of episodes only where they are used, so that names stay."""
+        """Return the fields, ``dirichlet`` and ``sources`` only if they are used, so that hashes stay."""
         return {k: v for k, v in asdict(self).items() if v or k not in ("dirichlet", "sources")}
 
     @property
@@ -80,7 +80,7 @@ class EpisodeSpec:
         return digest(_SCHEME, self.as_dict())
 
     def describe(self) -> str:
-        """``5-way 1-shot``, and what is not usual about it."""
+        """Return ``5-way 1-shot``, and what is unusual about the episodes."""
         special = [f"unbalanced queries (Dirichlet {self.dirichlet})"] if self.dirichlet else []
         special += ["no source in common"] if self.sources else []
         return ", ".join([f"{self.way}-way {self.shot}-shot", *special])
@@ -106,7 +106,7 @@ class Episodes:
         return len(self.classes)
 
     def __getitem__(self, part: slice) -> "Episodes":
-        """A run of these episodes."""
+        """Return a slice of these episodes."""
         return replace(
             self,
             classes=self.classes[part],
@@ -117,12 +117,12 @@ class Episodes:
 
     @property
     def support_labels(self) -> Ints:
-        """[n, S]: position of each support's class in its episode, 0..C-1."""
+        """Position of each support's class in its episode, [n, S], 0..C-1."""
         return self._labels(self.spec.shot)
 
     @property
     def query_labels(self) -> Ints:
-        """[n, Q]: position of each query's class in its episode, 0..C-1."""
+        """Position of each query's class in its episode, [n, Q], 0..C-1."""
         if self.counts is None:
             return self._labels(self.spec.queries)
         each = np.tile(np.arange(self.spec.way, dtype=np.int64), len(self))
@@ -134,7 +134,7 @@ class Episodes:
 
     @cached_property
     def full_hash(self) -> str:
-        """SHA-256 (64 hex digits) over the spec and the names and ids of every episode, in order."""
+        """SHA-256 (64 hex digits) of the spec and of the names and ids of every episode, in order."""
         small = self.compact()
         state = hashlib.sha256(digest(_SCHEME, small.spec.as_dict(), small.class_names, small.video_ids))
         for array in small._arrays().values():
@@ -151,7 +151,7 @@ class Episodes:
         return self.full_hash[:16]
 
     def compact(self) -> "Episodes":
-        """The same episodes with only the names and ids that occur in them."""
+        """Return the same episodes with only the names and ids that occur in them."""
         used_classes, classes = np.unique(self.classes, return_inverse=True)
         videos = np.concatenate([self.support, self.query], axis=1)
         used_videos, flat = np.unique(videos, return_inverse=True)
@@ -172,7 +172,7 @@ class Episodes:
         )
 
     def on(self, pool: Pool) -> "Episodes":
-        """The same episodes as rows of ``pool``; a class or video it lacks is an error that names it."""
+        """Return the same episodes as rows of ``pool``; an error names a class or video that it lacks."""
         if self.class_names is pool.names and self.video_ids is pool.ids:
             return self
 
@@ -212,7 +212,7 @@ class Episodes:
 
     @classmethod
     def load(cls, path: Path) -> "Episodes":
-        """Read what :meth:`save` wrote; a file whose content is not what its hash says is an error."""
+        """Read what :meth:`save` wrote; refuse a file whose content does not match its hash."""
         problem = "is not a file of episodes"
         file, _ = load_arrays(path, problem=problem)
         with reading(path, problem):
@@ -232,7 +232,7 @@ class Episodes:
         return episodes
 
     def check(self) -> None:
-        """ValueError where these are no episodes of their spec: shapes, ranges, anything twice in one."""
+        """Raise ValueError if shapes, ranges or counts do not fit the spec, or anything occurs twice."""
         spec, n = self.spec, len(self)
         wanted = {"classes": spec.way, "support": spec.way * spec.shot, "query": spec.way * spec.queries}
         for name, array in self._arrays().items():
@@ -261,7 +261,7 @@ class Episodes:
                 raise ValueError(f"the counts of episode {int(wrong.argmax())} are not those of its queries")
 
     def check_classes(self, pool: Pool) -> None:
-        """:class:`ClipspmError` where a video, on ``pool``, is not of the class it stands for."""
+        """Raise :class:`ClipspmError` if a video of ``pool`` is not of the class it stands for."""
         for what, videos, labels in (
             ("support", self.support, self.support_labels),
             ("query", self.query, self.query_labels),
@@ -276,7 +276,7 @@ class Episodes:
 def _integers(file: Any, name: str) -> Ints:
     array = file[name]
     if array.dtype.kind not in "iu" or array.ndim != 2:
-        raise ValueError(f"{name} is no table of whole numbers")
+        raise ValueError(f"{name} is not a table of whole numbers")
     return np.asarray(array, dtype=np.int64)
 
 
@@ -307,7 +307,7 @@ def check_request(pool: Pool, *, way: int, shot: int, queries: int) -> None:
 
 
 def draw(spec: EpisodeSpec, pool: Pool, n: int, start: int = 0) -> Episodes:
-    """Episodes ``start .. start+n-1`` of the stream that ``spec`` names, as rows of ``pool``.
+    """Draw episodes ``start .. start+n-1`` of the stream that ``spec`` names, as rows of ``pool``.
 
     Raises :class:`UsageError` if the split has too few classes or a class too few videos.
     """
@@ -319,7 +319,7 @@ def draw(spec: EpisodeSpec, pool: Pool, n: int, start: int = 0) -> Episodes:
         raise UsageError(f"{n} episodes asked for; at least 1 is needed, and at most {MOST:,}")
     check_request(pool, way=spec.way, shot=spec.shot, queries=spec.queries)
     if spec.dirichlet or spec.sources:
-        return _draw_other(spec, pool, n, start)
+        return _draw_special(spec, pool, n, start)
     each = spec.shot + spec.queries
     raw = blocks(spec.key, start, n, spec.way * (1 + each))
     classes = sample_distinct(raw[:, : spec.way], len(pool.names))
@@ -335,8 +335,8 @@ def draw(spec: EpisodeSpec, pool: Pool, n: int, start: int = 0) -> Episodes:
     )
 
 
-def _draw_other(spec: EpisodeSpec, pool: Pool, n: int, start: int) -> Episodes:
-    """Classes and supports from the first words of a row, queries from the rest of them."""
+def _draw_special(spec: EpisodeSpec, pool: Pool, n: int, start: int) -> Episodes:
+    """Draw classes and supports from the first words of a row, and its special queries from the rest."""
     edge = spec.way * (1 + spec.shot)
     raw = blocks(spec.key, start, n, edge + words_needed(spec))
     classes = sample_distinct(raw[:, : spec.way], len(pool.names))

@@ -1,4 +1,4 @@
-"""Files of episodes: what they hold, and whether they are what they say."""
+"""Describe files of episodes, and check that they are what they claim."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from clipspm.train_heads.episodes.sources import sources
 
 
 def summary(episodes: Episodes) -> dict[str, Any]:
-    """Hash, settings and sizes, in plain values."""
+    """Return hash, settings and sizes as plain values."""
     return {
         "hash": episodes.hash,
         "hash_full": episodes.full_hash,
@@ -23,7 +23,7 @@ def summary(episodes: Episodes) -> dict[str, Any]:
 
 
 def one_episode(episodes: Episodes, number: int) -> dict[str, dict[str, list[str]]]:
-    """By class name, the ids of the supports and queries of one episode."""
+    """Return the ids of the supports and queries of one episode, by class name."""
     if not 0 <= number < len(episodes):
         raise UsageError(f"there is no episode {number}: the file holds 0..{len(episodes) - 1}")
     one = episodes[number : number + 1]
@@ -38,7 +38,7 @@ def one_episode(episodes: Episodes, number: int) -> dict[str, dict[str, list[str
 
 
 def check_claims(episodes: Episodes, pool: Pool) -> None:
-    """:class:`ClipspmError` where episodes, on ``pool``, are not of the classes and sources that they say."""
+    """Raise :class:`ClipspmError` if episodes, on ``pool``, violate their classes or source rule."""
     episodes.check_classes(pool)
     if episodes.spec.sources:
         group = sources(pool, episodes.spec.sources)
@@ -48,7 +48,7 @@ def check_claims(episodes: Episodes, pool: Pool) -> None:
 
 
 def problems(episodes: Episodes, cache: FeatureSource | None = None) -> list[str]:
-    """What is wrong, a line each: with the lists themselves, and as episodes of ``cache``."""
+    """Return what is wrong, a line each: with the lists themselves, and as episodes of ``cache``."""
     try:
         episodes.check()
     except ValueError as error:
@@ -57,7 +57,7 @@ def problems(episodes: Episodes, cache: FeatureSource | None = None) -> list[str
         return []
     spec = episodes.spec
     if cache.spec.dataset != spec.dataset:
-        return [f"the episodes are of {spec.dataset}, {cache.path} holds {cache.spec.dataset}"]
+        return [f"the episodes are of {spec.dataset}, but {cache.path} holds {cache.spec.dataset}"]
     pool = Pool.from_cache(cache, spec.split)
     try:
         here = episodes.on(pool)

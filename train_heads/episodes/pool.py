@@ -44,7 +44,7 @@ class Video(Protocol):
 
 
 class Coverage(Protocol):
-    """Videos that a complete data set has in a split, and those that are here and could be read."""
+    """How many videos a split has in the complete data set (``expected``), and readable here (``found``)."""
 
     @property
     def expected(self) -> int: ...
@@ -94,12 +94,12 @@ class Pool:
 
     @property
     def starts(self) -> npt.NDArray[np.int64]:
-        """[C]: the first video of each class."""
+        """The first video of each class, [C]."""
         return np.cumsum(self.sizes) - self.sizes
 
     @classmethod
     def from_cache(cls, cache: FeatureSource, split: Split) -> "Pool":
-        """List ``split``; a video whose class belongs to another split is an error (it would be a leak)."""
+        """List the videos of ``split``; refuse a video whose class belongs to another split (a leak)."""
         if split not in SPLITS:
             raise UsageError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
         names = tuple(sorted(name for name, home in cache.class_splits.items() if home == split))
@@ -129,7 +129,7 @@ class Pool:
         )
 
     def part(self, keep: npt.NDArray[np.bool_]) -> "Pool":
-        """The videos of the mask ``keep`` [N], and the classes that have any of them."""
+        """Return the videos of the mask ``keep`` [N], and the classes that have any of them."""
         left = np.flatnonzero(np.bincount(self.labels[keep], minlength=len(self.names)))
         labels = np.searchsorted(left, self.labels[keep])
         return replace(
@@ -143,13 +143,13 @@ class Pool:
         )
 
     def smallest(self) -> tuple[str, int]:
-        """The class with the fewest videos and how many it has."""
+        """Return the class with the fewest videos, and how many it has."""
         c = int(self.sizes.argmin())
         return self.names[c], int(self.sizes[c])
 
 
 def content_digest(cache: FeatureSource) -> str:
-    """16 hex digits over which good videos and classes are in which split.
+    """Return 16 hex digits that identify which good videos and classes are in which split.
 
     A cache that grew, or one seen under other splits, has the same fingerprint but another digest.
     """

@@ -1,4 +1,4 @@
-"""Queries of episodes that are not balanced, or share no source with the supports.
+"""Pick queries that are not balanced over classes, or that share no source with the supports.
 
 Shapes: n episodes, C ways, S supports, Q queries of an episode, M videos of the largest class.
 """
@@ -19,7 +19,7 @@ _ROWS = 500  # episodes at a time: masks take n * C * M bytes
 
 
 class Request(Protocol):
-    """What is read of an :class:`~clipspm.train_heads.episodes.draw.EpisodeSpec`."""
+    """The fields read of an :class:`~clipspm.train_heads.episodes.draw.EpisodeSpec`."""
 
     @property
     def way(self) -> int: ...
@@ -32,17 +32,17 @@ class Request(Protocol):
 
 
 def words_needed(spec: Request) -> int:
-    """64-bit words per episode that :func:`pick_queries` takes."""
+    """Return the number of 64-bit words per episode that :func:`pick_queries` needs."""
     most = spec.way * spec.queries
     return most + spec.way * most if spec.dirichlet else most
 
 
 def pick_queries(spec: Request, pool: Pool, classes: Ints, support: Ints, raw: UInts) -> tuple[Ints, Ints]:
-    """Queries [n, Q], class by class, and how many each class has, [n, C].
+    """Pick queries [n, Q], class by class; return them and how many each class has, [n, C].
 
-    ``classes`` [n, C], ``support`` [n, S] rows of ``pool``, ``raw`` [n, :func:`words_needed`]. Class by
-    class, each word picks one of the videos that are left: no supports, nor of the source of one.
-    Raises :class:`UsageError` where too few are left.
+    ``classes`` [n, C], ``support`` [n, S] rows of ``pool``, ``raw`` [n, :func:`words_needed`]. Each word
+    picks one of the class's videos that are left, without supports and videos of their sources. Raises
+    :class:`UsageError` if too few are left.
     """
     group = sources(pool, spec.sources) if spec.sources else None
     parts = [

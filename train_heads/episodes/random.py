@@ -1,9 +1,9 @@
 """Random numbers that are the same on every platform, numpy version and batch size.
 
 A stream is the raw 64-bit output of the Philox-4x64-10 counter generator under a 128-bit key; numpy
-guarantees that raw stream (and only that: ``Generator.choice`` may change between versions). Everything
-derived from it is done here, with integers. Because Philox is a counter generator, word ``i`` of a
-stream can be had without the words before it.
+guarantees that raw stream (and only that: ``Generator.choice`` may change between versions). Everything else
+is derived from it here, with integers. Because Philox is a counter generator, word ``i`` of a stream does not
+need the words before it.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ _WORDS_PER_BLOCK = 4  # Philox-4x64 makes four words from each value of its coun
 
 
 def digest(*parts: Any) -> bytes:
-    """32 bytes (SHA-256) that stand for JSON-like ``parts``; key order in mappings does not matter."""
+    """Return 32 bytes (SHA-256) that identify JSON-like ``parts``; key order in mappings does not matter."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).digest()
 
 
 def derive_seed(*parts: Any) -> int:
-    """A 63-bit seed (for ``torch.Generator``) that stands for ``parts``."""
+    """Return a 63-bit seed (for ``torch.Generator``) made of ``parts``."""
     return int.from_bytes(digest(*parts)[:8], "little") >> 1
 
 
 def blocks(key: bytes, start: int, count: int, width: int) -> UInts:
-    """Rows ``start .. start+count-1`` of the stream ``key`` cut into rows of ``width`` words, [count, width].
+    """Return rows ``start .. start+count-1`` of ``width`` words of the stream ``key``, [count, width].
 
     A row starts on a block boundary, so that it does not depend on how many rows are asked for.
     """
@@ -51,11 +51,11 @@ def below(raw: UInts, size: npt.ArrayLike) -> Ints:
 
 
 def sample_distinct(raw: UInts, size: npt.ArrayLike) -> Ints:
-    """Ordered samples without replacement: row r is ``raw.shape[1]`` different integers below ``size[r]``.
+    """Draw ordered samples without replacement: in row r, k different integers below ``size[r]``.
 
-    ``raw`` [R, k] and ``size`` [R] (or one number) -> [R, k]. Word i of a row picks one of the
-    ``size - i`` integers that are left, counted in ascending order; every ordered sample is as likely
-    as any other. (The plain form: ``left = list(range(size)); left.pop(below(word, len(left)))``.)
+    ``raw`` [R, k] and ``size`` [R] (or one number) -> [R, k]. Word i of a row picks one of the ``size - i``
+    integers that are left, counted in ascending order; every ordered sample is equally likely. (The plain
+    form: ``left = list(range(size)); left.pop(below(word, len(left)))``.)
     """
     count, k = raw.shape
     sizes = np.broadcast_to(np.asarray(size, dtype=np.int64), (count,))
@@ -73,10 +73,10 @@ def sample_distinct(raw: UInts, size: npt.ArrayLike) -> Ints:
 
 
 def urn(raw: UInts, room: Ints, alpha: int) -> Ints:
-    """How many of ``raw.shape[1]`` balls fall into each box of Polya's urn: ``room`` [R, C] -> counts [R, C].
+    """Put ``raw.shape[1]`` balls into the boxes of Polya's urn: ``room`` [R, C] -> counts [R, C].
 
-    A ball goes to box c with a weight of ``alpha`` plus the balls it has, 0 once it holds ``room[r, c]``.
-    Where no box fills up that is a multinomial draw with proportions from Dirichlet(alpha, ..., alpha), with
+    A ball goes to box c with a weight of ``alpha`` plus the balls it has, 0 once it holds ``room[r, c]``. If
+    no box fills up, that is a multinomial draw with proportions from Dirichlet(alpha, ..., alpha), with
     integers only.
     """
     if raw.size and int(room.sum(1).min()) < raw.shape[1]:

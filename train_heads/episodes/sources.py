@@ -1,7 +1,7 @@
-"""Which clips were cut from the same source: a query that shares one with a support is half an answer.
+"""Find which clips were cut from the same source: a query that shares one with a support is too easy.
 
-Told from names, as the benchmarks give them: UCF101's groups (``v_Drumming_g07_c02``), HMDB51's stem before
-the action and its attributes, Kinetics' YouTube id. Clips of Something-Something are recordings of their own.
+Sources follow from the benchmarks' names: UCF101's groups (``v_Drumming_g07_c02``), HMDB51's stem before the
+action and its attributes, Kinetics' YouTube id. Each clip of Something-Something is a source of its own.
 """
 
 import re
@@ -15,9 +15,9 @@ import numpy.typing as npt
 from clipspm.errors import UsageError
 from clipspm.train_heads.episodes.pool import Pool
 
-#: the rule of the data set itself; anything else is a regular expression whose first group is the source
+#: the data set's own rule; any other rule is a regular expression whose first group is the source
 BY_NAME = "name"
-#: seconds that a pattern may take on one name
+#: seconds a pattern may take for one name
 _PATIENCE = 2.0
 
 _HMDB_ATTRIBUTES = re.compile(r"_[a-z]_(?:nm|cm)_np\d+_(?:fr|ba|le|ri)_(?:goo|med|bad)_\d+$", re.IGNORECASE)
@@ -55,7 +55,7 @@ _RULES: dict[str, Callable[[str, str], str]] = {
 
 
 def source_of(dataset: str, video_id: str, class_name: str, rule: str = BY_NAME) -> str:
-    """The source of a video by ``rule``; one whose name does not fit is a source of its own."""
+    """Return the source of a video by ``rule``; a video whose name does not fit is a source of its own."""
     if rule != BY_NAME:
         try:
             found = _pattern(rule).search(video_id, timeout=_PATIENCE)
@@ -74,7 +74,7 @@ def source_of(dataset: str, video_id: str, class_name: str, rule: str = BY_NAME)
 
 
 def sources(pool: Pool, rule: str = BY_NAME) -> npt.NDArray[np.int64]:
-    """[N]: a number per video of ``pool``, the same for those of one source."""
+    """Return a number per video of ``pool``, [N], the same for videos of one source."""
     names = [
         source_of(pool.dataset, video, pool.names[label], rule)
         for video, label in zip(pool.ids, pool.labels, strict=True)
@@ -84,7 +84,7 @@ def sources(pool: Pool, rule: str = BY_NAME) -> npt.NDArray[np.int64]:
 
 @lru_cache(maxsize=1)
 def _pattern(rule: str) -> Any:
-    import regex  # unlike re, it stops what takes too long
+    import regex  # unlike re, it has a timeout
 
     try:
         return regex.compile(rule)

@@ -26,7 +26,7 @@ from clipspm.train_heads.episodes.pool import FeatureSource, Split
 from clipspm.train_heads.episodes.random import digest
 from clipspm.train_heads.evaluation.leaks import guard_labels, guard_test_classes
 from clipspm.train_heads.evaluation.predict import autocast, evaluating, predict, recall_videos
-from clipspm.train_heads.evaluation.result import EvalResult, save_predictions, saved_predictions
+from clipspm.train_heads.evaluation.result import EvalResult, load_predictions, save_predictions
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.resume import as_trained
@@ -35,22 +35,22 @@ from clipspm.train_heads.runs import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring(EvalConfig):
-    """How to score: what is None is the run's own, or 5-way 1-shot, for a head without one."""
+    """How to score. None: as the run was trained, or for a bare head 5-way 1-shot in float32."""
 
-    episodes: int | Episodes = 10_000  #: how many to draw, or those that were drawn
+    episodes: int | Episodes = 10_000  #: how many to draw, or episodes drawn before
     dirichlet: int = 0  #: see :class:`~.episodes.draw.EpisodeSpec`
     sources: str = ""  #: see :class:`~.episodes.draw.EpisodeSpec`
     split: Split = "test"
     weights: str | None = None  #: of the run: best, last, or a checkpoint's name
     frames: int | None = None  #: sampled from the cached ones
-    precision: Precision | None = None  #: of the arithmetic
-    shuffle_time: bool | None = None  #: put each clip's frames in random order
-    batch: int | None = None  #: episodes at a time, chosen by size otherwise; the numbers do not depend on it
+    precision: Precision | None = None
+    shuffle_time: bool | None = None  #: randomise the order of each clip's frames
+    batch: int | None = None  #: episodes at a time; by default chosen by size; does not change the numbers
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is scored: a ``head`` in evaluation mode, and the ``run`` and ``weights`` that it came from."""
+    """A ``head`` to score, in evaluation mode, and the ``run`` and ``weights`` that it was loaded from."""
 
     head: Head
     run: Run | None = None
@@ -59,7 +59,7 @@ class Subject:
 
     @classmethod
     def of(cls, target: str | Path | Run | Head, weights: str | None) -> "Subject":
-        """Load the ``weights`` of a run (None: those it chose); a head is taken as it is."""
+        """Load ``weights`` of a run (None: those it selected); take a head as it is."""
         if isinstance(target, Head):
             return cls(target)
         run = target if isinstance(target, Run) else Run.open(target)
@@ -68,7 +68,7 @@ class Subject:
         return cls(head.eval(), run, weights, facts["sha256"])
 
     def filled(self, asked: Scoring, data: Data) -> Scoring:
-        """``asked`` with what it leaves open, and checked against the features."""
+        """Return ``asked`` with its open fields filled in; refuse what ``data`` cannot give."""
         frames, run = asked.frames, self.run
         if run is None:
             frames = frames or min(8, data.spec.frames)
@@ -97,14 +97,14 @@ def evaluate(
 ) -> EvalResult:
     """Score a run directory or a head on episodes of the test classes.
 
-    ``data``: what a run was trained on, under its class splits, unless another is given; a bare head needs
-    one. ``asked``: fields of :class:`Scoring`. ``allow_partial``: leave out what is missing or damaged in a
-    cache that is opened here. For a run, the episodes, the predictions and a part of ``results.json`` are
-    written into its directory.
+    ``data``: by default the run's own cache, under the class splits it was trained with; a bare head needs
+    one. ``asked``: fields of :class:`Scoring`. ``allow_partial``: leave out videos that are missing or
+    damaged in a cache that is opened here, instead of refusing it. For a run, the episodes, the predictions
+    and an entry of ``results.json`` are written into its directory.
     """
     keep_pages()
     scoring = Scoring(**asked)
-    data = opened(target, data, scoring.split, device=device, allow_partial=allow_partial)
+    data = open_data(target, data, scoring.split, device=device, allow_partial=allow_partial)
     subject = Subject.of(target, scoring.weights)
     scoring = subject.filled(scoring, data)
     bank = data.bank(scoring.split, subject.head.layers, shuffle_time=bool(scoring.shuffle_time))
@@ -118,7 +118,7 @@ def evaluate(
     return result
 
 
-def opened(
+def open_data(
     target: str | Path | Run | Head,
     data: Data | FeatureSource | str | Path | None,
     split: Split = "test",
@@ -126,7 +126,7 @@ def opened(
     device: str,
     allow_partial: bool,
 ) -> Data:
-    """The data to score ``target`` on; a cache that is opened here has to be complete in ``split``."""
+    """Return the data to score ``target`` on; a cache that is opened here has to be complete in ``split``."""
     if data is not None and not isinstance(data, str | Path):
         return Data.of(data, device)
     if not isinstance(target, Head):
@@ -138,7 +138,7 @@ def opened(
 
 
 def episodes_of(scoring: Scoring, data: Data, bank: FeatureBank) -> Episodes:
-    """Draw the episodes that are asked for, or check those that are given."""
+    """Draw the requested episodes, or check the given ones."""
     if isinstance(scoring.episodes, int):
         assert scoring.way is not None
         assert scoring.shots is not None
@@ -155,7 +155,7 @@ def episodes_of(scoring: Scoring, data: Data, bank: FeatureBank) -> Episodes:
         return draw(spec, bank.pool, scoring.episodes)
     if scoring.episodes.spec.dataset != data.spec.dataset:
         raise UsageError(
-            f"the episodes are of {scoring.episodes.spec.dataset}, {data.path} holds {data.spec.dataset}"
+            f"the episodes are of {scoring.episodes.spec.dataset}, but {data.path} holds {data.spec.dataset}"
         )
     drawn = scoring.episodes.on(bank.pool)
     check_claims(drawn, bank.pool)
@@ -165,7 +165,7 @@ def episodes_of(scoring: Scoring, data: Data, bank: FeatureBank) -> Episodes:
 def score(
     head: Head, bank: FeatureBank, episodes: Episodes, scoring: Scoring, reporter: Reporter
 ) -> dict[Protocol, npt.NDArray[np.int64]]:
-    """What ``head`` predicts in ``episodes``, [n, Q] for each protocol; refuses one that sees labels."""
+    """Predict ``episodes``, [n, Q] for each protocol; refuse a head that sees query labels."""
     frames, precision = scoring.frames, scoring.precision
     assert frames is not None
     assert precision is not None
@@ -190,7 +190,7 @@ def score(
 
 
 def _facts(subject: Subject, data: Data, scoring: Scoring, drawn: Episodes) -> dict[str, Any]:
-    """What the numbers depend on, and what says so to people."""
+    """Collect everything that identifies the numbers, as written to ``results.json``."""
     run, found, expected = subject.run, *data.coverage()[scoring.split]
     facts = {
         "dataset": data.spec.dataset,
@@ -221,12 +221,12 @@ def _facts(subject: Subject, data: Data, scoring: Scoring, drawn: Episodes) -> d
         "interval": "1.96 * std / sqrt(n) over episodes, which share clips and classes",
     }
     if run is not None:
-        facts["unlike"] = _unlike(run, facts)
+        facts["unlike"] = _name_suffix(run, facts)
     return facts
 
 
 def _check_widths(run: Run, data: Data, layers: Sequence[str]) -> None:
-    """Refuse features of another width than ``run`` was built for; layers that are not cached are passed."""
+    """Refuse features of another width than ``run`` was built for; skip layers that are not cached."""
     needed, found = {**run.shape.layer_dims, FINAL: run.shape.dim}, data.spec.dims
     for layer in layers:
         if layer in needed and layer in found and needed[layer] != found[layer]:
@@ -237,7 +237,7 @@ def _check_widths(run: Run, data: Data, layers: Sequence[str]) -> None:
 
 
 def _selection(run: Run | None, weights: str | None) -> dict[str, Any]:
-    """The split that chose the weights, and the hash of the episodes it did so on."""
+    """Return how the weights were selected, and the hash of the episodes that selected them."""
     if run is None or weights != run.which_weights():
         return {"selection": f"by hand ({weights})" if weights else "none", "selection_episodes": None}
     results = run.results()
@@ -245,8 +245,8 @@ def _selection(run: Run | None, weights: str | None) -> dict[str, Any]:
     return {"selection": results.get("selection", "none"), "selection_episodes": chosen_on}
 
 
-def _unlike(run: Run, facts: dict[str, Any]) -> str:
-    """Empty for an evaluation with the run's own weights, frames, arithmetic and features, else a suffix."""
+def _name_suffix(run: Run, facts: dict[str, Any]) -> str:
+    """Return a suffix for the evaluation's name if it departs from the run's own settings, else nothing."""
     config = run.config
     own = {
         "weights": run.which_weights(),
@@ -260,22 +260,24 @@ def _unlike(run: Run, facts: dict[str, Any]) -> str:
 
 
 def _write(run: Run, result: EvalResult) -> None:
-    """Episodes, predictions and a part of ``results.json``; another protocol of the same stays beside it.
+    """Write the episodes, the predictions and the entry of ``results.json``.
 
-    That of other weights does not, nor what is damaged. Refuses scores of weights that are not the run's any
-    more: training ended meanwhile.
+    Other protocols of an earlier evaluation of the same weights are kept, unless they are damaged. Raises
+    :class:`ClipspmError` if training replaced the weights during the evaluation.
     """
     name, content, digest = result.name, result.as_dict(), result.facts["weights_sha256"]
     result.episodes.save(run.path / f"episodes-{result.episodes.hash}.npz")
     with run.editing() as results:
         if results.get("files", {}).get(f"{result.facts['weights']}.safetensors", digest) != digest:
-            raise ClipspmError(f"training of {run.path} ended meanwhile: run the same command again")
+            raise ClipspmError(
+                f"training of {run.path} ended during the evaluation: run the same command again"
+            )
         evaluations = results.setdefault("evaluations", {})
         before = evaluations.pop(name, {})
         predictions: dict[Protocol, npt.NDArray[np.int64]] = {}
         if before and before.get("weights_sha256", digest) == digest:
             with suppress(Unreadable):
-                predictions = saved_predictions(run, name, result.episodes)[0]
+                predictions = load_predictions(run, name, result.episodes)[0]
         arrays = save_predictions(run, name, predictions | result.predictions, result.facts)
         protocols = {**before.get("protocols", {}), **content["protocols"]}
         kept = {k: before[k] for k in ("selection_bias",) if k in before}

@@ -1,8 +1,8 @@
-"""Guards against leaks: each refuses to go on, in one line that begins with ``leak:``.
+"""Guards against leaks: each raises a one-line error that begins with ``leak:``.
 
-What guards besides: a bank holds the rows of one split only, training runs with the test split closed
-(:meth:`~.episodes.data.Data.closed`), and an :class:`~.heads.episode.Episode` holds no query labels: only
-:meth:`~.heads.base.Head.losses` is handed them.
+Leaks are also prevented by construction: a bank holds the rows of one split only, training runs with the test
+split closed (:meth:`~.episodes.data.Data.closed`), and an :class:`~.heads.episode.Episode` holds no query
+labels: only :meth:`~.heads.base.Head.losses` receives them.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from clipspm.train_heads.runs import Run
 
 
 def guard_classes(splits: Mapping[str, str], bank: FeatureBank) -> None:
-    """Refuse a ``bank`` of ``train`` or ``val`` that holds a class of another split by ``splits``."""
+    """Refuse a test ``bank``, and one that holds a class of another split (``splits``: class -> split)."""
     strangers = [name for name in bank.pool.names if splits.get(name) != bank.pool.split]
     if strangers or bank.pool.split == "test":
         raise ClipspmError(
@@ -44,33 +44,36 @@ def guard_test_classes(run: Run, bank: FeatureBank) -> None:
 
 
 def guard_labels(head: Head, bank: FeatureBank, episodes: Episodes, frames: int, protocol: Protocol) -> None:
-    """Refuse a head whose logits depend on query labels: handed to it with the losses, or told by order.
+    """Refuse a head whose logits depend on query labels, either passed with the losses or implied by order.
 
-    Inductive logits of a query may not depend on the other queries either.
+    Inductive logits of a query must not depend on the other queries either.
     """
     batch = make_batch(bank, episodes, frames, layers=head.layers, protocol=protocol)
     episode, labels = batch.episode, (batch.query_labels + 1) % episodes.spec.way
     with evaluating(head):
         logits = head.run(episode).logits
-        if not _alike(head.run(episode, labels).logits, logits):
+        if not _same_logits(head.run(episode, labels).logits, logits):
             raise ClipspmError("leak: the head's logits change with the labels of the queries")
         backwards = torch.arange(logits.shape[1], device=logits.device).flip(0)
-        if not _alike(head.run(_queries(episode, backwards)).logits.flip(1), logits):
+        if not _same_logits(head.run(_with_queries(episode, backwards)).logits.flip(1), logits):
             raise ClipspmError(
                 "leak: the head's logits change with the order of the queries, which follows classes"
             )
-        alone = _queries(episode, backwards[-1:])
-        if protocol == "inductive" and not _alike(head.run(alone).logits, logits[:, :1]):
+        alone = _with_queries(episode, backwards[-1:])
+        if protocol == "inductive" and not _same_logits(head.run(alone).logits, logits[:, :1]):
             raise ClipspmError("leak: inductive logits of a query change with the other queries")
 
 
-def _queries(episode: Episode, which: Tensor) -> Episode:
-    """The episodes with these of their queries."""
+def _with_queries(episode: Episode, which: Tensor) -> Episode:
+    """Return ``episode`` with the queries ``which``, in that order."""
     return replace(episode, query={layer: x[:, which] for layer, x in episode.query.items()})
 
 
-def _alike(found: Tensor, logits: Tensor) -> bool:
-    """Whether classes are told apart alike, but for rounding; what is not finite is for another check."""
+def _same_logits(found: Tensor, logits: Tensor) -> bool:
+    """Return whether logits are equal up to rounding and one constant per query.
+
+    Values that are not finite count as equal: :func:`~.predict.predict` refuses them.
+    """
     raw = float(logits.abs().max())
     found, logits = (x.double() - x.double().mean(-1, keepdim=True) for x in (found, logits))
     allowed = 1e-3 * float(logits.abs().max()) + 64 * torch.finfo(torch.float32).eps * raw

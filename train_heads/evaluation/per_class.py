@@ -1,4 +1,4 @@
-"""Accuracy by class, which class is taken for which, and an interval over another draw of test classes.
+"""Accuracy by class, confusions between classes, and an interval that covers another draw of test classes.
 
 Shapes: n episodes, C ways, Q queries, K classes that occur in them, S training seeds.
 """
@@ -17,16 +17,17 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-#: classes whose confusion matrix the terminal shows; with more, the pairs confused most, so many of them
-_MATRIX, _PAIRS = 12, 20
+#: the terminal shows the confusion matrix of up to 12 classes; for more, the 20 most confused pairs
+_MATRIX_CLASSES, _PAIRS_SHOWN = 12, 20
 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """``names`` [K], sorted; ``confusion`` [K, K]: queries of a row's class taken for the column's.
+    """Queries counted by true and predicted class.
 
-    With S seeds each query counts S times. ``half`` [K]: half width of the 95 % interval of each class's
-    accuracy over the draw of episodes, NaN where none can be had (all of its queries right, or all wrong).
+    ``names`` [K], sorted; ``confusion`` [K, K]: queries of the row's class predicted as the column's, summed
+    over S seeds. ``half`` [K]: half width of the 95 % interval of each class's accuracy over the draw of
+    episodes, NaN where it cannot be estimated (all queries right, or all wrong).
     """
 
     names: tuple[str, ...]
@@ -52,23 +53,23 @@ class ClassTable:
 
     @property
     def queries(self) -> Ints:
-        """[K]: test queries of each class, each counted once."""
+        """Test queries of each class, [K], each counted once."""
         return self.confusion.sum(1) // self.seeds
 
     @property
     def accuracies(self) -> Floats:
-        """[K]: share of each class's queries that were right (NaN for a class without queries)."""
+        """Share of each class's queries that were right, [K] (NaN for a class without queries)."""
         with np.errstate(invalid="ignore"):
             return np.asarray(self.confusion.diagonal() / self.confusion.sum(1), dtype=np.float64)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: ``classes``, with fractions, and ``confusion``, counts in their order."""
+        """Return ``classes`` (accuracies as fractions) and ``confusion`` (counts) as plain values."""
         own = ("class", "queries", "accuracy", "interval95")
         classes = [{key: record[key] for key in own} for record in self.records()]
         return {"classes": classes, "confusion": self.confusion.tolist()}
 
     def records(self) -> list[dict[str, Any]]:
-        """A row per class, for CSV: accuracy and interval as fractions, and the class's row of counts."""
+        """Return a row per class for CSV: accuracy and interval as fractions, its row of ``confusion``."""
         return [
             {
                 "class": name,
@@ -84,7 +85,7 @@ class ClassTable:
         ]
 
     def tables(self, title: str) -> list[Table]:
-        """Accuracy by class, and the confusion matrix (for many classes: the pairs confused most)."""
+        """Return accuracy by class and the confusion matrix (for many classes, the most confused pairs)."""
         rows = []
         for name, queries, accuracy, half in zip(
             self.names, self.queries, self.accuracies, self.half, strict=True
@@ -102,7 +103,7 @@ class ClassTable:
             where=sums[:, None] > 0,
             out=np.full(self.confusion.shape, np.nan),
         )
-        if len(self.names) <= _MATRIX:
+        if len(self.names) <= _MATRIX_CLASSES:
             numbers = [str(i + 1) for i in range(len(self.names))]
             lines = [
                 (f"{number} {name}", *("" if np.isnan(value) else f"{value:.0f}" for value in row))
@@ -111,7 +112,7 @@ class ClassTable:
             note = "% of the row's queries, by the number of the class that they were taken for"
             return Table(("class", *numbers), lines, f"{title}: taken for", [note])
         apart = np.where(np.eye(len(self.names), dtype=bool), -1.0, np.nan_to_num(share))
-        order = np.argsort(-apart, axis=None, kind="stable")[:_PAIRS]
+        order = np.argsort(-apart, axis=None, kind="stable")[:_PAIRS_SHOWN]
         pairs = [divmod(int(place), len(self.names)) for place in order]
         lines = [(self.names[i], self.names[j], f"{apart[i, j]:.1f}") for i, j in pairs if apart[i, j] > 0]
         note = f"the {len(lines)} pairs confused most; CSV has the whole matrix"
@@ -125,13 +126,14 @@ def _known(value: float) -> float | None:
 
 
 def _half_widths(right: Floats, true: Ints, k: int) -> Floats:
-    """[K]: 1.96 standard errors of each class's share of right queries, queries of an episode going together.
+    """Return 1.96 standard errors of each class's accuracy, [K], with the queries of an episode as a cluster.
 
-    ``right`` [n, Q]: whether (or in which share of the seeds) a query was right; ``true`` [n, Q]: its class,
-    0..K-1. The share is a ratio of sums over episodes, hence the linearised variance. NaN where it is 0.
+    ``right`` [n, Q]: whether a query was right (or in which share of the seeds); ``true`` [n, Q]: its class,
+    0..K-1. The accuracy is a ratio of sums over episodes, hence the linearised variance. NaN where the result
+    is 0.
     """
     place = (np.arange(len(true))[:, None] * k + true).ravel()
-    cells, each = np.unique(place, return_inverse=True)  # the pairs of an episode and a class in it
+    cells, each = np.unique(place, return_inverse=True)  # pairs of an episode and a class in it
     queries, sums = np.bincount(each), np.bincount(each, weights=right.ravel())
     of, total = cells % k, np.bincount(true.ravel(), minlength=k)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -145,13 +147,13 @@ def _half_widths(right: Floats, true: Ints, k: int) -> Floats:
 def class_interval(
     accuracies: Floats, episodes: Episodes, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float] | None:
-    """Interval of the mean accuracy over another draw of as many test classes, and of episodes.
+    """Return the interval of the mean accuracy over another draw of as many test classes, and of episodes.
 
-    ``accuracies`` [n], by episode. What having class k in an episode adds to its accuracy, b_k, is taken
-    from the mean over the episodes with k: (K-1)/(K-C) times its distance from the mean over all, since
-    those episodes differ in the other classes too. The K values of C * b_k, shrunk by the share of their
-    variance that episodes account for and widened by sqrt(K/(K-1)) as K is small, are resampled; the
-    episodes' own interval is added in quadrature. None where every episode has the same classes.
+    ``accuracies`` [n], by episode. The effect b_k of having class k in an episode is estimated from the mean
+    over the episodes with k: (K-1)/(K-C) times its distance from the overall mean, because those episodes
+    also differ in their other classes. The K values C * b_k are shrunk by the share of their variance that
+    episodes explain, widened by sqrt(K/(K-1)) because K is small, and resampled; the episodes' own interval
+    is added in quadrature. None if every episode has the same classes, or there is only one episode.
     """
     used, classes = np.unique(episodes.classes, return_inverse=True)
     classes = classes.reshape(episodes.classes.shape)

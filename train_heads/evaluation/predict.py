@@ -1,4 +1,4 @@
-"""Episodes through a head, batch by batch: shared by training, validation and evaluation.
+"""Run episodes through a head in batches; shared by training, validation and evaluation.
 
 Shapes: E episodes of a batch, S supports, Q queries, C ways, T frames, D width; n episodes in all.
 """
@@ -24,16 +24,14 @@ from clipspm.train_heads.heads.base import Head, Scorer
 from clipspm.train_heads.heads.episode import BaseClasses, Episode
 from clipspm.train_heads.heads.protocol import Protocol
 
-_MOST_RECALLED = 4.5e7  # bytes of features of the videos that a head may recall; it keeps 35 times as much
-_TUNE_LIMIT = 64  # more combinations than this are searched one setting at a time
+#: largest size in bytes of the features to recall; what a head keeps of them is 35 times as large
+_MOST_RECALLED = 4.5e7
+_TUNE_LIMIT = 64  # with more combinations than this, search one buffer at a time
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Gathered features of E episodes, and apart from them what only losses may see.
-
-    ``query_labels`` [E, Q]; ``base``: in training.
-    """
+    """Features of E episodes; ``query_labels`` [E, Q] and ``base`` (in training) are for losses only."""
 
     episode: Episode
     query_labels: Tensor
@@ -49,7 +47,7 @@ def make_batch(
     layers: Sequence[str] = (FINAL,),
     protocol: Protocol = "inductive",
 ) -> Batch:
-    """Gather ``layers`` of ``episodes``; ``generator`` (training) brings jitter, views and base classes."""
+    """Gather ``layers`` of ``episodes``; with ``generator`` (training) add jitter, views and base classes."""
     episodes = episodes.on(bank.pool)
     device = bank.device
     support = bank.sample(episodes.support, frames, generator)
@@ -68,14 +66,14 @@ def make_batch(
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """The context in which a head computes at ``precision``."""
+    """Return the context in which a head computes at ``precision``."""
     dtype = {"float32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "float32")
 
 
 @contextmanager
 def evaluating(head: Head) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode and checks found are restored."""
+    """Set evaluation mode without gradients; restore the head's mode and checks on exit."""
     was, check = head.training, head.check
     head.eval()
     try:
@@ -87,7 +85,7 @@ def evaluating(head: Head) -> Iterator[None]:
 
 
 def batch_size(episodes: Episodes, frames: int, dim: int, protocol: Protocol, device: torch.device) -> int:
-    """Episodes scored at a time so that activations stay within about 0.5 GB (6 GB on a GPU)."""
+    """Return how many episodes to score at a time to keep activations within about 0.5 GB (6 GB on a GPU)."""
     supports, queries, way = episodes.support.shape[1], episodes.query.shape[1], episodes.spec.way
     copies = queries if protocol == "inductive" else 1
     tokens = (supports + queries + copies * (way + supports + 2)) * (frames + 1)
@@ -106,11 +104,12 @@ def predict(
     precision: Precision = "float32",
     batch: int | None = None,
     advance: Advance | None = None,
-    known: "Known | None" = None,
+    known: "RecalledVideos | None" = None,
 ) -> npt.NDArray[np.int64]:
-    """The class (0..C-1) with the highest logit for every query, [n, Q].
+    """Return the class (0..C-1) with the highest logit for every query, [n, Q].
 
-    ``known``: of :func:`recall_videos`, if these or other episodes were scored with the same weights before.
+    ``known``: the result of :func:`recall_videos` on these episodes, if they are scored several times with
+    the same weights.
     """
     step = batch or batch_size(episodes, frames, bank.text.shape[-1], protocol, bank.device)
     episodes = episodes.on(bank.pool)
@@ -119,7 +118,7 @@ def predict(
     with evaluating(head), autocast(bank.device, precision):
         known = known or recall_videos(head, bank, episodes, frames)
         for start in range(0, len(episodes), step):
-            head.check = check and start == 0  # shapes and labels are alike in every batch
+            head.check = check and start == 0  # every batch has the same shapes and labels
             part = episodes[start : start + step]
             episode = make_batch(bank, part, frames, layers=head.layers, protocol=protocol).episode
             logits = head.run(episode).logits if known is None else known.logits(episode, part)
@@ -135,15 +134,15 @@ def predict(
 
 
 @dataclass(frozen=True)
-class Known:
-    """What a head recalls of videos; ``supports`` and ``queries`` [N]: where in it each of the pool's is."""
+class RecalledVideos:
+    """What a head precomputed; ``supports`` and ``queries`` [N]: the row in it of each pool video, or -1."""
 
     scorer: Scorer
     supports: Tensor
     queries: Tensor
 
     def logits(self, episode: Episode, episodes: Episodes) -> Tensor:
-        """Logits [E, Q, C] of ``episode``, which was gathered for ``episodes``."""
+        """Return the logits [E, Q, C] of ``episode``, which was gathered for ``episodes``."""
         rows = (
             place[torch.from_numpy(np.ascontiguousarray(videos)).to(place.device)]
             for place, videos in ((self.supports, episodes.support), (self.queries, episodes.query))
@@ -151,10 +150,11 @@ class Known:
         return self.scorer(episode.batched(), *rows)
 
 
-def recall_videos(head: Head, bank: FeatureBank, episodes: Episodes, frames: int) -> Known | None:
-    """Let ``head`` see each video of ``episodes`` once, if most are in several and the head gains by it.
+def recall_videos(head: Head, bank: FeatureBank, episodes: Episodes, frames: int) -> RecalledVideos | None:
+    """Let ``head`` precompute what it needs of each video of ``episodes``.
 
-    Of queries it sees features only, nothing of their class.
+    None if most videos occur only once, if there are too many, or if the head has no faster way to score
+    them. Of queries the head sees features only, not their class.
     """
     supports, queries = np.unique(episodes.support), np.unique(episodes.query)
     if 2 * np.union1d(supports, queries).size > episodes.support.size + episodes.query.size:
@@ -172,7 +172,7 @@ def recall_videos(head: Head, bank: FeatureBank, episodes: Episodes, frames: int
         place[torch.from_numpy(videos).to(bank.device)] = torch.arange(videos.size, device=bank.device)
         return place
 
-    return Known(scorer, places(supports), places(queries))
+    return RecalledVideos(scorer, places(supports), places(queries))
 
 
 def tune(
@@ -184,10 +184,9 @@ def tune(
     protocol: Protocol,
     precision: Precision = "float32",
 ) -> dict[str, float]:
-    """Set the head's tunable buffers to what scores best on ``episodes`` (validation); returns the choice.
+    """Set the head's tunable buffers to the values that score best on validation ``episodes``; return them.
 
-    All combinations when there are few, else one buffer after the other. The value a buffer has is kept
-    unless another is strictly better.
+    Tries all combinations if there are few, else one buffer after the other. A tie keeps the current value.
     """
     candidates = head.tunable
     if not candidates:

@@ -1,4 +1,4 @@
-"""What an evaluation found, and how a run keeps it."""
+"""The result of an evaluation, and how a run stores it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ from clipspm.train_heads.runs import RESULTS, Run
 class EvalResult:
     """Predictions and accuracy of one head on n episodes.
 
-    ``predictions``: by protocol, [n, Q], the class 0..C-1 chosen for each query. ``facts``: everything
-    that identifies the numbers, as written to ``results.json``.
+    ``predictions``: by protocol, [n, Q], the class 0..C-1 chosen for each query. ``facts``: everything that
+    identifies the numbers, as written to ``results.json``.
     """
 
     episodes: Episodes = field(repr=False)
@@ -38,19 +38,19 @@ class EvalResult:
         return tuple(self.predictions)
 
     def accuracies(self, protocol: Protocol = "inductive") -> npt.NDArray[np.float64]:
-        """Accuracy of each episode, [n]: what paired comparisons are made of."""
+        """Return the accuracy of each episode, [n]: the input of paired comparisons."""
         return accuracies(self.predictions[protocol], self.episodes)
 
     def estimate(self, protocol: Protocol = "inductive") -> Estimate:
-        """Mean accuracy and the half width of its 95 % interval, 1.96 * std / sqrt(n)."""
+        """Return the mean accuracy and the half width of its 95 % interval, 1.96 * std / sqrt(n)."""
         return estimate(self.accuracies(protocol))
 
     def classes(self, protocol: Protocol = "inductive") -> ClassTable:
-        """Accuracy by class and the confusion matrix."""
+        """Return accuracy by class and the confusion matrix."""
         return ClassTable.of(self.predictions[protocol], self.episodes)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for ``results.json`` and ``--json``."""
+        """Return plain values, for ``results.json`` and ``--json``."""
         return {**self.facts, "protocols": {p: self._scores(p) for p in self.protocols}}
 
     def _scores(self, protocol: Protocol) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class EvalResult:
         }
 
     def table(self) -> Table:
-        """Accuracy in per cent with its 95 % interval, a row per protocol."""
+        """Return accuracy in per cent with its 95 % interval, a row per protocol."""
         facts, rows = self.facts, []
         for p in self.protocols:
             score, other = self.estimate(p), class_interval(self.accuracies(p), self.episodes)
@@ -78,18 +78,18 @@ class EvalResult:
             f"±: 95 % interval over episodes; {chance([spec.way])}",
             *["other classes: 95 % interval over another draw of test classes"] * any(row[2] for row in rows),
             f"episodes {self.episodes.hash[:8]}, cache {cache_name(facts)}, selection: {facts['selection']}",
-            *_gap(facts),
+            *_coverage_note(facts),
         )
         return Table((facts["head"], "accuracy (%)", "other classes (%)"), rows, title, notes)
 
     def class_tables(self) -> list[Table]:
-        """By protocol, accuracy by class in per cent and the confusion matrix."""
+        """Return accuracy by class in per cent and the confusion matrix, for each protocol."""
         return [
             table for p in self.protocols for table in self.classes(p).tables(f"{self.facts['head']}, {p}")
         ]
 
     def csv(self, *, per_class: bool = False) -> str:
-        """A line per protocol, or per protocol and class with a row of the confusion matrix, in per cent."""
+        """Return a line per protocol, in per cent; ``per_class``: per protocol and class, with confusions."""
         lines: list[dict[str, Any]] = []
         for p in self.protocols:
             where = {
@@ -112,12 +112,12 @@ class EvalResult:
 
     @property
     def name(self) -> str:
-        """What this is filed under: the hash of its episodes, and a mark of what was unlike the run's own."""
+        """Its name in the run: the hash of its episodes, and a suffix if settings differ from the run's."""
         return self.episodes.hash + self.facts.get("unlike", "")
 
 
 def cache_name(facts: Mapping[str, Any]) -> str:
-    """The file name of the cache that an evaluation was made on, or else the fingerprint's first digits."""
+    """Return the file name of the cache that was evaluated on, or else the fingerprint's first digits."""
     return str(facts.get("cache_name") or facts["cache_fingerprint"][:8])
 
 
@@ -125,15 +125,15 @@ def _by_name(names: Sequence[str], values: npt.NDArray[np.float64]) -> dict[str,
     return {n: None if np.isnan(v) else float(v) for n, v in zip(names, values, strict=True)}
 
 
-def _gap(facts: dict[str, Any]) -> list[str]:
-    """What a table says where videos of the data set are missing."""
+def _coverage_note(facts: dict[str, Any]) -> list[str]:
+    """Return a note for the table if videos of the data set are missing."""
     coverage = facts.get("coverage")
     if not coverage or coverage["found"] >= coverage["expected"]:
         return []
     return [f"coverage: {coverage['found']} of {coverage['expected']} {facts['split']} videos"]
 
 
-#: facts that tables and comparisons are made of, and their types
+#: facts that tables and comparisons need, and their types
 _FACTS = {
     "dataset": str,
     "split": str,
@@ -151,19 +151,19 @@ _FACTS = {
 def save_predictions(
     run: Run, name: str, predictions: Mapping[Protocol, npt.NDArray[np.int64]], facts: Mapping[str, Any]
 ) -> set[Protocol]:
-    """Write what was predicted in an evaluation, [n, Q] by protocol, and its facts; returns the protocols.
+    """Write an evaluation's predictions, [n, Q] by protocol, and its facts; return the protocols.
 
-    They lie in one file, so that no reader finds the facts of one evaluation beside the numbers of another.
+    Both are in one file, so that no reader finds the facts of one evaluation beside the numbers of another.
     """
     arrays: dict[str, npt.NDArray[Any]] = {str(p): found.astype(np.int16) for p, found in predictions.items()}
     save_arrays(_predictions_file(run, name), {**arrays, "facts": np.array(json.dumps(facts))})
     return set(predictions)
 
 
-def saved_predictions(
+def load_predictions(
     run: Run, name: str, episodes: Episodes
 ) -> tuple[dict[Protocol, npt.NDArray[np.int64]], dict[str, Any] | None]:
-    """By protocol, what was predicted in an evaluation, [n, Q], and its facts (None: of before 0.3)."""
+    """Read an evaluation's predictions, [n, Q] by protocol, and its facts (None before version 0.3)."""
     path = _predictions_file(run, name)
     arrays, _ = load_arrays(path)
     with reading(path):
@@ -172,7 +172,7 @@ def saved_predictions(
             if array.dtype.kind not in "iu" or array.shape != episodes.query.shape:
                 raise ValueError(f"predictions of shape {array.shape} for queries of {episodes.query.shape}")
             if int(array.min()) < 0 or int(array.max()) >= episodes.spec.way:
-                raise ValueError(f"a prediction is no class of {episodes.spec.way}")
+                raise ValueError(f"a prediction is not a class 0..{episodes.spec.way - 1}")
         if not found:
             raise ValueError("it holds no predictions")
         facts = json.loads(str(arrays["facts"])) if "facts" in arrays else None
@@ -182,15 +182,15 @@ def saved_predictions(
 
 
 def check_facts(facts: Mapping[str, Any], episodes: Episodes) -> None:
-    """ValueError where the facts of an evaluation on ``episodes`` are none."""
+    """Raise ValueError if these are not the facts of an evaluation on ``episodes``."""
     for name, kind in _FACTS.items():
         if type(facts.get(name)) is not kind:
-            raise ValueError(f"{name} of an evaluation is {facts.get(name)!r:.80}")
+            raise ValueError(f"its {name} is {facts.get(name)!r:.80}, not of type {kind.__name__}")
     if facts["episode_hash_full"] != episodes.full_hash:
-        raise ValueError(f"an evaluation is of other episodes ({facts['episode_hash_full']:.16})")
+        raise ValueError(f"it was made on other episodes ({facts['episode_hash_full']:.16})")
     covered = facts.get("coverage") or {"found": 0, "expected": 0}
     if not isinstance(covered, dict) or {type(covered.get(k)) for k in ("found", "expected")} != {int}:
-        raise ValueError(f"coverage of an evaluation is {covered!r:.80}")
+        raise ValueError(f"its coverage is {covered!r:.80}")
 
 
 def _predictions_file(run: Run, name: str) -> Path:
@@ -198,7 +198,7 @@ def _predictions_file(run: Run, name: str) -> Path:
 
 
 def load_evaluation(run: Run | str | Path, name: str | None = None) -> EvalResult:
-    """An evaluation that a run holds, by its name (default: the newest)."""
+    """Load an evaluation that a run holds, by name (default: the newest)."""
     run = run if isinstance(run, Run) else Run.open(run)
     evaluations = run.results().get("evaluations", {})
     if not evaluations:
@@ -211,7 +211,7 @@ def load_evaluation(run: Run | str | Path, name: str | None = None) -> EvalResul
     episodes = Episodes.load(file)
     if episodes.hash != hashed:
         raise ClipspmError(f"{file} holds other episodes ({episodes.hash}) than its name says")
-    predictions, facts = saved_predictions(run, name, episodes)
+    predictions, facts = load_predictions(run, name, episodes)
     if facts is None:
         facts = {k: v for k, v in evaluations[name].items() if k not in ("protocols", "selection_bias")}
         with reading(run.path / RESULTS, "is damaged"):

@@ -1,4 +1,4 @@
-"""What selecting the checkpoint on the test split would be worth: a number nobody should report.
+"""Measure what selecting the checkpoint on the test split would gain: a number nobody should report.
 
 Published code in this field commonly scores every checkpoint on the test episodes and reports the best score.
 """
@@ -12,7 +12,7 @@ from clipspm.progress import Reporter, Say
 from clipspm.tables import Table
 from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.pool import FeatureSource
-from clipspm.train_heads.evaluation.evaluate import evaluate, opened
+from clipspm.train_heads.evaluation.evaluate import evaluate, open_data
 from clipspm.train_heads.evaluation.result import EvalResult
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import Run
@@ -20,19 +20,22 @@ from clipspm.train_heads.runs import Run
 
 @dataclass(frozen=True)
 class SelectionBias:
-    """``honest``: the evaluation of the weights chosen on validation classes. ``scores``: by weights
-    (``best``, ``last`` and those kept on the way) and protocol, the accuracy on the same test episodes."""
+    """Test accuracy of a run's honestly selected weights, and of all other weights it kept.
+
+    ``honest``: the evaluation of the weights selected on validation classes. ``scores``: accuracy on the same
+    test episodes by weights (``best``, ``last`` and the kept checkpoints) and protocol.
+    """
 
     honest: EvalResult
     scores: dict[str, dict[Protocol, float]]
 
     def chosen_on_test(self, protocol: Protocol) -> tuple[str, float]:
-        """The weights with the highest test accuracy, and that accuracy."""
+        """Return the weights with the highest test accuracy, and that accuracy."""
         which = max(self.scores, key=lambda name: self.scores[name][protocol])
         return which, self.scores[which][protocol]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: per protocol the honest accuracy, the one chosen on test, and the difference."""
+        """Return the honest accuracy, the one chosen on test and their difference, per protocol."""
         out: dict[str, Any] = {"scores": self.scores}
         for protocol in self.honest.protocols:
             honest, (which, best) = self.honest.estimate(protocol).mean, self.chosen_on_test(protocol)
@@ -42,7 +45,7 @@ class SelectionBias:
         return out
 
     def table(self) -> Table:
-        """In per cent, a row per protocol."""
+        """Return a table in per cent, a row per protocol."""
         rows = []
         for protocol in self.honest.protocols:
             honest, (which, best) = self.honest.estimate(protocol).mean, self.chosen_on_test(protocol)
@@ -78,11 +81,11 @@ def selection_bias(
     log: Say | None = None,
     **asked: Any,
 ) -> SelectionBias:
-    """Evaluate a run as :func:`evaluate` does, then every other weights it holds on the same episodes.
+    """Evaluate a run as :func:`evaluate` does, then score all other weights it holds on the same episodes.
 
-    ``asked``: what else :func:`evaluate` takes. The run's ``results.json`` gets the comparison beside the
-    evaluation; its weights and their selection stay as they are. Raises :class:`UsageError` for a run that
-    kept no checkpoints.
+    ``asked``: further arguments of :func:`evaluate`. The comparison is written into the run's
+    ``results.json`` beside the evaluation; the weights and their selection stay as they are. Raises
+    :class:`UsageError` for a run that kept no checkpoints.
     """
     run = target if isinstance(target, Run) else Run.open(target)
     if not run.checkpoints():
@@ -91,7 +94,7 @@ def selection_bias(
                 f"{run.path}: {run.config.head} has nothing to train, so there is nothing to select"
             )
         raise UsageError(f"{run.path} kept no checkpoints on the way: train with --keep-checkpoints 10")
-    data = opened(run, data, device=device, allow_partial=allow_partial)
+    data = open_data(run, data, device=device, allow_partial=allow_partial)
     reporter = Reporter(log)
     honest = evaluate(run, data, log=log, **asked)
     scores: dict[str, dict[Protocol, float]] = {}

@@ -1,8 +1,8 @@
 """Means, intervals and paired comparisons of per-episode accuracies.
 
-Two methods are compared on the same episodes, so the interval is that of the mean per-episode difference,
-not of two means. Episodes share clips and classes: these intervals are about the draw of episodes, not
-about another set of classes.
+Two methods are compared on the same episodes, so the interval is that of the mean per-episode difference, not
+of two means. Episodes share clips and classes: these intervals cover another draw of episodes, not another
+set of classes.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class Difference:
         return self.low > 0 or self.high < 0
 
     def as_dict(self) -> dict[str, float | int | bool]:
-        """The fields and :attr:`excludes_zero`."""
+        """Return the fields and :attr:`excludes_zero`."""
         return {**asdict(self), "excludes_zero": self.excludes_zero}
 
 
@@ -55,7 +55,7 @@ class Spread:
 
 
 def estimate(values: npt.ArrayLike) -> Estimate:
-    """Mean of ``values`` [n] and 1.96 * std / sqrt(n), std with n - 1 (0 for one value)."""
+    """Return the mean of ``values`` [n] and 1.96 * std / sqrt(n), std with n - 1 (0 for one value)."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError("values is empty; a mean needs at least one")
@@ -64,7 +64,7 @@ def estimate(values: npt.ArrayLike) -> Estimate:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and spread of one number per seed."""
+    """Return mean and standard deviation of one number per seed."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError("values is empty; a mean needs at least one")
@@ -74,10 +74,10 @@ def spread(values: Sequence[float]) -> Spread:
 def paired(
     a: npt.ArrayLike, b: npt.ArrayLike, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Difference:
-    """Mean of ``a - b`` with a percentile bootstrap interval over episodes.
+    """Return the mean of ``a - b`` with a percentile bootstrap interval over episodes.
 
     ``a`` and ``b`` [n], or [seeds, n] for runs with several seeds on the same n episodes: differences are
-    averaged over seeds first, so that the interval is about episodes; see :func:`paired_over_seeds`.
+    averaged over seeds first. For the spread over seeds see :func:`paired_over_seeds`.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
@@ -91,7 +91,7 @@ def paired(
 
 
 def paired_over_seeds(a: npt.ArrayLike, b: npt.ArrayLike) -> Spread:
-    """Mean and spread over seeds of the mean difference ``a - b``, both [seeds, n]."""
+    """Return mean and standard deviation over seeds of the mean of ``a - b``, both [seeds, n]."""
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(f"a has shape {first.shape} and b {second.shape}: both must be [seeds, n]")
@@ -99,7 +99,7 @@ def paired_over_seeds(a: npt.ArrayLike, b: npt.ArrayLike) -> Spread:
 
 
 def bootstrap_means(values: Floats, *, resamples: int = 2000, seed: int = 0) -> Floats:
-    """Means of ``resamples`` draws with replacement from ``values`` [n], [resamples]; seeded, portable."""
+    """Return means of draws with replacement from ``values`` [n], [resamples]; seeded and portable."""
     n = values.size
     key = digest("clipspm-bootstrap-v1", seed)
     out = np.empty(resamples)
@@ -111,5 +111,5 @@ def bootstrap_means(values: Floats, *, resamples: int = 2000, seed: int = 0) -> 
 
 
 def accuracies(predictions: npt.NDArray[np.int64], episodes: Episodes) -> npt.NDArray[np.float64]:
-    """Accuracy of each episode, [n]."""
+    """Return the accuracy of each episode, [n]."""
     return np.asarray((predictions == episodes.query_labels).mean(1), dtype=np.float64)

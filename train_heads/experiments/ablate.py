@@ -1,8 +1,8 @@
-"""What each part is worth: the full model beside the model without it, same seeds, same episodes.
+"""Measure what each part contributes: the full model and variants on the same seeds and episodes.
 
 A row of the table is a configuration; a cell is a row with one seed. Cells are run directories named after
-what they depend on (configuration and cache), so that a finished one is never trained again, whichever
-table asks for it.
+what they depend on (configuration and cache), so that a finished one is never trained again, whichever table
+asks for it.
 """
 
 import os
@@ -45,12 +45,12 @@ def ablate(
 ) -> AblationResult:
     """Train and score every row with every seed; write the tables into ``out_dir``.
 
-    ``asked``: what else :func:`plan_ablation` takes. All cells are scored on the same test episodes. They lie
-    in ``out_dir/cells``; those that are finished are read, those that were interrupted go on. Raises
-    :class:`UsageError` before any work if the cache cannot give what is asked.
+    ``asked``: further arguments of :func:`plan_ablation`. All cells are scored on the same test episodes.
+    They lie in ``out_dir/cells``; finished ones are read, interrupted ones go on. Raises :class:`UsageError`
+    before any work if the cache cannot give what is asked.
     """
     plan = plan_ablation(data, base, out_dir=out_dir, log=log, **asked)
-    with _one_ablation(plan.out):
+    with _ablation_lock(plan.out):
         result = plan.run(log=log)
         ShotsResult((result,)).save(plan.out)
     return result
@@ -65,16 +65,16 @@ def ablate_shots(
     log: Say | None = None,
     **asked: Any,
 ) -> ShotsResult:
-    """:func:`ablate` at several numbers of ``shots``, all of them checked before any work, in one table."""
+    """Do :func:`ablate` at several numbers of ``shots``, all checked before any work, in one table."""
     plans = plan_shots(data, base, shots=shots, out_dir=out_dir, log=log, **asked)
-    with _one_ablation(plans[0].out):
+    with _ablation_lock(plans[0].out):
         result = ShotsResult(tuple(plan.run(log=log) for plan in plans))
         result.save(plans[0].out)
     return result
 
 
-def _one_ablation(out: Path) -> AbstractContextManager[str]:
-    """Be the one process that writes cells and tables into ``out``; a second is told by whom."""
+def _ablation_lock(out: Path) -> AbstractContextManager[str]:
+    """Lock ``out`` for writing cells and tables; refuse and name the process that has it already."""
     lock, holder = out / ".ablation.lock", out / ".ablation.json"
     return alone(lock, holder, f"the ablation in {out} is being done", ", or name another --out")
 
@@ -82,9 +82,9 @@ def _one_ablation(out: Path) -> AbstractContextManager[str]:
 def plan_shots(
     data: Data | FeatureSource, base: TrainConfig, *, shots: Sequence[int], **asked: Any
 ) -> "tuple[Plan, ...]":
-    """:func:`plan_ablation` at each number of ``shots``."""
+    """Do :func:`plan_ablation` for each number of ``shots``."""
     if not shots or len(set(shots)) != len(shots):
-        raise UsageError(f"shots are {list(shots)}; at least one number is needed, and each once")
+        raise UsageError(f"shots are {list(shots)}; give at least one, and each only once")
     data = Data.of(data, base.device)
     return tuple(plan_ablation(data, replace(base, shots=count), **asked) for count in shots)
 
@@ -107,30 +107,22 @@ def plan_ablation(
     engine: EngineConfig | None = None,
     log: Say | None = None,
 ) -> "Plan":
-    """What an ablation of the rows of :func:`ablation_rows` would do; nothing is trained or written.
+    """Plan an ablation of the rows of :func:`ablation_rows`; nothing is trained or written.
 
     ``keep_weights`` False keeps only the predictions of finished cells, True the selected weights too.
     ``engine``: train cells elsewhere (Slurm, Ray; they must see the same files) or several at a time (one per
     entry of its ``devices``, which may name one device more than once), with the same results up to rounding.
-    Raises :class:`UsageError` for all that cannot be met, so that a plan that is made can be run.
+    Raises :class:`UsageError` for whatever cannot be met, so that every plan can be run.
     """
-    reporter = Reporter(log)
     out = Path(out_dir).absolute()
     _check_writable(out)
     if not seeds or len(set(seeds)) != len(seeds):
-        raise UsageError(f"seeds are {list(seeds)}; at least one is needed, and each once")
+        raise UsageError(f"seeds are {list(seeds)}; give at least one, and each only once")
     rows = ablation_rows(base, drops=drops, grid=grid, heads=heads, extra=extra)
     data = Data.of(data, base.device)
     pool = data.pool("test")
     check_request(pool, way=base.way, shot=base.shots, queries=queries)
-    said: set[str] = set()
-
-    def once(line: str) -> None:
-        if line not in said:
-            said.add(line)
-            reporter.say(line)
-
-    rows = {name: fit_to_cache(config, data, once) for name, config in rows.items()}
+    rows = _fit_rows(rows, data, Reporter(log))
     spec = EpisodeSpec(
         dataset=data.spec.dataset,
         split="test",
@@ -143,16 +135,15 @@ def plan_ablation(
     untrained = _untrained(data, rows)
     for name in engine.devices if engine else ():
         resolve_device(name)
-    cells: dict[str, tuple[Cell, ...]] = {}
-    for name, config in rows.items():
-        seeded = [replace(config, seed=s) for s in ((0,) if name in untrained else seeds)]
-        cells[name] = tuple(Cell(cell, out / "cells" / cell_name(cell, data)) for cell in seeded)
     plan = Plan(
         data=data,
         base=base,
         rows=rows,
         untrained=untrained,
-        cells=cells,
+        cells={
+            name: _cells(config, (0,) if name in untrained else seeds, data, out)
+            for name, config in rows.items()
+        },
         seeds=tuple(seeds),
         episodes=drawn,
         protocols=tuple(protocols),
@@ -162,7 +153,7 @@ def plan_ablation(
     )
     if plan.spread_out and plan.todo():
         assert engine is not None
-        make_engine(engine)  # one whose package is missing is refused now
+        make_engine(engine)  # refuse one whose package is missing
     return plan
 
 
@@ -192,15 +183,15 @@ class Plan:
         return self.engine is not None and (self.engine.name != "local" or len(self.engine.devices) > 1)
 
     def todo(self) -> list[Cell]:
-        """The cells that are not finished, each once (rows may share cells)."""
+        """Return the cells that are not finished, each once (rows may share cells)."""
         every = {cell.path: cell for cells in self.cells.values() for cell in cells}
         return [cell for cell in every.values() if not cell.scored(self.episodes, self.protocols)]
 
     def run(self, *, log: Say | None = None) -> AblationResult:
-        """Train and score what is not finished."""
+        """Train and score what is not finished; return all results."""
         reporter, trained = Reporter(log), 0
         if self.spread_out:
-            trained = self._elsewhere(reporter)
+            trained = self._train_on_engine(reporter)
         table = []
         for name, config in self.rows.items():
             found: list[EvalResult] = []
@@ -220,8 +211,8 @@ class Plan:
             tuple(table), self.seeds, self.episodes, self._facts(table[0].selection), trained
         )
 
-    def _elsewhere(self, reporter: Reporter) -> int:
-        """Let the engine do what is to do; how many cells that was."""
+    def _train_on_engine(self, reporter: Reporter) -> int:
+        """Let the engine train and score what is not finished; return the number of cells."""
         engine, todo = self.engine, self.todo()
         assert engine is not None
         if not todo:
@@ -256,7 +247,7 @@ class Plan:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: each row with its cells and the :attr:`Cell.state` of each."""
+        """Return each row with its cells and the :attr:`Cell.state` of each, as plain values."""
         rows = [
             {
                 "name": name,
@@ -277,7 +268,7 @@ class Plan:
 
 
 def describe_plans(plans: Sequence[Plan]) -> dict[str, Any]:
-    """What ``ablate --dry-run --json`` prints. ``cells``: how many are in each state, shared ones once."""
+    """Return what ``ablate --dry-run --json`` prints. ``cells``: number per state, shared ones once."""
     first, tables = plans[0], [plan.as_dict() for plan in plans]
     states = {c["name"]: c["state"] for table in tables for row in table["rows"] for c in row["cells"]}
     return {
@@ -296,7 +287,7 @@ def describe_plans(plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 def plans_table(plans: Sequence[Plan]) -> Table:
-    """:func:`describe_plans` for people: how many cells of each row are in which state."""
+    """Return :func:`describe_plans` as a table: the number of cells of each row in each state."""
     facts, rows = describe_plans(plans), []
     for table in facts["tables"]:
         rows.append([f"{table['shots']}-shot", *[""] * len(STATES)])
@@ -324,8 +315,26 @@ def _check_writable(path: Path) -> None:
         raise ClipspmError(f"cannot write to {place}: choose another --out, or set CLIPSPM_HOME")
 
 
+def _fit_rows(rows: Mapping[str, TrainConfig], data: Data, reporter: Reporter) -> dict[str, TrainConfig]:
+    """Fit every row to the cache; report what several rows have in common once."""
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            reporter.say(line)
+
+    return {name: fit_to_cache(config, data, say_once) for name, config in rows.items()}
+
+
+def _cells(config: TrainConfig, seeds: Sequence[int], data: Data, out: Path) -> tuple[Cell, ...]:
+    """Return the cells of a row, one per seed."""
+    seeded = (replace(config, seed=seed) for seed in seeds)
+    return tuple(Cell(cell, out / "cells" / cell_name(cell, data)) for cell in seeded)
+
+
 def _untrained(data: Data, rows: Mapping[str, TrainConfig]) -> frozenset[str]:
-    """Rows whose head has nothing to train: one seed stands for all."""
+    """Return the rows whose head has nothing to train: one seed stands for all."""
     untrained = set()
     for name, config in rows.items():
         assert config.frames is not None

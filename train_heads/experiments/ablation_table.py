@@ -1,4 +1,4 @@
-"""Rows of configurations scored on the same episodes, with paired differences: the result of an ablation.
+"""The result of an ablation: configurations scored on the same episodes, with paired differences.
 
 :class:`AblationResult` is of one number of shots, :class:`ShotsResult` of several.
 """
@@ -43,17 +43,17 @@ class Row:
     selection: str = "none"
 
     def estimate(self, protocol: Protocol) -> Estimate:
-        """Mean over episodes of the accuracy averaged over seeds, with its 95 % interval."""
+        """Return the mean over episodes of the accuracy averaged over seeds, with its 95 % interval."""
         return estimate(self.accuracies[protocol].mean(0))
 
     def seeds(self, protocol: Protocol) -> Spread | None:
-        """Mean and spread over seeds; None where there is nothing to train."""
+        """Return mean and spread over seeds; None if there is nothing to train."""
         return spread(self.accuracies[protocol].mean(1).tolist()) if self.trained else None
 
 
 @dataclass(frozen=True)
 class AblationResult:
-    """The rows, the first of them the one that the others are compared with."""
+    """The rows of an ablation; the others are compared with the first."""
 
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
@@ -73,7 +73,7 @@ class AblationResult:
         raise KeyError(name)
 
     def effect(self, name: str, protocol: Protocol = "inductive", *, of: str | None = None) -> Difference:
-        """Accuracy of ``of`` (default: the first row) minus that of row ``name``, paired by episode.
+        """Return the accuracy of row ``of`` (default: the first) minus that of ``name``, paired by episode.
 
         Positive: what the row lacks helps.
         """
@@ -81,14 +81,14 @@ class AblationResult:
         return paired(*np.broadcast_arrays(*(row.accuracies[protocol] for row in (base, self[name]))))
 
     def effect_over_seeds(self, name: str, protocol: Protocol = "inductive") -> Spread | None:
-        """The same difference, one per seed: mean and spread; None where neither row has seeds."""
+        """Return mean and spread over seeds of :meth:`effect`; None if neither row has seeds."""
         rows = (self.rows[0], self[name])
         if not any(row.trained for row in rows):
             return None
         return paired_over_seeds(*np.broadcast_arrays(*(row.accuracies[protocol] for row in rows)))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for ``ablation.json`` and ``--json``. Fractions, not per cent."""
+        """Return plain values, for ``ablation.json`` and ``--json``. Fractions, not per cent."""
         rows = []
         for row in self.rows:
             scores: dict[str, Any] = {}
@@ -109,11 +109,11 @@ class AblationResult:
         return {**self.facts, "seeds": list(self.seeds), "rows": rows}
 
     def table(self) -> Table:
-        """For people: accuracy in per cent with its 95 % interval; effect = the first row minus this one."""
+        """Return accuracy in per cent with its 95 % interval; effect = the first row minus this one."""
         return ShotsResult((self,)).table()
 
     def records(self) -> list[dict[str, Any]]:
-        """A row per protocol and configuration, for CSV, named as in the CSV of ``results``."""
+        """Return a row per protocol and configuration, for CSV, named as in the CSV of ``results``."""
         facts, lines = self.facts, []
         for protocol in self.protocols:
             for row in self.rows:
@@ -148,7 +148,7 @@ class ShotsResult:
     results: tuple[AblationResult, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values. Of one result: its own; of several: ``shots``, and ``tables`` with those of each."""
+        """Return the plain values of one result; of several, ``shots`` and ``tables`` with those of each."""
         if len(self.results) == 1:
             return self.results[0].as_dict()
         return {
@@ -157,11 +157,11 @@ class ShotsResult:
         }
 
     def csv(self) -> str:
-        """For programs: a line per number of shots, protocol and row, in per cent and points."""
+        """Return a line per number of shots, protocol and row, in per cent and points."""
         return records_csv([record for result in self.results for record in result.records()])
 
     def table(self) -> Table:
-        """For people: a block per number of shots and protocol."""
+        """Return a block of rows per number of shots and protocol."""
         first = self.results[0]
         facts, full, several = first.facts, first.rows[0].name, len(first.seeds) > 1
         columns = ["", "accuracy (%)", "seeds (points)", f"{full} − row (points)"]
@@ -201,7 +201,7 @@ class ShotsResult:
 
 
 def together(results: Sequence[AblationResult]) -> AblationResult:
-    """One result over several class splits: their episodes one after the other, row by row."""
+    """Join results of several class splits into one: their episodes one after the other, row by row."""
     first = results[0]
     if len(results) == 1:
         return first

@@ -23,7 +23,7 @@ from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import CONFIG, RESULTS, Run
 from clipspm.train_heads.training.train import train
 
-#: of a cell: to be trained from the start, interrupted in training, trained and to be scored, done
+#: states of a cell: not begun, interrupted in training, trained but not scored, done
 STATES = ("to train", "to finish", "to score", "finished")
 
 
@@ -35,7 +35,7 @@ class Cell:
     path: Path
 
     def state(self, episodes: Episodes, protocols: Sequence[Protocol]) -> str:
-        """One of :data:`STATES`."""
+        """Return one of :data:`STATES`."""
         if self.scored(episodes, protocols):
             return "finished"
         if not os.path.lexists(self.path / CONFIG):
@@ -45,7 +45,7 @@ class Cell:
         return "to score" if list(self.path.glob("*.safetensors")) else "to train"
 
     def scored(self, episodes: Episodes, protocols: Sequence[Protocol]) -> EvalResult | None:
-        """What a finished cell says of these episodes, if it was asked before."""
+        """Return the stored evaluation of a finished cell on these episodes, or None."""
         if not (os.path.lexists(self.path / CONFIG) and Run.open(self.path).finished):
             return None
         try:
@@ -76,7 +76,7 @@ class CellTask:
         protocols: Sequence[Protocol],
         keep_weights: bool,
     ) -> "CellTask":
-        """The task of scoring cells of ``data`` on ``episodes``, which are written into ``out``."""
+        """Make the task of scoring cells of ``data`` on ``episodes``, which are written into ``out``."""
         file = out.absolute() / f"episodes-{episodes.hash}.npz"
         episodes.save(file)
         return cls(
@@ -90,7 +90,7 @@ class CellTask:
 
     @contextmanager
     def open(self, device: str | None = None) -> Iterator[Callable[[Iterable[Cell]], Iterator[Path]]]:
-        """Read the cache once; yields what turns cells into their finished run directories."""
+        """Read the cache once; yield a function that turns cells into their finished run directories."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         cache = open_cache(self.cache).with_splits(self.class_splits)
@@ -111,11 +111,11 @@ class CellTask:
 
 
 def _silent(line: str) -> None:
-    """Workers say nothing: the process that maps them does."""
+    """Report nothing: the process that starts the workers does."""
 
 
 def cell_name(config: TrainConfig, data: Data) -> str:
-    """Directory of a cell: a hash over the resolved configuration and what the cache holds."""
+    """Return the directory of a cell: a hash of the resolved configuration and what the cache holds."""
     what = (config.identity, data.spec.fingerprint, data.content)
     return digest("clipspm-cell-v1", *what).hex()[:20]
 
@@ -128,14 +128,15 @@ def score_cell(
     log: Say | None,
     keep_weights: bool,
 ) -> tuple[EvalResult, bool]:
-    """The scores of a cell, and whether it had to be trained: what is finished is read, the rest goes on."""
+    """Return the scores of a cell, and whether it was trained; finished work is read, the rest is done."""
     known = cell.scored(episodes, protocols)
     if known is not None:
         return known, False
     config, path = cell.config, cell.path
     new = not (os.path.lexists(path / CONFIG) and Run.open(path).finished)
     if new or not list(path.glob("*.safetensors")):
-        _forget(path, finished=not new)
+        if not new:  # finished, but its weights were not kept
+            (path / RESULTS).unlink(missing_ok=True)
         train(data, config, path, resume=True, log=log)
         new = True
     result = evaluate(path, data, episodes=episodes, protocols=protocols, log=log)
@@ -144,9 +145,3 @@ def score_cell(
     spare = ["last"] if (path / "best.safetensors").exists() else []
     run.drop(*(spare if keep_weights else ["best", "last"]))
     return result, new
-
-
-def _forget(path: Path, *, finished: bool) -> None:
-    """A finished cell whose weights were not kept has to be trained again: drop what says it is finished."""
-    if finished:
-        (path / RESULTS).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Two runs, or two sets of runs that differ in their seeds, on the same episodes."""
+"""Compare two runs, or two sets of runs that differ in their seeds, on the same episodes."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from clipspm.train_heads.experiments.results import runs_below
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.runs import CONFIG, Run
 
-#: facts of an evaluation in which two sides should agree, and what to call them
+#: facts of an evaluation in which two sides should agree, and their names
 _COMPARED = {
     "cache_fingerprint": "features",
     "selection": "selection splits",
@@ -30,7 +30,7 @@ _COMPARED = {
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: ``seeds`` and, by protocol, ``accuracies`` [seeds, n]."""
+    """One side of a comparison: its ``seeds`` and, by protocol, ``accuracies`` [seeds, n]."""
 
     name: str
     runs: tuple[Path, ...]
@@ -54,18 +54,18 @@ class Comparison:
         return tuple(p for p in self.first.accuracies if p in self.second.accuracies)
 
     def difference(self, protocol: Protocol) -> Difference:
-        """Paired by episode, averaged over seeds first; bootstrap interval over episodes."""
+        """Return the difference paired by episode, averaged over seeds first, with a bootstrap interval."""
         a, b = self.first.accuracies[protocol], self.second.accuracies[protocol]
         return paired(a.mean(0), b.mean(0))
 
     def over_seeds(self, protocol: Protocol) -> Spread | None:
-        """The difference seed by seed, where both sides have the same two or more seeds."""
+        """Return the difference seed by seed; None unless both sides have the same two or more seeds."""
         if self.first.seeds != self.second.seeds or len(self.first.seeds) < 2:
             return None
         return paired_over_seeds(self.first.accuracies[protocol], self.second.accuracies[protocol])
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; fractions, not per cent."""
+        """Return plain values; fractions, not per cent."""
         by_protocol = {}
         for p in self.protocols:
             seeds = self.over_seeds(p)
@@ -87,7 +87,7 @@ class Comparison:
         }
 
     def table(self) -> Table:
-        """In per cent, a row per protocol."""
+        """Return a table in per cent, a row per protocol."""
         rows = []
         for p in self.protocols:
             cells = []
@@ -118,8 +118,8 @@ def compare(
 ) -> Comparison:
     """Compare two runs; a side is a run directory, a folder of runs that differ in seeds, or several.
 
-    ``episodes``: a hash, where both hold several evaluations (default: the newest in common). Raises
-    :class:`UsageError` where they have no episodes in common.
+    ``episodes``: a hash, if both hold several evaluations (default: the newest in common). Raises
+    :class:`UsageError` if they have no episodes in common.
     """
     sides = [_runs(side) for side in (first, second)]
     found = [[list(run.results().get("evaluations", {})) for run in side] for side in sides]
@@ -174,7 +174,7 @@ def _fact(facts: Mapping[str, Any], key: str) -> str:
 
 
 def _side(runs: list[Run], name: str) -> tuple[Side, dict[str, list[str]], str]:
-    """The side, what it was measured with (several values where its runs differ), and the request."""
+    """Return the side, what it was measured with (several values if its runs differ), and the request."""
     results = [load_evaluation(run, name) for run in runs]
     protocols: list[Protocol] = [p for p in PROTOCOLS if all(p in result.protocols for result in results)]
     facts = {key: sorted({_fact(result.facts, key) for result in results}) for key in _COMPARED}

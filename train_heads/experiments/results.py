@@ -1,9 +1,9 @@
-"""Any number of runs in one table, in which only what is comparable shares a column without a mark.
+"""Tabulate any number of runs, with a mark at every score that is not comparable with its column.
 
-A row is a head with the settings that differ from what its recipe says for the data set, whatever the seed;
-the shots and ways of training are named where they are not those of the test. A column is a data set with a
-request and a protocol. A score not measured as most of its column were (episodes, coverage, features,
-frames, arithmetic, training videos, selection) has a mark, and a note says what differs.
+A row is a head with the settings that differ from its recipe's for the data set, whatever the seed; shots and
+ways of training are named where they are not those of the test. A column is a data set with a request and a
+protocol. A score not measured as most of its column were (episodes, coverage, features, frames, precision,
+training videos, selection) has a mark, and a note says what differs.
 """
 
 import json
@@ -37,12 +37,12 @@ from clipspm.train_heads.runs import CONFIG, RESULTS, Run
 #: settings that are not part of a row's name: seeds, and where values came from or were computed
 _NOT_IN_ROWS = ("recipe", "preset", "device", "head", "head_config", "seed")
 
-#: settings for which none means that the cache decides (an imported run never asked one)
+#: settings for which None means that the cache decides (imported runs have none)
 _LEFT_OPEN = ("queries", "frames")
 
 
 class Column(NamedTuple):
-    """What scores in one column were asked."""
+    """What was asked of the scores in one column."""
 
     dataset: str
     request: str
@@ -57,8 +57,10 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Basis:
-    """What scores must share to be compared: episodes, videos, features, how they were read, what was trained
-    on, and how the weights were selected. ``cache``: what the file of the features is called."""
+    """What scores must share to be compared: how they were measured, and how their heads were trained.
+
+    ``cache``: the file name of the features.
+    """
 
     episodes: str
     coverage: tuple[int, int]
@@ -71,7 +73,7 @@ class Basis:
     cache: str = field(compare=False)
 
     def differences(self, other: "Basis") -> str:
-        """What is not as in ``other``, readable."""
+        """Describe what is not as in ``other``."""
         said = {
             "episodes": f"episodes {self.episodes[:8]}",
             "coverage": f"{self.coverage[0]} of {self.coverage[1]} videos",
@@ -89,7 +91,7 @@ class Basis:
 class Score:
     """A row's runs in one column: ``accuracies`` [seeds, n], by training seed and episode.
 
-    ``seeds``: none for a head without anything to train, whose ``accuracies`` are [1, n]. ``evaluations``:
+    ``seeds``: empty for a head without anything to train, whose ``accuracies`` are [1, n]. ``evaluations``:
     the name of each run's evaluation.
     """
 
@@ -109,13 +111,13 @@ class Score:
         return spread(self.accuracies.mean(1).tolist()) if self.seeds else None
 
     def classes(self) -> ClassTable:
-        """Accuracy by class and the confusion matrix over all seeds, from the runs' files."""
+        """Return accuracy by class and the confusion matrix over all seeds, from the runs' files."""
         found = [load_evaluation(*one) for one in zip(self.runs, self.evaluations, strict=True)]
         protocol: Any = self.column.protocol
         return ClassTable.of(np.stack([one.predictions[protocol] for one in found]), found[0].episodes)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; fractions, not per cent."""
+        """Return plain values; fractions, not per cent."""
         score, low_high = estimate(self.accuracies.mean(0)), self.classes95 or (None, None)
         return {
             **self._where(),
@@ -144,13 +146,13 @@ class Score:
         return {"method": self.row, "dataset": dataset, "request": request, "protocol": protocol}
 
     def class_records(self) -> list[dict[str, Any]]:
-        """A row per class, see :meth:`~.per_class.ClassTable.records`."""
+        """Return a row per class, see :meth:`~.per_class.ClassTable.records`."""
         return [{**self._where(), **record} for record in self.classes().records()]
 
     def unlike(self, usual: Basis) -> str:
-        """In what this score is not comparable with scores on the basis ``usual``; empty where it is.
+        """Describe why this score is not comparable with scores on the basis ``usual``; empty if it is.
 
-        Where nothing was trained or chosen it does not matter how others were.
+        For a head that was neither trained nor selected, the training and selection of others do not matter.
         """
         basis = self.basis
         if not self.seeds and basis.selection == "none":
@@ -158,7 +160,7 @@ class Score:
         return basis.differences(usual)
 
     def text(self) -> str:
-        """For a cell: per cent with the interval over episodes, and the spread over several seeds."""
+        """Return per cent with the interval over episodes, and the spread over several seeds, for a cell."""
         score, seeds = estimate(self.accuracies.mean(0)), self.over_seeds
         several = f" (s {100 * seeds.std:.1f}, {seeds.n})" if seeds and seeds.n > 1 else ""
         return f"{100 * score.mean:.1f} ± {100 * score.half:.1f}{several}"
@@ -168,7 +170,8 @@ class Score:
 class Results:
     """Every evaluation of some runs. ``skipped``: directories that could not be read, and why.
 
-    ``throughout``: by head, settings that differ from the recipe's in all its rows, and so name none.
+    ``throughout``: by head, settings that differ from the recipe's in all its rows, and so are in no row's
+    name.
     """
 
     scores: tuple[Score, ...]
@@ -176,7 +179,7 @@ class Results:
     throughout: dict[str, tuple[str, ...]]
 
     def as_dict(self, *, per_class: bool = False) -> dict[str, Any]:
-        """Plain values, for ``--json``: the scores, and what was published for the same columns.
+        """Return the scores, and what was published for the same columns, as plain values for ``--json``.
 
         ``per_class``: each score with ``classes``, its accuracy by class and ``confusion``, its counts.
         """
@@ -192,18 +195,18 @@ class Results:
         }
 
     def published(self) -> list[dict[str, Any]]:
-        """Published numbers for the data sets and requests that occur; none of them was measured here."""
+        """Return published numbers for the data sets and requests that occur; none was measured here."""
         asked = {score.column[:2] for score in self.scores}
         return [entry for entry in published() if (entry["dataset"], entry["request"]) in asked]
 
     def csv(self, *, per_class: bool = False) -> str:
-        """A line per score, or per score and class with the row of the confusion matrix, in per cent."""
+        """Return a line per score, in per cent; ``per_class``: per score and class, with confusions."""
         if per_class:
             return records_csv([record for score in self.scores for record in score.class_records()])
         return records_csv([score.as_dict() for score in self.scores])
 
     def class_tables(self) -> list[Table]:
-        """For each score, accuracy by class in per cent and the confusion matrix."""
+        """Return accuracy by class in per cent and the confusion matrix, for each score."""
         return [
             table
             for score in self.scores
@@ -211,7 +214,7 @@ class Results:
         ]
 
     def table(self) -> Table:
-        """Rows by columns, in per cent, with a mark at every score that is not on its column's basis."""
+        """Return rows by columns, in per cent; scores that are not on their column's basis have a mark."""
         columns = sorted({score.column for score in self.scores})
         usual = {column: self._usual_basis(column) for column in columns}
         marks: dict[str, str] = {}
@@ -236,7 +239,7 @@ class Results:
         return Table(["", *(column.name for column in columns)], lines, "Results", notes)
 
     def _usual_basis(self, column: Column) -> Basis:
-        """The basis of most scores of a column: of those that were trained, if there are any."""
+        """Return the basis of most scores of a column; only trained heads count, if there are any."""
         there = [score for score in self.scores if score.column == column]
         trained = [score for score in there if score.seeds] or there
         return Counter(score.basis for score in trained).most_common(1)[0][0]
@@ -248,7 +251,7 @@ class Results:
         return [f"{', '.join(who)}: {', '.join(what)}" for what, who in heads.items() if what]
 
     def published_table(self) -> Table | None:
-        """Published numbers beside them, where there are any."""
+        """Return a table of published numbers, if there are any."""
         entries = self.published()
         if not entries:
             return None
@@ -267,7 +270,7 @@ class Results:
 
 
 def published() -> list[dict[str, Any]]:
-    """Published accuracies (fractions) with source, whether CLIP was fine-tuned, and selection split."""
+    """Return published accuracies (fractions), source, whether CLIP was fine-tuned, and selection split."""
     text = resources.files("clipspm.train_heads.experiments").joinpath("published.yaml").read_text("utf-8")
     entries = []
     for method in yaml.safe_load(text)["methods"]:
@@ -283,12 +286,12 @@ def published() -> list[dict[str, Any]]:
 def collect(places: Iterable[str | Path] = (), *, dataset: str | None = None, split: str = "test") -> Results:
     """Read the evaluations of runs at or below ``places`` (default: the home's and the demo's).
 
-    Runs that differ in nothing but the seed are one score. Raises :class:`UsageError` where nothing is found.
+    Runs that differ only in the seed are one score. Raises :class:`UsageError` if nothing is found.
     """
     found = [Path(place) for place in places] or [p for p in (runs_dir(), demo_dir() / "runs") if p.is_dir()]
     if not found:
         raise UsageError(f"no runs yet at {runs_dir()}: `clipspm train-heads` and `clipspm eval` make them")
-    ones: list[_One] = []
+    ones: list[_Evaluation] = []
     skipped: list[str] = []
     runs = sorted({run for place in found for run in runs_below(place)})
     for path in track(runs, "reading", len(runs), "runs"):
@@ -301,26 +304,26 @@ def collect(places: Iterable[str | Path] = (), *, dataset: str | None = None, sp
         head: tuple(s for s in settings if all(s in one.settings for one in ones if one.head == head))
         for head, settings in {one.head: one.settings for one in ones}.items()
     }
-    grouped: dict[tuple[str, Column, Basis], dict[int | None, _One]] = defaultdict(dict)
+    grouped: dict[tuple[str, Column, Basis], dict[int | None, _Evaluation]] = defaultdict(dict)
     for one in ones:
         own = [setting for setting in one.settings if setting not in throughout[one.head]]
         row = one.head + (f" ({', '.join(own)})" if own else "")
         twin = grouped[row, one.column, one.basis].setdefault(one.seed, one)
         if not np.array_equal(twin.accuracies, one.accuracies):
-            skipped.append(f"{one.run}: {twin.run} has the same settings and seed, and other predictions")
+            skipped.append(f"{one.run}: {twin.run} has the same settings and seed but other predictions")
     scores = tuple(_score(key, same) for key, same in sorted(grouped.items(), key=lambda item: item[0][:2]))
     return Results(scores, tuple(dict.fromkeys(skipped)), throughout)
 
 
 @dataclass(frozen=True)
-class _One:
+class _Evaluation:
     """One evaluation of one run under one protocol."""
 
     head: str
     settings: tuple[str, ...]
     column: Column
     basis: Basis
-    seed: int | None  #: none where there is nothing to train
+    seed: int | None  #: None if there is nothing to train
     accuracies: npt.NDArray[np.float64]
     classes95: tuple[float, float] | None
     run: Path
@@ -329,7 +332,7 @@ class _One:
 
 
 def runs_below(place: Path) -> list[Path]:
-    """Directories at or below ``place`` that hold a run with results."""
+    """Return the directories at or below ``place`` that hold a run with results."""
     if not place.is_dir():
         raise UsageError(f"{place} is not a folder of runs")
     return [
@@ -337,8 +340,8 @@ def runs_below(place: Path) -> list[Path]:
     ]
 
 
-def _read(path: Path, split: str, skipped: list[str]) -> list[_One]:
-    """Every evaluation of a run; what cannot be read is named in ``skipped``."""
+def _read(path: Path, split: str, skipped: list[str]) -> list[_Evaluation]:
+    """Return every evaluation of a run; add what cannot be read to ``skipped``."""
     found = []
     try:
         run = Run.open(path)
@@ -351,13 +354,13 @@ def _read(path: Path, split: str, skipped: list[str]) -> list[_One]:
             result = load_evaluation(run, name)
             if result.facts["split"] == split:
                 with reading(path / RESULTS):
-                    found += [_one(run, result, protocol) for protocol in result.protocols]
+                    found += [_evaluation(run, result, protocol) for protocol in result.protocols]
         except ClipspmError as error:
             skipped.append(str(error))
     return found
 
 
-def _one(run: Run, result: EvalResult, protocol: Protocol) -> _One:
+def _evaluation(run: Run, result: EvalResult, protocol: Protocol) -> _Evaluation:
     facts, accuracies = result.facts, result.accuracies(protocol)
     covered = facts.get("coverage") or {"found": 0, "expected": 0}
     basis = Basis(
@@ -372,7 +375,7 @@ def _one(run: Run, result: EvalResult, protocol: Protocol) -> _One:
         cache_name(facts),
     )
     spec = result.episodes.spec
-    return _One(
+    return _Evaluation(
         run.config.head,
         _settings(run, facts["dataset"], spec),
         Column(facts["dataset"], spec.describe(), protocol, spec.way),
@@ -386,7 +389,7 @@ def _one(run: Run, result: EvalResult, protocol: Protocol) -> _One:
     )
 
 
-def _score(key: tuple[str, Column, Basis], by_seed: Mapping[int | None, _One]) -> Score:
+def _score(key: tuple[str, Column, Basis], by_seed: Mapping[int | None, _Evaluation]) -> Score:
     seeds = tuple(sorted(seed for seed in by_seed if seed is not None))
     chosen = [by_seed[seed] for seed in seeds or (None,)]
     accuracies = np.stack([one.accuracies for one in chosen])
@@ -398,17 +401,17 @@ def _score(key: tuple[str, Column, Basis], by_seed: Mapping[int | None, _One]) -
 
 
 @cache
-def _usual(recipe: str, dataset: str, head: str) -> TrainConfig:
+def _recipe_config(recipe: str, dataset: str, head: str) -> TrainConfig:
     return resolve_config(recipe=recipe, dataset=dataset, overrides={"head": head})
 
 
 def _settings(run: Run, dataset: str, spec: EpisodeSpec) -> tuple[str, ...]:
-    """A recipe that is not the default one, and settings that differ from what it says for ``dataset``."""
+    """Return the recipe if it is not the default one, and settings that differ from it for ``dataset``."""
     config = run.config
     said = [config.recipe] * (config.recipe != "default") + ["imported"] * run.imported
     try:
-        usual = _usual(config.recipe, dataset, config.head)
-    except UsageError:  # a recipe of another version: all that is known is that it is this one
+        usual = _recipe_config(config.recipe, dataset, config.head)
+    except UsageError:  # a recipe of another version: name the settings by their hash
         return (*said, f"settings {replace(config, seed=0).identity[:8]}")
     as_tested = replace(usual, way=spec.way, shots=spec.shot, queries=DEFAULT_QUERIES, frames=DEFAULT_FRAMES)
     mine, theirs = config.as_dict(), as_tested.as_dict()

@@ -1,4 +1,4 @@
-"""The rows of an ablation table: which configurations stand beside each other."""
+"""The rows of an ablation table: the configurations to compare."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,12 +11,12 @@ from clipspm.train_heads.heads.registry import known_heads
 
 MODULES = ("hsmr", "spm", "padm")
 FULL = "full"
-#: in place of the name of a head: all others
+#: stands for all other heads in a list of heads
 ALL = "all"
 
 
 def parse_drop(text: str) -> tuple[str, ...]:
-    """``padm+spm`` -> ``("spm", "padm")``, in the order of the model; unknown names are an error."""
+    """Parse ``padm+spm`` -> ``("spm", "padm")``, in the order of the model; unknown names are an error."""
     parts = [part.strip().lower() for part in text.split("+")]
     for part in parts:
         if part not in MODULES:
@@ -34,11 +34,11 @@ def ablation_rows(
     heads: Sequence[str] = (),
     extra: Mapping[str, TrainConfig] | None = None,
 ) -> dict[str, TrainConfig]:
-    """The rows by name: ``base`` as ``full``, one per drop (all eight with ``grid``) and head, ``extra``.
+    """Return rows by name: ``base`` as ``full``, one per drop (all eight with ``grid``) and head, ``extra``.
 
-    Rows for other heads are trained as ``base`` is, with what its recipe says of that head; ``all`` among the
-    ``heads`` stands for every head but that of ``base``. Raises :class:`UsageError` where there is nothing to
-    compare, or for a module or head that there is none of.
+    Rows for other heads are trained as ``base`` is, with what its recipe says about that head; ``all`` among
+    the ``heads`` stands for every head but that of ``base``. Raises :class:`UsageError` if there is nothing
+    to compare, or for an unknown module or head.
     """
     rows = {FULL: base}
     wanted = [parse_drop(drop) for drop in drops]

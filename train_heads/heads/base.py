@@ -27,7 +27,7 @@ Scorer = Callable[[Episode, Tensor, Tensor], Tensor]
 class HeadOutput:
     """``logits`` [E, Q, C], the ``evidence`` they are made of, and named auxiliary ``losses``, each [E].
 
-    Without E where the call had none.
+    All of them lack E if the call had none.
     """
 
     logits: Tensor
@@ -39,8 +39,8 @@ class Head(nn.Module):
     """Scores query videos of width ``dim`` against the classes of an episode.
 
     A subclass implements :meth:`scores`; it may override :meth:`combine` and, to learn from more than the
-    cross-entropy of its logits, :meth:`losses` and :meth:`episode_loss`. What it reads and what is chosen for
-    it after training is declared as data, on the class or the instance.
+    cross-entropy of its logits, :meth:`losses` and :meth:`episode_loss`. The layers it reads and the buffers
+    to tune after training are class or instance attributes.
     """
 
     #: cached layers that the head reads
@@ -49,9 +49,9 @@ class Head(nn.Module):
     min_frames: int = 1
     #: weights of the evidence in the logits; 1 where not named
     weights: Mapping[str, float] = {}
-    #: buffers (scalars) to choose on validation classes after training, each with its candidates
+    #: scalar buffers to tune on validation classes after training, each with its candidates
     tunable: Mapping[str, tuple[float, ...]] = {}
-    #: whether to look at the arguments before scoring (one synchronisation with the device per call)
+    #: whether to check the arguments before scoring (one synchronisation with the device per call)
     check: bool = True
 
     def __init__(self, *, dim: int, layer_dims: Mapping[str, int] | None = None) -> None:
@@ -74,21 +74,21 @@ class Head(nn.Module):
     def losses(
         self, episode: Episode, scores: Evidence, query_labels: Tensor, base: BaseClasses | None
     ) -> dict[str, Tensor]:
-        """Name the terms to learn from besides the cross-entropy, each [E]. Called in training only.
+        """Return terms to learn from besides the cross-entropy, by name, each [E]. Called in training only.
 
         ``scores``: what :meth:`scores` returned. ``query_labels`` [E, Q]: rows of the episode's text.
         """
         return {}
 
     def episode_loss(self, output: HeadOutput, query_labels: Tensor) -> Tensor:
-        """The training loss of each episode, [E]: cross-entropy summed over queries / 16, plus the losses."""
+        """Return each episode's loss, [E]: cross-entropy summed over queries / 16, plus :meth:`losses`."""
         return sum(output.losses.values(), start=matching_loss(output.logits, query_labels))
 
     def recall(self, supports: Tensor, text: Tensor, queries: Tensor) -> Scorer | None:
-        """A faster way to score many episodes of the same videos, in evaluation mode; None if there is none.
+        """Prepare faster scoring of many episodes of the same videos, in evaluation mode, or return None.
 
         ``supports`` [N, T, D] with the class text of each, ``text`` [N, D]; ``queries`` [M, T, D]. The scorer
-        is then told which of these rows an episode is made of.
+        is called with the rows of ``supports`` and ``queries`` that an episode consists of.
         """
         return None
 
@@ -135,17 +135,17 @@ class Head(nn.Module):
         query_labels: Tensor | None = None,
         base: BaseClasses | None = None,
     ) -> HeadOutput:
-        """:meth:`run` on plain tensors: ``support`` [E, S, T, D], ``query`` [E, Q, T, D], ``text`` [E, C, D].
+        """Do :meth:`run` on tensors: ``support`` [E, S, T, D], ``query`` [E, Q, T, D], ``text`` [E, C, D].
 
-        A mapping of layers to tensors gives more than the final one. The leading E may be absent, from all of
-        them at once; supports and queries come in any order.
+        For more than the final layer, pass mappings from layers to tensors. The leading E may be missing from
+        all of them at once; supports and queries come in any order.
         """
         layers = ({FINAL: x} if isinstance(x, Tensor) else x for x in (support, query))
         supports, queries = layers
         return self.run(Episode(supports, queries, support_labels, text, protocol), query_labels, base)
 
     def width_of(self, layer: str, setting: str = "layer") -> int:
-        """The width of the cached ``layer`` that ``setting`` names; ValueError says how to cache another."""
+        """Return the width of the cached ``layer`` that ``setting`` names; ValueError if there is none."""
         if layer not in self.layer_dims:
             others = [name for name in self.layer_dims if name != FINAL]
             raise ValueError(
@@ -157,12 +157,12 @@ class Head(nn.Module):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of ``logits`` [..., N, C] against ``labels`` [..., N], shape [..., N]."""
+    """Return the cross-entropy of ``logits`` [..., N, C] against ``labels`` [..., N]: [..., N]."""
     flat = full(logits).flatten(0, -2)
     nll = nn.functional.cross_entropy(flat, labels.flatten().long(), reduction="none")
     return nll.view(labels.shape)
 
 
 def matching_loss(logits: Tensor, query_labels: Tensor) -> Tensor:
-    """Cross-entropy of each episode's queries, summed and divided by 16: [E, Q, C] and [E, Q] -> [E]."""
+    """Return the cross-entropy of each episode, summed over queries and divided by 16: [E]."""
     return cross_entropy(logits, query_labels).sum(-1) / EPISODES_PER_STEP

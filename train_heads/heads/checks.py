@@ -98,7 +98,7 @@ def _check_values(
         labels["base.support"] = base.support, len(base.text), "base.text"
         labels["base.query"] = base.query, len(base.text), "base.text"
 
-    # a sum is finite only if every term is (and sums of features stay far from float32's end)
+    # a sum is finite only if every term is (and sums of features stay far below float32's limit)
     finite = [torch.isfinite(x.sum(dtype=torch.float32)) for x in features.values()]
     within = [((x >= 0) & (x < k)).all() for x, k, _ in labels.values()]
     members = ep.support_labels.unsqueeze(-1) == torch.arange(ep.ways, device=ep.support_labels.device)

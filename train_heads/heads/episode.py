@@ -33,8 +33,8 @@ class Episode:
     """All that a head may know of E episodes: never the label of a query.
 
     ``support``, ``query``: features by layer, [E, S, T, D] and [E, Q, T, D]. ``support_labels`` [E, S]: rows
-    of ``text`` [E, C, D], the class texts. ``protocol`` "inductive" means that each query is scored as if it
-    were alone; "transductive", that a head may look at all queries of the episode.
+    of ``text`` [E, C, D], the class texts. ``protocol`` "inductive": each query is scored as if it were
+    alone; "transductive": a head may look at all queries of the episode.
     """
 
     support: Mapping[str, Tensor]
@@ -45,11 +45,11 @@ class Episode:
 
     @property
     def ways(self) -> int:
-        """C."""
+        """Number of classes C."""
         return self.text.shape[-2]
 
     def videos(self, layer: str = FINAL) -> Tensor:
-        """Supports, then queries, [E, S+Q, T, D]."""
+        """Concatenate supports and queries, [E, S+Q, T, D]."""
         return torch.cat([self.support[layer], self.query[layer]], dim=1)
 
     @cached_property
@@ -95,6 +95,6 @@ class Episode:
         )
 
     def widened(self, x: Tensor) -> Tensor:
-        """``x`` as :meth:`batched` makes it."""
+        """Convert ``x`` as :meth:`batched` does."""
         x = full(x) if x.is_floating_point() else x.long()
         return x if self.has_batch else x.unsqueeze(0)

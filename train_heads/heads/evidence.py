@@ -1,4 +1,4 @@
-"""Named pieces of evidence, and the logits that are made of them.
+"""Named scores of the classes, and the logits that are made of them.
 
 Shapes: E episodes, Q query videos, C classes (ways).
 """

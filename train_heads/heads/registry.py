@@ -1,7 +1,7 @@
-"""Heads by name: those of the package, those that other packages bring, and any class by its path.
+"""Heads by name: built-in ones, those of other packages, and any class by its path.
 
-Another package brings heads by the entry point ``clipspm.heads`` (name = ``module:Class``). Listing heads
-imports none of them.
+Another package registers heads under the entry point ``clipspm.heads`` (name = ``module:Class``). Listing
+heads imports none of them.
 """
 
 import inspect
@@ -19,9 +19,9 @@ from clipspm.train_heads.heads.clipspm.config import make_config
 if TYPE_CHECKING:
     from clipspm.train_heads.heads.base import Head
 
-#: the entry point by which other packages bring heads
+#: the entry point under which other packages register heads
 GROUP = "clipspm.heads"
-#: arguments of a head's class that are no settings
+#: arguments of a head's class that are not settings
 _GIVEN = ("dim", "frames", "layer_dims")
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -31,7 +31,7 @@ class HeadEntry:
     """A head that can be asked for by name.
 
     ``about``: one line for people. ``target``: ``module:Class``, imported when the head is built. ``fixed``:
-    arguments that make this head of the class. ``settings``: its other arguments and their types, to check
+    arguments of the class that define this head. ``settings``: its other arguments and their types, to check
     them before PyTorch is loaded (None: ask the class, afterwards). ``trained``: whether it has anything to
     train.
     """
@@ -43,7 +43,7 @@ class HeadEntry:
     trained: bool = True
 
     def load(self) -> "type[Head]":
-        """Import the class of the head; ValueError where there is none, or it is no head."""
+        """Import the class of the head; ValueError if there is none, or it is not a :class:`Head`."""
         from clipspm.train_heads.heads.base import Head
 
         module, _, name = self.target.partition(":")
@@ -110,7 +110,7 @@ HEADS: dict[str, HeadEntry] = {
         trained=False,
     ),
     "frame-cosine-centered": HeadEntry(
-        "the same on frames minus their clip's mean",
+        "cosine of frames minus their clip's mean",
         f"{_HERE}.peers.training_free:FrameCosine",
         {"centered": True},
         trained=False,
@@ -131,12 +131,12 @@ HEADS: dict[str, HeadEntry] = {
 
 
 def known_heads() -> dict[str, HeadEntry]:
-    """Every head that has a name: the package's, then those that other packages bring."""
-    return HEADS | {name: entry for name, entry in _brought().items() if name not in HEADS}
+    """Return all named heads: the built-in ones, then those of other packages."""
+    return HEADS | {name: entry for name, entry in _from_packages().items() if name not in HEADS}
 
 
 def head_entry(name: str) -> HeadEntry:
-    """The head called ``name``, or at the path ``package.module:Class``; ValueError names close ones."""
+    """Return the head called ``name``, or at a path ``package.module:Class``; ValueError names close ones."""
     if name in HEADS:
         return HEADS[name]
     if _PATH.fullmatch(name):
@@ -148,7 +148,7 @@ def head_entry(name: str) -> HeadEntry:
 
 
 @cache
-def _brought() -> dict[str, HeadEntry]:
+def _from_packages() -> dict[str, HeadEntry]:
     return {
         point.name: HeadEntry(
             f"of the package {point.dist.name if point.dist else '?'}", point.value, settings=None
@@ -158,13 +158,13 @@ def _brought() -> dict[str, HeadEntry]:
 
 
 def describe_heads() -> list[dict[str, Any]]:
-    """Every head's ``name``, what it is (``about``), and whether it has anything to train (``trained``)."""
+    """Return the ``name`` of every head, ``about`` in one line, and ``trained``: whether it is trainable."""
     known = known_heads()
     return [{"name": name, "about": head.about, "trained": head.trained} for name, head in known.items()]
 
 
 def heads_text() -> str:
-    """:func:`describe_heads` for a terminal: a heading and a line per head, at most 80 columns wide."""
+    """Format :func:`describe_heads` for a terminal: a heading and a line per head, at most 80 columns."""
     lines = [("head", "trains", "what it is")]
     lines += [(name, "yes" if head.trained else "no", head.about) for name, head in known_heads().items()]
     return "\n".join(f"{name:<21}  {trains:<6} {about}" for name, trains, about in lines)
@@ -182,8 +182,8 @@ def build_head(
 
     ``config``: its settings, the arguments of its class; for ``clip-spm`` the fields of
     :class:`CLIPSPMConfig`, and ``preset`` (hmdb51) for those that are not given. ``layer_dims``: widths of
-    the other cached layers. ValueError in one line: an unknown head or setting (with close names), or a value
-    that a setting cannot have.
+    the other cached layers. Raises a one-line ValueError for an unknown head or setting (with close names),
+    or an invalid value.
     """
     entry, settings = head_entry(name), dict(config or {})
     kind: Callable[..., Head] = entry.load()
@@ -200,7 +200,7 @@ def build_head(
 
 
 def check_settings(name: str, options: Mapping[str, Any]) -> None:
-    """ValueError for ``options`` that the head ``name`` does not have, or not of this type."""
+    """Raise ValueError for ``options`` that the head ``name`` does not have, or of another type."""
     if name == "clip-spm":
         make_config(**options)
     elif (own := head_entry(name).settings) is not None:

@@ -1,4 +1,4 @@
-"""More classes than there are: virtual training classes, mixed from the motion of two real ones.
+"""Virtual training classes, mixed from the motion of two real ones.
 
 Shapes: E episodes, C ways, K shots, Q queries per class, T frames, D width.
 """
@@ -12,14 +12,14 @@ from clipspm.train_heads.evaluation.predict import Batch
 
 
 def mix_motion(batch: Batch, strength: float, generator: torch.Generator) -> Batch:
-    """Add to every video of a class a share of what moves in a video of another class of its episode.
+    """Add to every video of a class a share of the motion of a video of another class of its episode.
 
-    The share is one number per episode and class, uniform in [-``strength``, ``strength``], the same for
-    supports and queries; the other class is the one ``r`` further on, ``r`` drawn per episode. What moves is
-    each frame minus its clip's mean, so a clip's mean frame stays what it was. A few training classes thus
-    become many: mixup (arXiv 1710.09412) of motions with labels that stay hard, since the mixture itself
-    is the class. Supports and queries must be sorted by class, equally many each, as drawn. ``generator``
-    is a CPU one, so that the draw does not depend on the device.
+    Motion is each frame minus its clip's mean frame, so mean frames do not change. The share is one number
+    per episode and class, uniform in [-``strength``, ``strength``], the same for supports and queries. The
+    other class is the one ``r`` positions further on, ``r`` drawn per episode. This is mixup (arXiv
+    1710.09412) of motions, but labels stay hard, because each mixture is a class. Supports and queries must
+    be sorted by class, equally many each, as drawn. ``generator`` must be on the CPU, so that the draw does
+    not depend on the device.
     """
     episode = batch.episode
     episodes, ways = episode.text.shape[:2]
@@ -35,7 +35,7 @@ def mix_motion(batch: Batch, strength: float, generator: torch.Generator) -> Bat
 
 
 def _mixed(videos: Tensor, partners: Tensor, share: Tensor) -> Tensor:
-    """``videos`` [E, C*K, T, D] with the motion of the ``partners`` [E, C] added by ``share`` [E, C]."""
+    """Add the motion of the ``partners`` [E, C], times ``share`` [E, C], to ``videos`` [E, C*K, T, D]."""
     ways = partners.shape[1]
     by_class = videos.unflatten(1, (ways, -1))
     motion = by_class - by_class.mean(dim=-2, keepdim=True)

@@ -1,4 +1,4 @@
-"""Where training curves go: a logger is anything with these three methods."""
+"""Loggers of training curves."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from clipspm.errors import UsageError
 
 
 class MetricLogger(Protocol):
-    """Takes numbers by step; ``rewind`` forgets what lies beyond a step that training resumes from."""
+    """Records numbers by step; ``rewind`` drops what was logged after the step that training resumes from."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
     def rewind(self, step: int) -> None: ...
@@ -19,7 +19,7 @@ class MetricLogger(Protocol):
 
 
 class JsonLines:
-    """One JSON object per line: ``{"step": ..., name: value, ...}``."""
+    """Writes one JSON object per line: ``{"step": ..., name: value, ...}``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +47,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Event files in a ``tensorboard`` folder of the run."""
+    """Writes event files to a ``tensorboard`` folder of the run."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -70,7 +70,7 @@ class TensorBoard:
 
 
 class Several:
-    """Passes everything on to each of ``loggers``."""
+    """Passes every call on to each of ``loggers``."""
 
     def __init__(self, loggers: Sequence[MetricLogger]) -> None:
         self.loggers = loggers

@@ -1,7 +1,7 @@
 """The training loop: steps, validation, checkpoints.
 
-Nothing random is carried from step to step: the episodes, the frame jitter and the dropout of step ``s``
-are functions of (seed, s), so a run that goes on from a checkpoint repeats what an uninterrupted one does.
+No random state is carried from step to step: the episodes, frame jitter and dropout of step ``s`` are
+functions of (seed, s), so a run resumed from a checkpoint repeats what an uninterrupted one does.
 """
 
 import time
@@ -31,19 +31,19 @@ from clipspm.train_heads.training.augment import mix_motion
 from clipspm.train_heads.training.curves import MetricLogger
 from clipspm.train_heads.training.hold_out import Selection
 from clipspm.train_heads.training.optim import lr_at, make_optimizer
-from clipspm.train_heads.training.selection import choose
+from clipspm.train_heads.training.selection import make_selector
 
 #: the reference sums the losses of this many episodes per step; other batch sizes are scaled to it
 REFERENCE_BATCH = 16
-#: validations on what is held out, and how many in a row may bring nothing before training stops
-_LOOKS, _PATIENCE = 30, 10
+#: with held-out data: validations per training, and validations without improvement that stop it
+_VALIDATIONS, _PATIENCE = 30, 10
 #: seconds between checkpoints, at most
 SAVE_EVERY = 60.0
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How training ended. ``selection``: what chose the weights (``none``: they are the last)."""
+    """How training ended. ``selection``: what the weights were selected on (``none``: they are the last)."""
 
     run_dir: Path
     config: TrainConfig
@@ -56,7 +56,7 @@ class TrainResult:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for ``--json``."""
+        """Return plain values, for ``--json``."""
         rest = {
             k: getattr(self, k)
             for k in ("selection", "val_accuracy", "best_step", "steps", "tuned", "seconds")
@@ -66,10 +66,10 @@ class TrainResult:
 
 @dataclass
 class _Progress:
-    """What the loop carries from step to step besides weights and optimiser.
+    """What a checkpoint holds besides weights and optimiser.
 
-    ``step``: steps done; ``logged``: of them when last validated and logged, with the ``losses`` since
-    and what else the last step says (``values``).
+    ``step``: steps done; ``logged``: steps done when last validated and logged; ``losses``: of the steps
+    since then; ``values``: what the last step has to log.
     """
 
     step: int = 0
@@ -83,23 +83,23 @@ class _Progress:
     keep_checkpoints: int = 0
 
 
-def restored(facts: Mapping[str, Any]) -> _Progress:
-    """What a checkpoint says; those of before version 0.3 were all written after a validation.
+def read_progress(facts: Mapping[str, Any]) -> _Progress:
+    """Read the progress from the facts of a checkpoint. Raises ValueError or TypeError if they are invalid.
 
-    Raises ValueError or TypeError where it is no checkpoint.
+    Checkpoints of versions before 0.3 lack ``logged``: they were all written right after a validation.
     """
     losses = facts.get("losses", [])
     rest = {k: v for k, v in facts.items() if k != "losses"}
     at = _Progress(losses=losses, **typed({"logged": facts["step"], **rest}, get_type_hints(_Progress)))
     if min(at.step, at.logged, at.best_step, at.keep_checkpoints, at.seconds) < 0 or at.logged > at.step:
-        raise ValueError("it counts steps that there cannot be")
+        raise ValueError("its step counts are impossible")
     if not isinstance(losses, list) or not all(isinstance(loss, float | int) for loss in losses):
-        raise TypeError("its losses are no numbers")
+        raise TypeError("its losses are not numbers")
     return at
 
 
 class Trainer:
-    """One training run: loop, validation, checkpoints."""
+    """One training run."""
 
     def __init__(
         self,
@@ -128,13 +128,13 @@ class Trainer:
         )
         self.steps = -(-config.episodes // config.batch) if head.trainable else 0
         self.every = max(1, config.val_every // config.batch)
-        self.bank, self.selector = choose(config, data, self.bank, head, reporter.say)
+        self.bank, self.selector = make_selector(config, data, self.bank, head, reporter.say)
         if self.selector.held_out:
-            self.every = max(1, min(self.every, self.steps // _LOOKS))
+            self.every = max(1, min(self.every, self.steps // _VALIDATIONS))
         self.selector.save(run.path)
         parameters = [p for p in head.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(parameters, config) if head.trainable else None
-        # from torch's own first scale of 65,536 gradients overflow: the first steps would be skipped
+        # with torch's default of 65,536 gradients overflow and the first steps are skipped
         self.scaler = torch.amp.GradScaler(
             self.bank.device.type, init_scale=256.0, enabled=config.precision == "fp16"
         )
@@ -143,12 +143,12 @@ class Trainer:
         self._began = self._saved = time.monotonic()
 
     def run_to_end(self) -> TrainResult:
-        """Train from wherever the run stands to the end, tune, and write the results."""
+        """Train from the run's last checkpoint to the end, tune, and write the results."""
         self._restore()
         if len(self.kept()) < self.at.keep_checkpoints:
             self.reporter.say(
-                f"note: {len(self.kept())} of {self.at.keep_checkpoints} checkpoints are kept: there are no "
-                f"more validations (every {self.every * self.config.batch} episodes; val_every sets it)"
+                f"note: only {len(self.kept())} of {self.at.keep_checkpoints} checkpoints can be kept, one "
+                f"per validation (every {self.every * self.config.batch} episodes; val_every sets it)"
             )
         self.head.train()
         self._began = time.monotonic() - self.at.seconds
@@ -161,55 +161,56 @@ class Trainer:
             raise
 
     def _steps(self) -> None:
-        """The steps that are left, with validations and checkpoints."""
+        """Run the remaining steps, with validations and checkpoints."""
         check, first = self.head.check, self.at.step
         total = self.config.episodes if self.steps else 0
         title = f"training {self.config.head}"
         with self.reporter.task(title, total, "episodes", self.episodes()) as advance:
-            if self.at.step and self._is_due():  # interrupted between a step and what was due after it
+            if self.at.step and self._checkpoint_due():  # interrupted before the checkpoint after this step
                 self._checkpoint()
             for step in range(self.at.step, self.steps):
-                if self._is_over():
+                if self._stopped_improving():
                     self.reporter.say(
-                        f"stopped: best on what is held out after {self.episodes(self.at.best_step)} episodes"
+                        "stopped early: held-out accuracy was best after "
+                        f"{self.episodes(self.at.best_step)} episodes"
                     )
                     break
-                self.head.check = check and step == first  # shapes and labels are alike in every step
+                self.head.check = check and step == first  # every step has the same shapes and labels
                 values = self.step(step)
-                if self._is_due():
+                if self._checkpoint_due():
                     self._checkpoint()
                 elif time.monotonic() - self._saved > SAVE_EVERY:
                     self._save()
-                advance(self.spec_size(step), f"loss {values['loss']:.3f}")
+                advance(self.step_size(step), f"loss {values['loss']:.3f}")
         self.head.check = check
 
-    def _is_due(self) -> bool:
-        """Whether the step that was done last is one after which to validate, log and save."""
+    def _checkpoint_due(self) -> bool:
+        """Return whether to validate, log and save after the last step."""
         at = self.at
         return at.logged < at.step and (at.step == self.steps or at.step % self.every == 0)
 
-    def _is_over(self) -> bool:
-        """Whether the last validations on what is held out brought nothing."""
+    def _stopped_improving(self) -> bool:
+        """Return whether the last validations on held-out data brought no improvement."""
         at = self.at
         if at.best_accuracy is None or not self.selector.held_out:
             return False
         return at.step % self.every == 0 and at.step - at.best_step >= _PATIENCE * self.every
 
     def episodes(self, step: int | None = None) -> int:
-        """Training episodes of ``step`` steps (default: of those that are done)."""
+        """Return the training episodes in ``step`` steps (default: in the steps done)."""
         return min((self.at.step if step is None else step) * self.config.batch, self.config.episodes)
 
-    def spec_size(self, step: int) -> int:
-        """Episodes in step ``step``: the batch, or what is left of ``episodes``."""
+    def step_size(self, step: int) -> int:
+        """Return the episodes in step ``step``: the batch, or what is left of ``episodes``."""
         return min(self.config.batch, self.config.episodes - step * self.config.batch)
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimiser step on the episodes of ``step``; returns what is worth logging."""
+        """Do one optimiser step on the episodes of ``step``; return the values to log."""
         assert self.optimizer is not None
         config, head = self.config, self.head
         torch.manual_seed(derive_seed("dropout", config.seed, step))
         jitter = torch.Generator().manual_seed(derive_seed("frames", config.seed, step))
-        episodes = draw(self.spec, self.bank.pool, self.spec_size(step), start=step * config.batch)
+        episodes = draw(self.spec, self.bank.pool, self.step_size(step), start=step * config.batch)
         batch = make_batch(
             self.bank, episodes, self.frames, jitter, layers=head.layers, protocol=config.protocol
         )
@@ -222,7 +223,7 @@ class Trainer:
         if not torch.isfinite(loss):
             raise ClipspmError(
                 f"loss is {value} at step {step + 1} of {self.steps} (lr {config.lr}, {config.precision}): "
-                f"lower --lr, set clip, or use float32; the checkpoint in {self.run.path} is from before"
+                f"lower --lr, set clip, or use float32; the last checkpoint in {self.run.path} is intact"
             )
         lr = lr_at(step, self.steps, config)
         for group in self.optimizer.param_groups:
@@ -234,7 +235,7 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
             parameters = [p for p in head.parameters() if p.requires_grad]
             values["grad_norm"] = float(nn.utils.clip_grad_norm_(parameters, config.clip))
-        with undisturbed():  # weights, their optimiser and the count of steps change together
+        with undisturbed():  # weights, optimiser and step count change together
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.at.step = step + 1
@@ -243,24 +244,24 @@ class Trainer:
         return values
 
     def kept(self) -> set[int]:
-        """The steps whose weights are kept, the last one among them."""
+        """Return the steps whose weights are kept; the last step is one of them."""
         checks = -(-self.steps // self.every)
         count = min(self.at.keep_checkpoints, checks)
         return {min(-(-i * checks // count) * self.every, self.steps) for i in range(1, count + 1)}
 
     def validate(self) -> float | None:
-        """Mean accuracy on what the weights are chosen on; None where there is nothing."""
+        """Return the mean accuracy on the selection episodes, None if there are none."""
         return self.selector.accuracy(self.head, self.config)
 
     def _checkpoint(self) -> None:
-        """Validate, keep the best weights, log and save. Doing it again gives the same."""
+        """Validate, keep the best weights, log and save. Repeating it changes nothing."""
         at = self.at
         accuracy = self.validate()
         facts = {"step": at.step, "val_accuracy": accuracy}
         if accuracy is not None and (at.best_accuracy is None or accuracy > at.best_accuracy):
             self.run.save_weights("best", self.head, **facts)
             at.best_accuracy, at.best_step = accuracy, at.step
-        if at.step == self.steps or self._is_over():
+        if at.step == self.steps or self._stopped_improving():
             self.run.save_weights("last", self.head, **facts)
         if at.step in self.kept():
             self.run.save_weights(f"step-{at.step:06d}", self.head, **facts)
@@ -275,7 +276,7 @@ class Trainer:
         self.reporter.say(f"{self.episodes()}/{self.config.episodes} episodes: loss {loss:.4f}{validation}")
 
     def _save(self) -> None:
-        """Write what a resume needs."""
+        """Write the checkpoint that a resume needs."""
         self.at.seconds = time.monotonic() - self._began
         self.at.scaler = self.scaler.state_dict()
         self.run.save_state(self.head, self.optimizer, asdict(self.at))
@@ -286,8 +287,8 @@ class Trainer:
         if facts is None:
             self.metrics.rewind(-1)
             return
-        with reading(self.run.path / STATE, "is no checkpoint"):
-            asked, self.at = self.at.keep_checkpoints, restored(facts)
+        with reading(self.run.path / STATE, "is not a valid checkpoint"):
+            asked, self.at = self.at.keep_checkpoints, read_progress(facts)
             if self.at.scaler:
                 self.scaler.load_state_dict(self.at.scaler)
         self.saved = self.episodes()
@@ -299,7 +300,7 @@ class Trainer:
         self.reporter.say(f"resumed {self.run.path} at {self.episodes()}/{self.config.episodes} episodes")
 
     def _finish(self) -> TrainResult:
-        """Tune on validation classes what the head wants tuned, and write ``results.json``."""
+        """Tune what the head declares as tunable, write the final weights and ``results.json``."""
         at, run, config = self.at, self.run, self.config
         tuned: dict[str, float] = {}
         if self.selector.by != "none":

@@ -10,7 +10,7 @@ from clipspm.train_heads.config import TrainConfig
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam (decay added to the gradient) or AdamW (decay apart from it)."""
+    """Return Adam (decay added to the gradient) or AdamW (decoupled decay)."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     parameters = list(parameters)
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)  # one pass over the weights, not ten
@@ -18,7 +18,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> t
 
 
 def lr_at(step: int, steps: int, config: TrainConfig) -> float:
-    """Learning rate of ``step`` (from 0) of ``steps``: linear warm-up, then constant or half a cosine."""
+    """Return the learning rate of ``step`` (from 0): linear warm-up, then constant or half a cosine."""
     rising = round(config.warmup * steps)
     if step < rising:
         return config.lr * (step + 1) / rising

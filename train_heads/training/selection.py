@@ -1,6 +1,6 @@
-"""What the weights of a training are chosen on: validation classes, else a part of the training set.
+"""Select weights on validation classes, or without any on a held-out part of the training set.
 
-Never test classes: their split is closed while a head is trained (:meth:`Data.closed`).
+Test classes cannot be used: their split is closed while a head is trained (:meth:`Data.closed`).
 """
 
 from dataclasses import dataclass, replace
@@ -17,17 +17,17 @@ from clipspm.train_heads.evaluation.stats import accuracies
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.training.hold_out import Selection, set_aside
 
-#: seed of the episodes of what is held out of the training set
+#: seed of the episodes drawn from held-out data
 _HELD_OUT = -1
-#: training episodes that were not seen to hurt without a choice
+#: training without selection was not seen to hurt up to so many episodes
 _SHORT = 160
 
 
 @dataclass(frozen=True)
 class Selector:
-    """Scores heads to choose between them: ``bank`` and ``episodes`` that no training step sees.
+    """Scores heads on a ``bank`` and ``episodes`` that no training step sees, to select between them.
 
-    ``by`` says where they come from; ``none`` (and neither of them): the last weights are kept.
+    ``by``: where these come from; ``none``: there are none, and the last weights are kept.
     """
 
     by: Selection = "none"
@@ -36,11 +36,11 @@ class Selector:
 
     @property
     def held_out(self) -> bool:
-        """Whether it is a part of the training set."""
+        """Whether the bank is a part of the training set."""
         return self.by.startswith("held-out")
 
     def accuracy(self, head: Head, config: TrainConfig) -> float | None:
-        """Mean accuracy of ``head``; None where there is nothing to choose on."""
+        """Return the mean accuracy of ``head``; None if there is nothing to select on."""
         if self.bank is None or self.episodes is None:
             return None
         assert config.frames is not None
@@ -55,7 +55,7 @@ class Selector:
         return float(accuracies(found, self.episodes).mean())
 
     def tuned(self, head: Head, config: TrainConfig) -> dict[str, float]:
-        """Set what ``head`` wants tuned to what scores best; returns the choice."""
+        """Tune the buffers that ``head`` declares as tunable; return the chosen values."""
         if self.bank is None or self.episodes is None:
             return {}
         assert config.frames is not None
@@ -69,25 +69,25 @@ class Selector:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the episodes beside the weights that are chosen on them."""
+        """Write the episodes beside the weights that are selected on them."""
         if self.episodes is not None:
             self.episodes.save(folder / f"episodes-{self.episodes.hash}.npz")
 
 
-def choose(
+def make_selector(
     config: TrainConfig, data: Data, train: FeatureBank, head: Head, say: Say
 ) -> tuple[FeatureBank, Selector]:
-    """Choose what chooses the weights; returns it with what is left of the bank ``train`` to train on.
+    """Return the part of the bank ``train`` to train on, and the selector.
 
-    That is the validation classes if there are two or more, else what :func:`set_aside` takes out of
-    ``train``, which ``say`` is told.
+    It uses the validation classes if there are two or more, else what :func:`set_aside` takes out of
+    ``train``, which is reported to ``say``.
     """
     classes = len(data.pool("val").names)
     spec = EpisodeSpec(dataset=data.spec.dataset, split="val", way=2, shot=config.shots, queries=1)
     if classes >= 2:
         bank = data.bank("val", head.layers, shuffle_time=config.shuffle_time)
         guard_classes(data.cache.class_splits, bank)
-        return train, _selector("val", bank, spec, config)
+        return train, _selector_on("val", bank, spec, config)
     why = f"{classes or 'no'} validation class{'es' * (not classes)}"
     if not head.trainable or not config.episodes:
         if head.tunable:
@@ -101,8 +101,8 @@ def choose(
         say(f"warning: {why}, so the last weights are kept (selection: none)")
         if config.episodes > _SHORT:
             say(
-                f"warning: training {config.episodes} episodes without a choice was seen to hurt on "
-                "real clips: name validation classes in --splits, add clips, or train less "
+                f"warning: training {config.episodes} episodes without selection hurt accuracy on real "
+                "clips: name validation classes in --splits, add clips, or train less "
                 f"(--episodes {_SHORT})"
             )
         return train, Selector()
@@ -112,10 +112,10 @@ def choose(
     if by == "held-out classes":
         what = f"{len(bank.pool.names)} training classes ({', '.join(bank.pool.names)})"
     say(f"note: {why}: {what} are set aside to choose when to stop (--no-hold-out trains on all)")
-    return rest, _selector(by, bank, replace(spec, split="train", seed=_HELD_OUT), config)
+    return rest, _selector_on(by, bank, replace(spec, split="train", seed=_HELD_OUT), config)
 
 
-def _selector(by: Selection, bank: FeatureBank, spec: EpisodeSpec, config: TrainConfig) -> Selector:
+def _selector_on(by: Selection, bank: FeatureBank, spec: EpisodeSpec, config: TrainConfig) -> Selector:
     pool = bank.pool
     shot = config.shots if by == "val" else min(config.shots, pool.smallest()[1] - 1)
     spec = replace(spec, way=min(config.way, len(pool.names)), shot=shot)

@@ -1,4 +1,4 @@
-"""Train a head on the training classes, keep what is best on the validation classes.
+"""Train a head on the training classes and keep the weights that are best on the validation classes.
 
 The test split is never opened here.
 """
@@ -22,7 +22,7 @@ from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.pool import FeatureSource
 from clipspm.train_heads.episodes.random import derive_seed
 from clipspm.train_heads.request import fit_to_cache
-from clipspm.train_heads.runs import CONFIG, METRICS, RESULTS, HeadShape, Run, one_training
+from clipspm.train_heads.runs import CONFIG, METRICS, RESULTS, HeadShape, Run, training_lock
 from clipspm.train_heads.training.curves import JsonLines, MetricLogger, Several, TensorBoard
 from clipspm.train_heads.training.loop import Trainer, TrainResult
 
@@ -39,12 +39,11 @@ def train(
 ) -> TrainResult:
     """Train ``config.head`` on ``data`` and write a run directory.
 
-    ``resume`` goes on from the last checkpoint in ``run_dir`` (starts anew if there is none); weights are
-    then bit for bit those of an uninterrupted run on the same machine; ``config`` None means the run's own.
-    ``keep_checkpoints``: keep the weights at so many validations, evenly over the training (what selecting on
-    test would have been worth: :func:`~.evaluation.selection_bias.selection_bias`).
-    ``log`` takes the lines otherwise shown on standard error.
-    Raises :class:`UsageError` before any work if the cache cannot give what is asked.
+    ``resume``: go on from the last checkpoint in ``run_dir`` (start anew if there is none); on the same
+    machine the weights are then bit for bit those of an uninterrupted run. ``config`` None: that of the run
+    to resume. ``keep_checkpoints``: keep the weights of so many validations, evenly over the training, for
+    :func:`~.evaluation.selection_bias.selection_bias`. ``log``: receives the lines otherwise shown on
+    standard error. Raises :class:`UsageError` before any work if the cache cannot give what is asked.
     """
     reporter = Reporter(log)
     keep_pages()
@@ -53,16 +52,16 @@ def train(
             raise UsageError("training needs a configuration, unless it resumes a run")
         config = Run.open(run_dir).config
     if resume and os.path.lexists(Path(run_dir, CONFIG)):
-        Run.open(run_dir).build_head()  # what cannot be built is said with the name of the file
+        Run.open(run_dir).build_head()  # report an invalid head with the name of its file
     data = Data.of(data, config.device)
     device = data.device
     config = fit_to_cache(config, data, reporter.say)
     assert config.frames is not None
     shape = HeadShape.of(data.spec.dims, config.frames)
-    with _seeds_of_its_own(device):
+    with _keep_random_state(device):
         torch.manual_seed(derive_seed("init", config.seed))
         head = shape.build(config)
-    with one_training(Path(run_dir)):
+    with training_lock(Path(run_dir)):
         run = _open_run(data.described(), config, shape, Path(run_dir), resume)
         if run.finished:
             reporter.say(f"{run.path} is finished already")
@@ -75,7 +74,7 @@ def train(
         logger = Several(metrics)
         trainer = None
         try:
-            with data.closed("test"), _seeds_of_its_own(device):
+            with data.closed("test"), _keep_random_state(device):
                 trainer = Trainer(
                     data, run, head.to(device), logger, reporter, keep_checkpoints=keep_checkpoints
                 )
@@ -95,7 +94,7 @@ def train(
 def _open_run(
     made_for: dict[str, Any], config: TrainConfig, shape: HeadShape, path: Path, resume: bool
 ) -> Run:
-    """A new run, or with ``resume`` the one in ``path`` if it was asked for the same thing."""
+    """Create a run, or with ``resume`` open the one in ``path``; refuse one that has another request."""
     if not (resume and os.path.lexists(path / CONFIG)):
         return Run.create(path, config, shape, made_for)
     run = Run.open(path)
@@ -117,7 +116,7 @@ def _open_run(
 
 
 def _finished(run: Run, device: torch.device) -> TrainResult:
-    """The result of a run that ended before."""
+    """Return the result of a run that has ended before."""
     with reading(run.path / RESULTS, "does not say how training ended"):
         facts = run.results()["training"]
         kinds = get_type_hints(TrainResult)
@@ -127,8 +126,8 @@ def _finished(run: Run, device: torch.device) -> TrainResult:
 
 
 @contextmanager
-def _seeds_of_its_own(device: torch.device) -> Iterator[None]:
-    """Leave the caller's random state as it was."""
+def _keep_random_state(device: torch.device) -> Iterator[None]:
+    """Restore the caller's random state on exit."""
     devices = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield

@@ -94,7 +94,7 @@ def test_selection_on_the_test_split_trips(tmp_path: Path, monkeypatch: pytest.M
     ) -> tuple[FeatureBank, Selector]:
         return bank, Selector("val", data.bank("test"), None)
 
-    monkeypatch.setattr(loop, "choose", on_test)
+    monkeypatch.setattr(loop, "make_selector", on_test)
     with pytest.raises(ClipspmError, match="leak: the test split is asked for while a head is trained"):
         train(CACHE, tiny_config(episodes=16), tmp_path / "r", log=silent)
 

@@ -215,7 +215,7 @@ def test_effects_are_shown_with_their_sign(result: AblationResult) -> None:
         ({"drops": ["padn"]}, "cannot drop 'padn'; did you mean padm"),
         ({"drops": []}, "nothing to compare"),
         ({"seeds": ()}, "at least one is needed"),
-        ({"seeds": (1, 1)}, "each once"),
+        ({"seeds": (1, 1)}, "each only once"),
         ({"engine": EngineConfig(devices=("cpu", "cuda:77"))}, "'cuda:77' is not available"),
         ({"drops": ["padm"], "base": tiny_config().with_head(matcher="dtw")}, "matcher"),
         ({"base": tiny_config(head="prototype")}, "--drop and --grid are about clip-spm; this is prototype"),
@@ -277,7 +277,7 @@ def test_several_shots_are_one_table_of_what_each_is_alone(tmp_path: Path) -> No
 
 def test_shots_that_cannot_be_met_are_refused_before_any_work(tmp_path: Path) -> None:
     base = replace(CONFIG, queries=1)
-    for shots, said in (([1, 8], "8 usable videos"), ([3, 3], "each once"), ([], "at least one")):
+    for shots, said in (([1, 8], "8 usable videos"), ([3, 3], "each only once"), ([], "at least one")):
         with pytest.raises(UsageError, match=said):
             ablate_shots(CACHE, base, shots=shots, out_dir=tmp_path / "out", **OPTIONS)
     assert not (tmp_path / "out").exists()

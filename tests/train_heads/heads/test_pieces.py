@@ -30,9 +30,9 @@ def test_output_and_gradients_are_those_of_the_block(lengths: tuple[int, ...]) -
 
     def by_pieces() -> torch.Tensor:
         tokens = members @ vectors
-        weights = pieces.deviation(plain, tokens) * members
+        weights = pieces.inverse_deviation(plain, tokens) * members
         known = pieces.compare(plain, pieces.project(plain, vectors))
-        mask = pieces.apart(*lengths, like=vectors)
+        mask = pieces.group_mask(*lengths, like=vectors)
         (done,) = plain(tokens, attention=pieces.attend(plain, known, weights, mask))
         return done
 

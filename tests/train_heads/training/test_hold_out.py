@@ -14,7 +14,7 @@ from clipspm.train_heads.episodes.pool import Pool
 from clipspm.train_heads.places import default_run_dir
 from clipspm.train_heads.request import fit_to_cache
 from clipspm.train_heads.resume import unfinished_run
-from clipspm.train_heads.runs import HeadShape, Run, one_training
+from clipspm.train_heads.runs import HeadShape, Run, training_lock
 from clipspm.train_heads.training import loop
 from clipspm.train_heads.training.hold_out import set_aside
 from clipspm.train_heads.training.train import train
@@ -115,7 +115,7 @@ def test_training_stops_where_nothing_is_gained(tmp_path: Path, monkeypatch: pyt
     said, run = lines_of(12, tmp_path, episodes=1600, val_every=16)
     training = run.results()["training"]
     assert (training["best_step"], training["steps"]) == (4, 24)  # two steps apart: the second, and ten more
-    assert any("stopped: best on what is held out after 32 episodes" in line for line in said)
+    assert any("stopped early: held-out accuracy was best after 32 episodes" in line for line in said)
 
 
 def test_runs_of_before_go_on_without_holding_out(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_resuming_finds_runs_on_the_same_features_only(
         other.path / "config.json", lambda content: content["cache"].update(fingerprint="other features")
     )
     assert unfinished_run(config, data) == ours.path
-    with one_training(ours.path), pytest.raises(UsageError, match="nothing to resume"):
+    with training_lock(ours.path), pytest.raises(UsageError, match="nothing to resume"):
         unfinished_run(config, data)
     with pytest.raises(UsageError, match=r"is unfinished and differs \(there / here\): seed 0 / 3"):
         unfinished_run(replace(config, seed=3), data)

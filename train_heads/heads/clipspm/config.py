@@ -1,4 +1,4 @@
-"""The numbers and switches of CLIP-SPM, and the presets that the authors' settings come as."""
+"""Settings of CLIP-SPM, and presets with the authors' values."""
 
 from dataclasses import dataclass, fields
 from functools import cache
@@ -20,20 +20,19 @@ _ALIASES = {"kinetics": "kinetics100"}
 class CLIPSPMConfig:
     """Defaults are the released code's behaviour with its HMDB51 numbers (the ``official`` recipe)."""
 
-    # The three modules. What a dropped one leaves: without PADM the logits are those of D0 and D1; without
-    # SPM, D1 and PADM see the frames themselves; without HSMR there is no motion term and no D0, and
-    # ``matching_input`` is raw.
+    # The three modules. Without PADM the logits are those of D0 and D1; without SPM, D1 and PADM see the
+    # frames themselves; without HSMR there is no motion term and no D0, and ``matching_input`` is raw.
     hsmr: bool = True
     spm: bool = True
     padm: bool = True
 
-    # Table of presets.
-    rho_v: float = 0.5  #: hidden width of the frames' gate over D
-    rho_t: float = 1.5  #: hidden width of the prompt's gate over D
-    slope: float = 0.0025  #: LeakyReLU's
+    # Values that presets set.
+    rho_v: float = 0.5  #: hidden width of the frames' gate, as a multiple of D
+    rho_t: float = 1.5  #: hidden width of the prompt's gate, as a multiple of D
+    slope: float = 0.0025  #: negative slope of the gates' LeakyReLU
     alpha: float = 0.2  #: weight of the gated prompt in the fused frames
-    w_c: float = 0.54  #: queries' share of L_consist
-    w_text: float = 0.07  #: queries' share of L_text, of 0.5
+    w_c: float = 0.54  #: weight of queries in L_consist; supports have 1 - w_c
+    w_text: float = 0.07  #: weight of queries in L_text; supports have 0.5 - w_text
 
     heads: int = 8
     head_width: int = 256
@@ -45,7 +44,7 @@ class CLIPSPMConfig:
     consistency: bool = False  #: L_text and L_consist, as in the paper; the released code has them off
 
     # Weights of the distances in the logits.
-    motion_weight: float = 0.0  #: D0: with HSMR, what moves in prototypes to what moves in queries
+    motion_weight: float = 0.0  #: D0, with HSMR: moving frames of prototypes to those of queries
     d1_weight: float = 0.5  #: D1: SPM's prototypes to queries
     d2_weight: float = 1.0  #: D2: PADM's prototypes to queries
     d3_weight: float = 1.0  #: D3: PADM's class tokens to the anchor
@@ -55,8 +54,8 @@ class CLIPSPMConfig:
 
     # Variants.
     shallow_layer: str | None = None  #: cached layer that the shallow motion comes from, instead of the last
-    matching_input: MatchingInput = "raw"  #: what SPM, PADM and the matching see: HSMR may refine what moves
-    motion_taps: int = 0  #: odd: a learned filter over time, for all channels, of what moves
+    matching_input: MatchingInput = "raw"  #: frames that SPM, PADM and the matching see
+    motion_taps: int = 0  #: taps of a learned filter over time of the moving frames, odd; 0: none
     position: bool = False  #: sinusoidal positions (times 0.1) on the frames that enter the first block
 
     def __post_init__(self) -> None:
@@ -90,7 +89,7 @@ class CLIPSPMConfig:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The fields, in order."""
+        """Return the names of the fields, in order."""
         return tuple(f.name for f in fields(cls))
 
 
@@ -106,14 +105,14 @@ def _preset_values(name: str) -> dict[str, Any]:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The authors' numbers for a data set: fields of :class:`CLIPSPMConfig`. ValueError lists the presets."""
+    """Return the authors' values of :class:`CLIPSPMConfig` for a data set; ValueError lists the presets."""
     return dict(_preset_values(name))
 
 
 def make_config(preset: str = "hmdb51", **overrides: Any) -> CLIPSPMConfig:
-    """The configuration of ``preset`` with ``overrides``.
+    """Return the configuration of ``preset`` with ``overrides``.
 
-    ValueError in one line: a preset or field that there is none of, or a value that a field cannot have.
+    Raises a one-line ValueError for an unknown preset or field, or an invalid value.
     """
     given = typed(overrides, get_type_hints(CLIPSPMConfig))
     return CLIPSPMConfig(**(load_preset(preset) | given))

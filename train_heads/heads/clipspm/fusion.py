@@ -12,13 +12,13 @@ from clipspm.train_heads.heads.parts.attention import Block
 
 
 class Fused(NamedTuple):
-    """What semantic fusion makes of videos: ``frames`` [E, N, T, D] and the prompt's ``token`` [E, N, D]."""
+    """Output of semantic fusion: ``frames`` [E, N, T, D] and the prompt's ``token`` [E, N, D]."""
 
     frames: Tensor
     token: Tensor
 
     def part(self, rows: slice) -> "Fused":
-        """Some of the N videos."""
+        """Return the videos ``rows`` of N."""
         return Fused(self.frames[:, rows], self.token[:, rows])
 
 
@@ -32,16 +32,16 @@ class Gate(nn.Module):
         self.slope = slope
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D] in (0, 1)."""
+        """Return gates in (0, 1), [..., D] -> [..., D]."""
         hidden = nn.functional.leaky_relu(self.hidden(x), self.slope)
         return torch.sigmoid(self.output(hidden))
 
 
 class SemanticFusion(nn.Module):
-    """``SF(v, p)``: self-attention over the prompt and, behind it, gated frames + alpha * gated prompt.
+    """``SF(v, p)``: self-attention over the prompt, followed by gated frames + alpha * gated prompt.
 
-    A video's gated frames do not depend on the prompt, so they are an argument of their own
-    (:meth:`gate_frames`): several prompts for one video gate it once, and all go through the block together.
+    Gated frames do not depend on the prompt and are passed in (:meth:`gate_frames`), so that several prompts
+    for one video share them and one call of the block.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class SemanticFusion(nn.Module):
         self.alpha = alpha
 
     def gate_frames(self, v: Tensor) -> Tensor:
-        """``v * g_v`` for frames [..., D]."""
+        """Return ``v * g_v`` for frames [..., D]."""
         gated: Tensor = v * self.gate_vision(v)
         return gated
 
     def forward(self, *pairs: tuple[Tensor, Tensor]) -> list[Fused]:
         """Fuse each pair of gated frames [E, N, T, D] and prompts [E, N, D].
 
-        Neighbours that fuse several prompts into the very same gated frames project those once.
+        Consecutive pairs with the same tensor of gated frames project it once.
         """
         outputs: list[Fused] = []
         plain: list[Tensor] = []
@@ -69,25 +69,25 @@ class SemanticFusion(nn.Module):
         fewer = self.training and any(len(group) > 1 for group in shared)
         if fewer and pieces.worth_it(self.block, pairs[0][0]):
             for group in shared:
-                outputs += self._together(group[0][0], [prompts for _, prompts in group])
+                outputs += self._fuse_several(group[0][0], [prompts for _, prompts in group])
             return outputs
         for gated, prompts in pairs:
-            pushed = self._pushed(prompts)
+            pushed = self._gate_prompts(prompts)
             plain.append(torch.cat([prompts.unsqueeze(2), gated + pushed.unsqueeze(2)], dim=2))
         return [Fused(x[:, :, 1:], x[:, :, 0]) for x in self.block(*plain)]
 
-    def _pushed(self, prompts: Tensor) -> Tensor:
-        """``alpha * (p * g_p)`` of prompts [..., D]."""
+    def _gate_prompts(self, prompts: Tensor) -> Tensor:
+        """Return ``alpha * (p * g_p)`` for prompts [..., D]."""
         return self.alpha * (prompts * self.gate_prompt(prompts))
 
-    def recalled(self, gated: Tensor, projected: pieces.Projected, prompts: Tensor) -> Tensor:
-        """Fused frames [E, N, T, D] where the projections of ``gated`` [E, N, T, D] are known."""
+    def fuse_projected(self, gated: Tensor, projected: pieces.Projected, prompts: Tensor) -> Tensor:
+        """Return fused frames [E, N, T, D], given the projections of ``gated`` [E, N, T, D]."""
         sequences, attention = self._attended(gated, [prompts], projected)
         frames: Tensor
-        (frames,) = self.block(sequences[:, :, 0, 1:], attention=attention[:, :, 0, 1:])  # no token is wanted
+        (frames,) = self.block(sequences[:, :, 0, 1:], attention=attention[:, :, 0, 1:])  # without the token
         return frames
 
-    def _together(self, gated: Tensor, prompts: Sequence[Tensor]) -> list[Fused]:
+    def _fuse_several(self, gated: Tensor, prompts: Sequence[Tensor]) -> list[Fused]:
         """Fuse M prompts into each video."""
         sequences, attention = self._attended(gated, prompts)
         (done,) = self.block(sequences.flatten(1, 2), attention=attention)
@@ -96,14 +96,14 @@ class SemanticFusion(nn.Module):
     def _attended(
         self, gated: Tensor, prompts: Sequence[Tensor], known: pieces.Projected | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Tokens and what they attend to, [E, N, M, 1+T, D] both.
+        """Return tokens and what they attend to, both [E, N, M, 1+T, D].
 
-        Pieces of each video: its T gated frames, M gated prompts, M prompts.
+        The pieces of each video are its T gated frames, M gated prompts and M prompts.
         """
         e, n, t, _ = gated.shape
         m = len(prompts)
         stacked = torch.stack(list(prompts), dim=2)  # [E, N, M, D]
-        pushed = self._pushed(stacked)
+        pushed = self._gate_prompts(stacked)
         sequences = torch.cat(
             [stacked.unsqueeze(3), gated.unsqueeze(2) + pushed.unsqueeze(3)], dim=3
         )  # [E, N, M, 1+T, D]
@@ -114,11 +114,11 @@ class SemanticFusion(nn.Module):
             members[i, 1:, :t] = torch.eye(t, device=members.device)
             members[i, 1:, t + i] = 1
         block = self.block
-        weights = pieces.deviation(block, sequences).view(e * n, -1, 1) * members.flatten(0, 1)
+        weights = pieces.inverse_deviation(block, sequences).view(e * n, -1, 1) * members.flatten(0, 1)
         projected = pieces.project(block, summed)
         if known is not None:
             projected = known.cat(projected, dim=2)
         compared = pieces.compare(block, projected)
-        mask = pieces.apart(*[1 + t] * m, like=gated)
+        mask = pieces.group_mask(*[1 + t] * m, like=gated)
         attention = pieces.attend(block, compared, weights, mask)
         return sequences, attention.view_as(sequences)

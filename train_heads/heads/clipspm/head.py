@@ -44,9 +44,9 @@ LOSS_WEIGHT = 0.001
 
 @dataclass(frozen=True)
 class Modulated:
-    """What scoring made of the videos; None where a switch leaves it out."""
+    """Intermediate results of scoring that losses reuse; None where a switch leaves them out."""
 
-    support: Tensor  #: frames that are matched, SPM's where it is on: [E, S, T, D]
+    support: Tensor  #: the frames that are matched, SPM's if it is on: [E, S, T, D]
     query: Tensor  #: [E, Q, T, D]
     gated: Tensor | None  #: gated frames that SPM fused prompts into, [E, N, T, D]
     prompt: Tensor | None  #: generated prompts, [E, N, D]
@@ -60,7 +60,7 @@ class CLIPSPM(Head):
 
     Evidence: ``motion`` (-D0, where it has a weight), ``prototype`` (-D1), ``refined`` (-D2) and ``anchor``
     (-D3). Losses: ``motion`` with HSMR; ``text`` and ``consistency`` with SPM and ``config.consistency``.
-    ``scale`` is a scalar of the authors' that nothing uses.
+    ``scale`` is an unused scalar of the authors' model.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class CLIPSPM(Head):
     def from_reference(
         cls, state_dict: Mapping[str, Any], preset: str = "hmdb51", **overrides: Any
     ) -> "CLIPSPM":
-        """Make the head of an authors' checkpoint; see :mod:`.reference` for the names of its parameters.
+        """Build the head of one of the authors' checkpoints; :mod:`.reference` lists the parameter names.
 
         ``state_dict`` may be the whole checkpoint (``{"model_state_dict": ...}``) and may hold ``backbone.*``
         entries, which are ignored. D is inferred; ``overrides`` are fields of :class:`CLIPSPMConfig`. Raises
@@ -123,7 +123,7 @@ class CLIPSPM(Head):
         return head
 
     def to_reference_state(self) -> dict[str, Tensor]:
-        """Name the parameters as the authors' checkpoints do; inverse of :meth:`from_reference`."""
+        """Return the parameters under the authors' names; inverse of :meth:`from_reference`."""
         return to_reference({name: p.detach() for name, p in self.named_parameters()})
 
     @property
@@ -139,7 +139,9 @@ class CLIPSPM(Head):
             prompt = self.prompts(raw, episode.text)
             prompts = torch.cat([episode.text_of(episode.support_labels), prompt[:, s:]], dim=1)
             gated = self.fusion.gate_frames(frames)
-            if self.training and self.config.hsmr and motion is None:  # its loss needs it: one call for both
+            if (
+                self.training and self.config.hsmr and motion is None
+            ):  # the motion loss needs it: fuse both in one call
                 raw_gated = gated if frames is raw else self.fusion.gate_frames(raw)
                 motion, fused = self.fusion((raw_gated, self.shallow_motion(episode, raw)), (gated, prompts))
             else:
@@ -174,7 +176,7 @@ class CLIPSPM(Head):
         return found
 
     def episode_loss(self, output: HeadOutput, query_labels: Tensor) -> Tensor:
-        """[E]: cross-entropy summed over queries / 16, plus 0.001 times the named terms."""
+        """Return [E]: cross-entropy summed over queries / 16, plus 0.001 times the named terms."""
         terms = dict(output.losses)
         if "motion" in terms:
             terms["motion"] = self.w_motion * terms["motion"]
@@ -184,7 +186,10 @@ class CLIPSPM(Head):
         return recall(self, supports, text, queries)
 
     def _frames(self, episode: Episode, raw: Tensor) -> tuple[Tensor, Tensor | None, Fused | None]:
-        """What SPM, PADM and the matching see [E, N, T, D], what moves, and HSMR's output if that is it."""
+        """Return the frames [E, N, T, D] that SPM, PADM and the matching see.
+
+        Also returns the moving frames if they are needed, and HSMR's output if the frames come from it.
+        """
         c = self.config
         moving = self.moving(raw) if c.hsmr and (c.motion_weight or c.refines_what_moves) else None
         if moving is not None and c.refines_what_moves:
@@ -193,12 +198,12 @@ class CLIPSPM(Head):
         return self._positioned(raw) if c.spm or c.padm else raw, moving, None
 
     def refined_motion(self, episode: Episode, seen: Tensor) -> Fused:
-        """HSMR: the frames ``seen`` [E, N, T, D] with their shallow motion fused into them."""
+        """Apply HSMR: fuse their shallow motion into the frames ``seen`` [E, N, T, D]."""
         (motion,) = self.fusion((self.fusion.gate_frames(seen), self.shallow_motion(episode, seen)))
         return motion
 
     def shallow_motion(self, episode: Episode, seen: Tensor) -> Tensor:
-        """Shallow motion [E, N, D] of the frames ``seen``, or of the shallow layer."""
+        """Return the shallow motion [E, N, D] of the frames ``seen``, or of the shallow layer."""
         layer = self.config.shallow_layer
         shallow: Tensor = self.motion(seen if layer is None else self.lift(episode.videos(layer)))
         return shallow
@@ -216,10 +221,10 @@ class CLIPSPM(Head):
         moving: Tensor | None = None,
         known: Projected | None = None,
     ) -> tuple[dict[str, Tensor], Refined | None]:
-        """Distances by name, each [E, Q, C], and PADM's output.
+        """Return distances by name, each [E, Q, C], and PADM's output.
 
         ``support`` [E, S, T, D], ``query`` [E, Q, T, D]; ``moving`` [E, N, T, D]; ``known``: the supports'
-        projections, if PADM need not make them.
+        projections, if they are computed already.
         """
         found = {}
         if moving is not None and self.config.motion_weight:

@@ -19,7 +19,7 @@ class MotionFeatures(nn.Module):
         self.conv2 = nn.Linear(3 * dim, dim)
 
     def forward(self, v: Tensor) -> Tensor:
-        """[..., T, D] with T >= 2 -> [..., D]."""
+        """Return the motion of ``v`` [..., T, D], T >= 2: [..., D]."""
         ends, middle, inner = _mean_weights(v.shape[-2], v)
         sums = torch.cat([inner, ends.unsqueeze(0)]) @ v
         # [..., 9, D] -> for each tap of conv2, its three taps of conv1
@@ -30,11 +30,11 @@ class MotionFeatures(nn.Module):
 
 
 class MovingFrames(nn.Module):
-    """What moves in a clip: frames minus their clip's mean, through one filter over time for all channels.
+    """Frames minus their clip's mean, through one learned filter over time that all channels share.
 
-    The filter has ``taps`` weights (0: none), is symmetric, so that it favours no direction of time, is
-    zero-padded, and starts as the identity; the mean is taken off once more behind it. Jitter that changes
-    from frame to frame can so be told from motion that lasts. Not in the paper.
+    The filter has ``taps`` weights (0: no filter), is symmetric, so that it favours no direction of time, is
+    zero-padded, and starts as the identity; the mean is subtracted again after it. It can separate jitter
+    between frames from motion that lasts. Not in the paper.
     """
 
     #: a filter of few weights has to move faster than the matrices that share its learning rate
@@ -45,7 +45,7 @@ class MovingFrames(nn.Module):
         self.taps = nn.Parameter(torch.zeros(taps // 2 + 1)) if taps else None
 
     def forward(self, frames: Tensor) -> Tensor:
-        """[..., T, D] -> [..., T, D]."""
+        """Return the moving frames, [..., T, D] -> [..., T, D]."""
         moving = centered(frames)
         if self.taps is None:
             return moving
@@ -57,12 +57,16 @@ class MovingFrames(nn.Module):
 
 
 def centered(frames: Tensor) -> Tensor:
-    """Each frame minus its clip's mean frame, [..., T, D]: what changes, without what is there."""
+    """Subtract each clip's mean frame, [..., T, D]."""
     return frames - frames.mean(dim=-2, keepdim=True)
 
 
 def _mean_weights(frames: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights of the mean [T]; of it behind conv2's taps [3, T]; behind both convolutions' taps [9, T]."""
+    """Return each frame's weights in the mean over the T-1 steps.
+
+    Of the frames themselves [T], for each tap of conv2 [3, T], and for each pair of taps of both convolutions
+    [9, T].
+    """
     ends = like.new_full((frames,), 1 / (frames - 1))
     ends[0] = ends[-1] = 0.5 / (frames - 1)
     middle = _shifted(ends)
@@ -70,16 +74,16 @@ def _mean_weights(frames: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _shifted(weights: Tensor) -> Tensor:
-    """[3, T]: the weights of h_u in ``sum_t weights_t * h_{t+k-1}``, k = 0, 1, 2, with h zero outside."""
+    """Return [3, T]: weights of h_u in ``sum_t weights_t * h_{t+k-1}``, k = 0, 1, 2, with h zero outside."""
     padded = nn.functional.pad(weights, (1, 1))
     frames = weights.shape[0]
     return torch.stack([padded[2 - k : 2 - k + frames] for k in range(3)])
 
 
 def motion_consistency(deep: Tensor, token: Tensor, supports: int) -> Tensor:
-    """``L_motion`` [E] of deep motion and fused tokens [E, S+Q, D], supports first.
+    """Return ``L_motion`` [E] of deep motion and fused tokens [E, S+Q, D], supports first.
 
-    Mean over queries of the squared distance, plus the same over supports.
+    It is the mean squared distance over queries, plus that over supports.
     """
     gap = (deep - token).square().sum(-1)
     return gap[:, :supports].mean(1) + gap[:, supports:].mean(1)

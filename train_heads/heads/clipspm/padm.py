@@ -25,7 +25,7 @@ class Refined:
 
 
 class PADM(nn.Module):
-    """For each frame index, videos are the sequence: ``[k_1..k_C ; supports]`` and ``[a ; queries]``.
+    """Self-attention over videos at each frame index: over ``[k_1..k_C ; supports]`` and ``[a ; queries]``.
 
     ``k_c`` is the joint mean of the class's supports and the queries, ``a`` the mean of the ``k_c``.
     """
@@ -37,10 +37,10 @@ class PADM(nn.Module):
     def forward(
         self, episode: Episode, support: Tensor, query: Tensor, known: pieces.Projected | None = None
     ) -> Refined:
-        """``support`` [E, S, T, D] and ``query`` [E, Q, T, D] refined under the episode's protocol.
+        """Refine ``support`` [E, S, T, D] and ``query`` [E, Q, T, D] under the episode's protocol.
 
-        Class tokens and the anchor are sums of videos, so where that is less work only videos are projected
-        (:mod:`.pieces`). ``known``: the supports' projections [E, S, T, ...], if they are known already.
+        Class tokens and the anchor are sums of videos, so only videos are projected where that is less work
+        (:mod:`.pieces`). ``known``: the supports' projections [E, S, T, ...], if they are computed already.
         """
         if pieces.worth_it(self.block, support):
             together = torch.cat([support, query], dim=1)
@@ -48,41 +48,47 @@ class PADM(nn.Module):
                 projected = pieces.project(self.block, together)
             else:
                 projected = known.cat(pieces.project(self.block, query), dim=1)
-            refine = self._joint_by_pieces if episode.protocol == "transductive" else self._alone_by_pieces
+            refine = (
+                self._transductive_by_pieces
+                if episode.protocol == "transductive"
+                else self._inductive_by_pieces
+            )
             return refine(episode, together, projected)
         if episode.protocol == "transductive":
-            return self._joint(episode, support, query)
-        return self._alone(episode, support, query)
+            return self._transductive(episode, support, query)
+        return self._inductive(episode, support, query)
 
-    def _joint_by_pieces(self, episode: Episode, videos: Tensor, projected: pieces.Projected) -> Refined:
-        """``videos`` [E, S+Q, T, D], supports first, and what became of them, [E, S+Q, T, ...]."""
+    def _transductive_by_pieces(
+        self, episode: Episode, videos: Tensor, projected: pieces.Projected
+    ) -> Refined:
+        """Refine ``videos`` [E, S+Q, T, D], supports first, given their projections [E, S+Q, T, ...]."""
         e, p, t, dim = videos.shape
         c, s = episode.ways, episode.support_labels.shape[1]
-        members = self._members(episode, p - s)
+        members = self._sums_of_videos(episode, p - s)
         tokens = (members @ videos.flatten(2)).view(e, -1, t, dim).transpose(1, 2)  # [E, T, C+S+1+Q, D]
-        weights = (pieces.deviation(self.block, tokens) * members.unsqueeze(1)).flatten(0, 1)
+        weights = (pieces.inverse_deviation(self.block, tokens) * members.unsqueeze(1)).flatten(0, 1)
         over_time = pieces.Projected(*(x.transpose(1, 2) for x in projected))
-        known, mask = pieces.compare(self.block, over_time), pieces.apart(c + s, 1 + p - s, like=videos)
+        known, mask = pieces.compare(self.block, over_time), pieces.group_mask(c + s, 1 + p - s, like=videos)
         attention = pieces.attend(self.block, known, weights, mask)
         (done,) = self.block(tokens.contiguous(), attention=attention)
         done = done.transpose(1, 2)
         return Refined(done[:, c : c + s], done[:, :c], done[:, c + s + 1 :], done[:, c + s : c + s + 1])
 
-    def _alone_by_pieces(self, episode: Episode, videos: Tensor, projected: pieces.Projected) -> Refined:
-        """The same for each query as an episode of its own: its pieces are the supports and itself."""
+    def _inductive_by_pieces(self, episode: Episode, videos: Tensor, projected: pieces.Projected) -> Refined:
+        """Refine each query as an episode of its own, whose pieces are the supports and the query."""
         e, p, t, dim = videos.shape
         c, s = episode.ways, episode.support_labels.shape[1]
         q = p - s
-        members = self._members(episode, 1)  # [E, n, S+1], n = C+S+2
+        members = self._sums_of_videos(episode, 1)  # [E, n, S+1], n = C+S+2
         shared = (members[..., :s] @ videos[:, :s].flatten(2)).view(e, -1, t, dim).transpose(1, 2)
         own = members[..., s:].reshape(e, 1, 1, -1, 1) * videos[:, s:].transpose(1, 2).unsqueeze(
             3
         )  # [E, T, Q, n, D]
         tokens = shared.unsqueeze(2) + own
-        weights = pieces.deviation(self.block, tokens) * members.reshape(e, 1, 1, -1, s + 1)
+        weights = pieces.inverse_deviation(self.block, tokens) * members.reshape(e, 1, 1, -1, s + 1)
         over_time = pieces.Projected(*(x.transpose(1, 2) for x in projected))
-        known, mask = pieces.compare(self.block, over_time), pieces.apart(c + s, 2, like=videos)
-        # of the videos, those that each query's tokens are made of: [Q, S+1]
+        known, mask = pieces.compare(self.block, over_time), pieces.group_mask(c + s, 2, like=videos)
+        # rows of the videos that each query's tokens are made of, [Q, S+1]
         made_of = torch.arange(s, device=videos.device).expand(q, s)
         made_of = torch.cat([made_of, torch.arange(s, p, device=videos.device).unsqueeze(1)], dim=1)
         scores = known.scores[..., made_of.unsqueeze(2), made_of.unsqueeze(1)].transpose(1, 2)
@@ -91,15 +97,15 @@ class PADM(nn.Module):
         share = share.permute(0, 1, 3, 4, 2)  # [E*T, Q, n, S+1, h]
         of_supports = share[..., :s, :].flatten(3).flatten(1, 2) @ known.values[:, :s].flatten(1, 2)
         of_query = share[..., s, :] @ known.values[:, s:]
-        attention = of_supports.view_as(of_query) + of_query + pieces.bias_behind(self.block)
+        attention = of_supports.view_as(of_query) + of_query + pieces.output_bias(self.block)
         (done,) = self.block(tokens, attention=attention)
         done = done.permute(3, 0, 2, 1, 4)  # [n, E, Q, T, D]
         support, token = done[c : c + s].permute(1, 2, 0, 3, 4), done[:c].permute(1, 2, 0, 3, 4)
         return Refined(support, token, done[c + s + 1], done[c + s])
 
     @staticmethod
-    def _members(episode: Episode, queries: int) -> Tensor:
-        """How ``[k_1..k_C ; supports ; a ; queries]`` are made of supports and queries, [E, n, S+Q]."""
+    def _sums_of_videos(episode: Episode, queries: int) -> Tensor:
+        """Return the weights [E, n, S+Q] of videos in the tokens ``[k_1..k_C ; supports ; a ; queries]``."""
         member = episode.one_hot.transpose(1, 2)  # [E, C, S]
         e, c, s = member.shape
         size = (episode.shots + queries).unsqueeze(-1)
@@ -107,7 +113,7 @@ class PADM(nn.Module):
         videos = torch.eye(s + queries, dtype=member.dtype, device=member.device).expand(e, -1, -1)
         return torch.cat([tokens, videos[:, :s], tokens.mean(1, keepdim=True), videos[:, s:]], dim=1)
 
-    def _joint(self, episode: Episode, support: Tensor, query: Tensor) -> Refined:
+    def _transductive(self, episode: Episode, support: Tensor, query: Tensor) -> Refined:
         total = episode.class_sum(support) + query.sum(1, keepdim=True)
         tokens = total / (episode.shots + query.shape[1])[..., None, None]
         left = torch.cat([tokens, support], dim=1).transpose(1, 2)  # [E, T, C+S, D]
@@ -116,8 +122,8 @@ class PADM(nn.Module):
         c = episode.ways
         return Refined(left[:, c:], left[:, :c], right[:, 1:], right[:, :1])
 
-    def _alone(self, episode: Episode, support: Tensor, query: Tensor) -> Refined:
-        """Each query as an episode of its own; the supports' queries, keys and values are shared by them."""
+    def _inductive(self, episode: Episode, support: Tensor, query: Tensor) -> Refined:
+        """Refine each query as an episode of its own; all share the supports' queries, keys and values."""
         block, c = self.block, episode.ways
         total = episode.class_sum(support).unsqueeze(1) + query.unsqueeze(2)  # [E, Q, C, T, D]
         tokens = (total / (episode.shots + 1)[:, None, :, None, None]).permute(
@@ -152,7 +158,7 @@ class PADM(nn.Module):
 
     @staticmethod
     def _attend_left(tokens: Tensor, supports: Tensor) -> Tensor:
-        """Attention of ``[k ; supports]`` for every query, without copying the supports for each.
+        """Attend over ``[k ; supports]`` for every query, without copying the supports for each.
 
         ``tokens`` [B, Q, C, 3, h, d], ``supports`` [B, S, 3, h, d] -> [B, Q, C+S, h*d], B = E*T.
         """
@@ -171,12 +177,12 @@ class PADM(nn.Module):
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Feature width D."""
         return self.block.out.out_features
 
 
 def distances(episode: Episode, refined: Refined, match: Matcher) -> tuple[Tensor, Tensor]:
-    """``D2`` and ``D3``, [E, Q, C] each: prototypes to queries, class tokens to the anchor."""
+    """Return ``D2`` and ``D3``, [E, Q, C] each: prototypes to queries, class tokens to the anchor."""
     prototypes = episode.class_mean(refined.support)
     if episode.protocol == "transductive":
         d2 = match(prototypes, refined.query)

@@ -1,9 +1,9 @@
-"""What CLIP-SPM can know of a video before it meets an episode: the fast path of scoring.
+"""Fast scoring with CLIP-SPM: compute once per video what does not depend on the episode.
 
-In scoring, a video's frames and the weights stand still. So a support's output of SPM, which depends on its
-frames and its own class text, and what the projections make of it, are computed once for each video, not once
-for each episode that it is in. A query's prompt depends on the episode: of a query, what is known are its
-gated frames and their projections. The slow path beside it is :meth:`CLIPSPM.scores`.
+When scoring, a video's frames and the weights do not change. So a support's SPM output, which depends on its
+frames and its own class text, and the projections of that output are computed once per video, not once for
+each episode that it is in. A query's prompt depends on the episode, so only its gated frames and their
+projections are computed once. The slow path is :meth:`CLIPSPM.scores`.
 
 Shapes: N or M videos, T frames, D width.
 """
@@ -24,7 +24,7 @@ from clipspm.train_heads.heads.clipspm.pieces import Projected
 from clipspm.train_heads.heads.clipspm.spm import PromptGenerator
 from clipspm.train_heads.heads.episode import Episode
 
-#: videos that are gone through at a time
+#: videos processed at a time
 _CHUNK = 64
 
 
@@ -45,7 +45,7 @@ class Modules(Protocol):
 
 
 def recall(head: Modules, supports: Tensor, text: Tensor, queries: Tensor) -> "Recalled | None":
-    """See :meth:`Head.recall`. None where the head looks at more than SPM and PADM, or would gain nothing."""
+    """Implement :meth:`Head.recall`; None if the head uses more than SPM and PADM, or would gain nothing."""
     c = head.config
     if head.training or not (c.spm and c.padm) or c.refines_what_moves or c.position:
         return None
@@ -68,18 +68,20 @@ def recall(head: Modules, supports: Tensor, text: Tensor, queries: Tensor) -> "R
             gated = head.fusion.gate_frames(queries[rows])
             return Videos(gated, pieces.project(head.fusion.block, gated))
 
-        return Recalled(head, _gathered(as_support, len(supports)), _gathered(as_query, len(queries)))
+        return Recalled(
+            head, _compute_in_chunks(as_support, len(supports)), _compute_in_chunks(as_query, len(queries))
+        )
 
 
 @dataclass(frozen=True)
 class Videos:
-    """``frames`` [..., T, D] and what the projections of the block that reads them make of them."""
+    """``frames`` [..., T, D] and their projections by the block that reads them."""
 
     frames: Tensor
     projected: Projected
 
     def __getitem__(self, rows: Tensor) -> "Videos":
-        """Videos ``rows`` [E, S] of N."""
+        """Return the videos ``rows`` [E, S] of N."""
         return Videos(self.frames[rows], Projected(*(x[rows] for x in self.projected)))
 
 
@@ -92,16 +94,16 @@ class Recalled:
     queries: Videos
 
     def __call__(self, episode: Episode, support: Tensor, query: Tensor) -> Tensor:
-        """Logits [E, Q, C] of episodes whose videos are the rows ``support`` [E, S] and ``query`` [E, Q]."""
+        """Return logits [E, Q, C] of episodes made of the rows ``support`` [E, S] and ``query`` [E, Q]."""
         head, known, asked = self.head, self.supports[support], self.queries[query]
         prompts = head.prompts(episode.query[FINAL], episode.text)
-        frames = head.fusion.recalled(asked.frames, asked.projected, prompts)
+        frames = head.fusion.fuse_projected(asked.frames, asked.projected, prompts)
         distances, _ = head.distances(episode, known.frames, frames, known=known.projected)
         return head.combine(episode, {name: -value for name, value in distances.items()})
 
 
-def _gathered(make: Callable[[slice], Videos], count: int) -> Videos:
-    """``make`` for every video, chunk by chunk, in tensors that are made once."""
+def _compute_in_chunks(make: Callable[[slice], Videos], count: int) -> Videos:
+    """Call ``make`` for chunks of ``count`` videos; collect the results in preallocated tensors."""
     whole: Videos | None = None
     for start in range(0, count, _CHUNK):
         rows = slice(start, start + _CHUNK)

@@ -1,4 +1,4 @@
-"""CLIP-SPM's parameters under the names that the authors' checkpoints use, both ways."""
+"""Convert CLIP-SPM's parameters to and from the names in the authors' checkpoints."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: prefixes of everything that is ours <- theirs; the rest of a name stays, or is one of _TAILS
+#: our prefixes -> theirs; the rest of a name stays, or for a block is looked up in _BLOCK
 _PREFIXES = {
     "motion.conv1.": "motion_conv1.",
     "motion.conv2.": "motion_conv2.",
@@ -31,7 +31,7 @@ _QKV = ("0.fn.to_q.weight", "0.fn.to_k.weight", "0.fn.to_v.weight")
 
 
 def reference_names(name: str) -> tuple[str, ...]:
-    """The authors' names of our parameter ``name``: three for a fused projection, none for what they lack."""
+    """Return the authors' names of our parameter ``name``: three for a fused projection, else one or none."""
     for ours, theirs in _PREFIXES.items():
         if not name.startswith(ours):
             continue
@@ -47,23 +47,23 @@ def reference_names(name: str) -> tuple[str, ...]:
 
 
 def to_reference(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors`` of the head (parameters, or their gradients) under the authors' names, in their shapes."""
+    """Return the head's ``tensors`` (parameters or gradients) under the authors' names, in their shapes."""
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         names = reference_names(name)
         for their_name, part in zip(
             names, tensor.chunk(len(names)) if len(names) > 1 else [tensor], strict=False
         ):
-            if their_name.startswith("motion_conv") and part.dim() == 2:  # taps before channels
+            if their_name.startswith("motion_conv") and part.dim() == 2:  # ours has taps before channels
                 part = part.unflatten(1, (3, -1)).transpose(1, 2)
             out[their_name] = part.contiguous()
     return out
 
 
 def split_reference(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The head's entries of a checkpoint and those of its visual tower, without wrappers and prefixes.
+    """Split a checkpoint into entries of the head and of its visual tower, without wrappers and prefixes.
 
-    ValueError names the first entry that is no tensor.
+    Raises ValueError naming the first entry that is not a tensor.
     """
     inner = state.get("model_state_dict", state)
     if not isinstance(inner, Mapping):
@@ -83,7 +83,7 @@ def split_reference(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[s
 
 
 def reference_dim(state: Mapping[str, Tensor]) -> int:
-    """D of the head whose entries :func:`split_reference` found; ValueError where nothing says it."""
+    """Infer D from the head's entries of :func:`split_reference`; ValueError if they lack the bias."""
     anchor = "motion_conv1.bias"
     if anchor not in state:
         raise ValueError(f"{anchor}: missing from the checkpoint; needed to infer D")
@@ -113,7 +113,7 @@ def _mismatches(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> It
             yield f"{name}: missing, needed shape {tuple(tensor.shape)}"
         elif given[name].shape != tensor.shape:
             yield f"{name}: found shape {tuple(given[name].shape)}, needed {tuple(tensor.shape)}"
-    # parameters of a module that is switched off are not unknown, so compare with every name there is
+    # parameters of a module that is switched off are known too
     known = (
         "motion_conv",
         "token_tr.mlp.net.",

@@ -19,14 +19,14 @@ class PromptGenerator(nn.Module):
         self.ffn = FeedForward(dim, width, dropout)
 
     def forward(self, v: Tensor, text: Tensor) -> Tensor:
-        """``v`` [E, N, T, D], ``text`` [E, C, D] -> [E, N, D]."""
+        """Generate prompts [E, N, D] for ``v`` [E, N, T, D], given ``text`` [E, C, D]."""
         prompts: Tensor = self.ffn(text.mean(dim=1, keepdim=True) * v.mean(dim=(2, 3)).unsqueeze(-1))
         return prompts
 
 
 @dataclass(frozen=True)
 class Branches:
-    """What SF made of videos [E, N, ...] given the text of their class, and given their generated prompt."""
+    """SF outputs for videos [E, N, ...], from the text of their class and from their generated prompt."""
 
     text: Tensor  #: true class text, [E, N, D]
     prompt: Tensor  #: generated prompt before SF, [E, N, D]
@@ -35,7 +35,10 @@ class Branches:
 
 
 def text_consistency(query: Branches, support: Branches, weight: float) -> Tensor:
-    """``L_text`` [E]: prompts and tokens apart; queries count ``weight``, supports 0.5 - ``weight``."""
+    """Return ``L_text`` [E]: squared distances of generated prompts to true texts, before and after SF.
+
+    Queries have weight ``weight``, supports 0.5 - ``weight``.
+    """
 
     def gap(b: Branches) -> Tensor:
         before = (b.text - b.prompt).square().sum(-1)
@@ -46,7 +49,10 @@ def text_consistency(query: Branches, support: Branches, weight: float) -> Tenso
 
 
 def fusion_consistency(query: Branches, support: Branches, weight: float) -> Tensor:
-    """``L_consist`` [E]: whole outputs apart; queries count ``weight``, supports 1 - ``weight``."""
+    """Return ``L_consist`` [E]: squared distances of SF outputs from generated prompts and from true texts.
+
+    Queries have weight ``weight``, supports 1 - ``weight``.
+    """
 
     def gap(b: Branches) -> Tensor:
         frames = (b.real.frames - b.fake.frames).square().sum((-1, -2))

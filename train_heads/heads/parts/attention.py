@@ -20,7 +20,7 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
+        """Map [..., D] to [..., D]."""
         hidden = self.dropout(F.gelu(self.expand(x)))
         return self.dropout(self.contract(hidden))
 
@@ -58,9 +58,9 @@ class Block(nn.Module):
                 nn.init.zeros_(last.bias)
 
     def forward(self, *sequences: Tensor, attention: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Each sequence [..., n_i, D] attends to itself; everything per token is one call for all of them.
+        """Let each sequence [..., n_i, D] attend to itself; the layers that work per token run once for all.
 
-        ``attention`` [..., D]: what all their tokens, one after the other, attended to, if that is known.
+        ``attention`` [..., D]: the attention output of all tokens in order, if it is known already.
         """
         rows = torch.cat([x.flatten(0, -2) for x in sequences])
         if attention is None:
@@ -70,8 +70,8 @@ class Block(nn.Module):
         return tuple(y.view_as(x) for y, x in zip(split, sequences, strict=True))
 
     def _attended(self, rows: Tensor, *sequences: Tensor) -> Tensor:
-        """``rows`` [N, D] of ``sequences`` -> [N, inner]."""
-        # neighbours of the same length are one call of the attention
+        """Return what ``rows`` [N, D] of ``sequences`` attend to, [N, inner]."""
+        # consecutive sequences of the same length share one attention call
         runs = [(n, sum(map(_rows, xs))) for n, xs in groupby(sequences, key=lambda x: x.shape[-2])]
         parts = (
             self.project(rows).split([count for _, count in runs]) if len(runs) > 1 else [self.project(rows)]
@@ -82,12 +82,12 @@ class Block(nn.Module):
         return torch.cat(attended) if len(runs) > 1 else attended[0]
 
     def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values of tokens: [..., D] -> [..., 3 * inner]."""
+        """Return queries, keys and values of tokens: [..., D] -> [..., 3 * inner]."""
         projected: Tensor = self.qkv(self.norm(x))
         return projected
 
     def attend(self, projected: Tensor) -> Tensor:
-        """Attention within each sequence: [B, n, 3 * inner] -> [B, n, inner]."""
+        """Attend within each sequence: [B, n, 3 * inner] -> [B, n, inner]."""
         q, k, v = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if projected.device.type == "cpu" and projected.dtype == torch.bfloat16 and projected.requires_grad:
             # torch's fused kernel goes backward about four times slower than this for sequences of ten
@@ -97,11 +97,11 @@ class Block(nn.Module):
         return attended.transpose(1, 2).flatten(-2)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Tokens ``x`` [..., D] with what they attended to [..., inner] -> the block's output [..., D]."""
+        """Return the block's output [..., D] for tokens ``x`` [..., D] that attended to [..., inner]."""
         return self.feed(x, self.out(attended))
 
     def feed(self, x: Tensor, attention: Tensor) -> Tensor:
-        """Tokens ``x`` and what the attention adds to them, [..., D] both -> [..., D]."""
+        """Add ``attention`` to tokens ``x`` and apply the feed-forward network, all [..., D]."""
         x = x + self.dropout(attention)
         y: Tensor = x + self.ffn(x)
         return y
@@ -112,7 +112,7 @@ def _rows(x: Tensor) -> int:
 
 
 def sinusoidal_positions(frames: int, dim: int, like: Tensor) -> Tensor:
-    """Sine on even channels, cosine on odd ones, base 10000 (arXiv 1706.03762, section 3.5): [T, D]."""
+    """Return [T, D]: sine on even channels, cosine on odd, base 10000 (arXiv 1706.03762, section 3.5)."""
     steps = torch.arange(frames, device=like.device, dtype=like.dtype).unsqueeze(1)
     even = torch.arange(0, dim, 2, device=like.device, dtype=like.dtype)
     angles = steps * torch.exp(even * (-math.log(10000.0) / dim))

@@ -1,4 +1,4 @@
-"""Dropout that does not dominate training on a processor."""
+"""Dropout that does not dominate training on a CPU."""
 
 import torch
 from torch import Tensor, nn
@@ -6,14 +6,14 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 class Dropout(nn.Dropout):
-    """``nn.Dropout``; on a processor from random bytes, several times faster than its Bernoulli draws.
+    """``nn.Dropout`` that on a CPU uses random bytes, several times faster than torch's Bernoulli draws.
 
     There the probability is the nearest multiple of 1/256 (0.2 -> 51/256, 0.05 -> 13/256) and kept values are
     scaled by exactly that, so the expectation is unchanged. Draws come from torch's default generator.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Any shape -> the same."""
+        """Drop entries of ``input``, of any shape."""
         level = round(self.p * 256)
         if not self.training or input.device.type != "cpu" or not 0 < level < 256:
             return super().forward(input)

@@ -12,7 +12,7 @@ Matcher = Callable[[Tensor, Tensor], Tensor]
 
 
 def pairwise_frames(prototypes: Tensor, queries: Tensor) -> Tensor:
-    """Cosine distance of every query frame to every prototype frame, [E, Q, C, Tq, Tc]."""
+    """Return the cosine distance of every query frame to every prototype frame, [E, Q, C, Tq, Tc]."""
     e, c, tc, _ = prototypes.shape
     q, tq = queries.shape[1:3]
     dist = frame_distance(queries.flatten(1, 2), prototypes.flatten(1, 2))
@@ -20,21 +20,22 @@ def pairwise_frames(prototypes: Tensor, queries: Tensor) -> Tensor:
 
 
 def otam(prototypes: Tensor, queries: Tensor, *, smoothing: float = 0.5) -> Tensor:
-    """Bidirectional ordered temporal alignment (arXiv 1906.11415)."""
+    """Return the bidirectional ordered temporal alignment distance (arXiv 1906.11415)."""
     return otam_distance(pairwise_frames(prototypes, queries), smoothing=smoothing, bound=2.0)
 
 
 def bimhm(prototypes: Tensor, queries: Tensor) -> Tensor:
-    """Bidirectional mean Hausdorff (arXiv 2204.13423, section 3.3): each frame meets its nearest one.
+    """Return the bidirectional mean Hausdorff distance (arXiv 2204.13423, section 3.3), blind to order.
 
-    The two directions are added; order does not matter. Smaller than OTAM's values by about T.
+    Each frame is compared with its nearest one, and the two directions are added. Smaller than OTAM's values
+    by a factor of about T.
     """
     dist = pairwise_frames(prototypes, queries)
     return dist.amin(-1).mean(-1) + dist.amin(-2).mean(-1)
 
 
 def mean_cosine(prototypes: Tensor, queries: Tensor) -> Tensor:
-    """Mean cosine distance of the frames at the same index."""
+    """Return the mean cosine distance of the frames at the same index."""
     return pairwise_frames(prototypes, queries).diagonal(dim1=-2, dim2=-1).mean(-1)
 
 
@@ -42,7 +43,7 @@ MATCHERS: dict[str, Callable[..., Tensor]] = {"otam": otam, "bimhm": bimhm, "mea
 
 
 def matcher(name: str, *, smoothing: float = 0.5) -> Matcher:
-    """The matcher called ``name``; ``smoothing`` is OTAM's. ValueError lists the names."""
+    """Return the matcher called ``name``; ``smoothing`` is OTAM's. ValueError lists the names."""
     if name not in MATCHERS:
         raise ValueError(f"matcher: found {name!r}; needed one of {', '.join(MATCHERS)}")
     return partial(otam, smoothing=smoothing) if name == "otam" else MATCHERS[name]

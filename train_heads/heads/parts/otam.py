@@ -25,14 +25,14 @@ _LOG2 = math.log(2.0)
 
 
 def full(x: Tensor) -> Tensor:
-    """``x`` in at least float32."""
+    """Convert ``x`` to float32 unless it is wider."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def frame_distance(x: Tensor, y: Tensor) -> Tensor:
-    """``1 - x.y / (|x||y| + 0.01)`` between all frames of ``x`` [..., T1, D] and of ``y`` [..., T2, D].
+    """Return ``1 - x.y / (|x||y| + 0.01)`` for all frames of ``x`` [..., T1, D] and of ``y`` [..., T2, D].
 
-    Returns [..., T1, T2] in [0, 2], in float32 or wider whatever autocast says. Leading axes broadcast.
+    Shape [..., T1, T2], values in [0, 2], in float32 or wider even under autocast. Leading axes broadcast.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = full(x), full(y)
@@ -45,13 +45,13 @@ def frame_distance(x: Tensor, y: Tensor) -> Tensor:
 def otam_distance(
     dist: Tensor, *, bidirectional: bool = True, smoothing: float = 0.5, bound: float | None = None
 ) -> Tensor:
-    """Soft alignment distance of each ``dist`` [..., T1, T2], shape [...]; may be negative.
+    """Return the soft alignment distance of each ``dist`` [..., T1, T2], shape [...]; may be negative.
 
     Rows are the query's frames, columns the prototype's; ``bidirectional`` adds the distance of the
-    transposed problem (not halved). ``smoothing`` is lambda of the soft minimum. ``bound``, when the caller
-    knows that ``0 <= dist <= bound``, lets short sequences use plain sums; otherwise everything stays in the
-    log domain. Half precision is computed in float32. Raises ValueError for an empty sequence or a lambda
-    that is not positive.
+    transposed problem (not halved). ``smoothing`` is lambda of the soft minimum. ``bound``: if ``0 <= dist <=
+    bound`` is known, short sequences use plain sums; otherwise everything stays in the log domain. Half
+    precision is computed in float32. Raises ValueError for an empty sequence or a lambda that is not
+    positive.
     """
     if dist.dim() < 2 or 0 in dist.shape[-2:]:
         raise ValueError(f"dist: found shape {tuple(dist.shape)}; needed [..., T1, T2] with T1, T2 >= 1")
@@ -96,7 +96,7 @@ class _Otam(torch.autograd.Function):
 
 
 def _columns(w: Tensor) -> Tensor:
-    """Sums of path weights that end in each cell, [M, L, N]."""
+    """Return the sums of path weights that end in each cell, [M, L, N]."""
     a = torch.empty_like(w, memory_format=torch.contiguous_format)
     # first column: A[l] = w[l] * (2 + A[l-1]) unrolled, with p the running product of w
     p = w[0].cumprod(0)
@@ -117,7 +117,7 @@ def _total(last: Tensor) -> Tensor:
 
 
 def _marginals(w: Tensor, a: Tensor, total: Tensor) -> Tensor:
-    """Share of the paths through each cell, [M, L, N]."""
+    """Return the share of the paths through each cell, [M, L, N]."""
     b = torch.empty_like(a)
     b[-1] = 2.0
     b[-1, -1] = 1.0

@@ -26,7 +26,7 @@ class CLIPFSAR(Head):
 
     Source: arXiv 2303.02982, sections 3.3 and 3.4. Auxiliary loss ``class_text``, given ``base``:
     cross-entropy of ``scale * cos(mean frame, every base-class text)`` over all videos, times
-    ``class_text_weight``. There it trains the visual encoder; on frozen features it can only fit the
+    ``class_text_weight``. In the paper it trains the visual encoder; on frozen features it can only fit the
     learnable ``scale``, which starts at ``text_scale``. ``text_fusion``: when scoring, ``p_text^b *
     p_match^(1-b)`` with ``p_match = softmax((T - distance) / T)`` and ``b`` the buffer ``fusion_b`` (0.9 in
     the paper's code).
@@ -67,7 +67,10 @@ class CLIPFSAR(Head):
             self.tunable = {"fusion_b": FUSION_CANDIDATES}
 
     def class_logits(self, frames: Tensor, text: Tensor) -> Tensor:
-        """``scale * cos`` (with OTAM's 0.01) of mean frames [E, N, T, D] and ``text`` [E, C, D] or [B, D]."""
+        """Return ``scale * cos`` (with OTAM's 0.01) of mean frames and class texts, [E, N, C] or [E, N, B].
+
+        ``frames`` [E, N, T, D], ``text`` [E, C, D] or [B, D].
+        """
         return self.scale * (1 - frame_distance(frames.mean(2), text))
 
     def scores(self, episode: Episode) -> dict[str, Tensor]:
@@ -94,7 +97,7 @@ class CLIPFSAR(Head):
         return {"class_text": cross_entropy(self.class_logits(episode.videos(), base.text), labels).mean(1)}
 
     def episode_loss(self, output: HeadOutput, query_labels: Tensor) -> Tensor:
-        """[E]: the matching's cross-entropy / 16, plus ``class_text`` on the same scale (times Q / 16)."""
+        """Return [E]: the matching's cross-entropy / 16, plus ``class_text`` scaled alike (times Q / 16)."""
         loss = matching_loss(output.logits, query_labels)
         if "class_text" in output.losses:
             share = query_labels.shape[-1] / EPISODES_PER_STEP

@@ -66,7 +66,7 @@ class CPM(Head):
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 
     def read(self, videos: Tensor) -> tuple[Tensor, Tensor]:
-        """``videos`` [E, N, T, D] -> prototypes [E, N, m_g+m_f, D], tokens' attention [E, N, m_g+m_f, T]."""
+        """Return prototypes [E, N, m_g+m_f, D] of ``videos`` [E, N, T, D], and tokens' attention [..., T]."""
         (encoded,) = self.encoder(videos + 0.1 * sinusoidal_positions(videos.shape[2], self.dim, videos))
         q = self.to_query(self.norm_tokens(self.tokens)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
         k, v = self.to_key_value(self.norm_frames(encoded)).unflatten(-1, (2, self.heads, -1)).movedim(-3, 0)
@@ -99,7 +99,7 @@ class CPM(Head):
         return {"focus": self._focus(scores.kept)}
 
     def _focus(self, attention: Tensor) -> Tensor:
-        """``attention`` [E, N, m_f, T] -> mean squared distance from each token's own time, in clips: [E]."""
+        """Return the mean squared distance of ``attention`` [E, N, m_f, T] from each token's time: [E]."""
 
         def middles(n: int) -> Tensor:
             return (torch.arange(n, device=attention.device, dtype=attention.dtype) + 0.5) / n
@@ -108,28 +108,28 @@ class CPM(Head):
         return (attention * apart).sum(-1).mean((1, 2))
 
     def episode_loss(self, output: HeadOutput, query_labels: Tensor) -> Tensor:
-        """[E]: cross-entropy summed over queries / 16, plus ``focus_weight * focus``."""
+        """Return [E]: cross-entropy summed over queries / 16, plus ``focus_weight * focus``."""
         loss = matching_loss(output.logits, query_labels)
         return loss + self.focus_weight * output.losses["focus"] if "focus" in output.losses else loss
 
 
 def best_assignment(similarity: Tensor) -> Tensor:
-    """Largest sum of one entry per row and column of each ``similarity`` [..., m, m]: [...].
+    """Return the largest sum of one entry per row and column of each ``similarity`` [..., m, m]: [...].
 
     Exact, for all matrices at once: dynamic programming over the sets of columns used by the first rows.
     Gradients go to the chosen entries.
     """
     m = similarity.shape[-1]
     best = similarity.new_zeros(*similarity.shape[:-2], 1)
-    for row, (columns, before) in enumerate(_steps(m)):
+    for row, (columns, before) in enumerate(_assignment_steps(m)):
         entry = similarity[..., row, :][..., columns.to(similarity.device)]
         best = (entry + best[..., before.to(similarity.device)]).max(-1).values
     return best.squeeze(-1)
 
 
 @cache
-def _steps(m: int) -> list[tuple[Tensor, Tensor]]:
-    """For row r: the r+1 columns of each set of that size, and the position of the set without each."""
+def _assignment_steps(m: int) -> list[tuple[Tensor, Tensor]]:
+    """For row r and each set of r+1 columns, return the columns, and the index of the set without each."""
     steps = []
     position = {0: 0}
     for size in range(1, m + 1):

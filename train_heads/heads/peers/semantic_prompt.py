@@ -11,14 +11,14 @@ from clipspm.train_heads.heads.parts.text_scores import cosine
 
 
 class SemanticPrompt(Head):
-    """A support's class text meets its frames in a Block (spatial) and as a vector added to them (channel).
+    """The class text prompts a support's frames as a token (spatial) and as a vector added to them (channel).
 
     Source: arXiv 2303.14123, section 4.2: the projected text is prepended to the tokens of a transformer
-    layer; and an MLP of the projected text and the mean token gives what is added to every token. There the
-    tokens are patches of one image inside a Visformer that is trained; here they are the frozen frame
-    embeddings of a video, so one Block after the encoder takes that place. Queries go through it without a
-    prompt. Prototypes are class means over supports and frames; logits a cosine times the learnable
-    ``scale``.
+    layer; and an MLP of the projected text and the mean token gives what is added to every token. In the
+    paper the tokens are patches of one image inside a Visformer that is trained; here they are the frozen
+    frame embeddings of a video, so one Block after the encoder takes that place. Queries go through it
+    without a prompt. Prototypes are class means over supports and frames; logits are a cosine times the
+    learnable ``scale``.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SemanticPrompt(Head):
         self.scale = nn.Parameter(torch.tensor(float(scale)))
 
     def prompted(self, frames: Tensor, text: Tensor) -> Tensor:
-        """``frames`` [E, N, T, D] with ``text`` [E, N, D]: the block's input [E, N, 1+T, D]."""
+        """Add ``text`` [E, N, D] to ``frames`` [E, N, T, D]: the block's input [E, N, 1+T, D]."""
         joint = torch.cat([self.project_channel(text), frames.mean(2)], dim=-1)
         pushed = frames + self.mlp(joint).unsqueeze(2)
         return torch.cat([self.project_spatial(text).unsqueeze(2), pushed], dim=2)

@@ -1,4 +1,4 @@
-"""Peers without parameters: nothing to train, some with a scalar to choose on validation classes.
+"""Heads without parameters; some have scalars to tune on validation classes.
 
 Shapes: E episodes, S support videos, Q query videos, C ways, T frames, D feature width.
 """
@@ -19,8 +19,7 @@ from clipspm.train_heads.heads.parts.text_scores import cosine, text_cosine
 class ZeroShot(Head):
     """``100 * cos(mean frame of the query, class text)``; the supports are ignored.
 
-    Source: CLIP (arXiv 2103.00020, section 3.1.2), frames averaged as in its video results. Frozen features
-    change nothing.
+    Source: CLIP (arXiv 2103.00020, section 3.1.2), frames averaged as in its video results.
     """
 
     def scores(self, episode: Episode) -> dict[str, Tensor]:
@@ -30,8 +29,8 @@ class ZeroShot(Head):
 class Prototype(Head):
     """Cosine of the query's mean frame and the mean frame of the class's supports; blind to order.
 
-    Source: prototypical networks (arXiv 1703.05175, section 2) with a cosine; there the embedding is trained
-    episode by episode, here it is frozen.
+    Source: prototypical networks (arXiv 1703.05175, section 2) with a cosine; in the paper the embedding is
+    trained episode by episode, here it is frozen.
     """
 
     def scores(self, episode: Episode) -> dict[str, Tensor]:
@@ -64,8 +63,8 @@ class FrameCosine(Head):
 class OTAM(Head):
     """``-OTAM(class mean of the supports per frame, query)``, bidirectional.
 
-    Source: arXiv 1906.11415; there the frame encoder is trained through the alignment, here it is frozen
-    and nothing is left to train. ``smoothing`` is lambda of the soft minimum.
+    Source: arXiv 1906.11415; in the paper the frame encoder is trained through the alignment, here it is
+    frozen and nothing is left to train. ``smoothing`` is lambda of the soft minimum.
     """
 
     def __init__(self, *, dim: int, frames: int, smoothing: float = 0.5) -> None:
@@ -80,9 +79,9 @@ class OTAM(Head):
 class TipAdapter(Head):
     """``alpha * sum over supports of exp(-beta * (1 - cos)) * one-hot + 100 * cos(query, class text)``.
 
-    Source: Tip-Adapter, training-free (arXiv 2111.03930, section 3.2): a cache model over images; here a key
-    is the mean frame of a support video. It is made for frozen CLIP; alpha and beta are buffers, chosen on
-    validation classes instead of the paper's search on the target data set.
+    Source: Tip-Adapter, training-free (arXiv 2111.03930, section 3.2), a cache model over images for frozen
+    CLIP; here a key is the mean frame of a support video. alpha and beta are buffers, chosen on validation
+    classes instead of by the paper's search on the target data set.
     """
 
     alpha: Tensor

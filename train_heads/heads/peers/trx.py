@@ -13,12 +13,12 @@ from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.parts.attention import sinusoidal_positions
 from clipspm.train_heads.heads.parts.otam import full
 
-#: sets of frames per clip beyond which no memory would hold their attention
+#: with more tuples per clip than this, attention between them does not fit in any memory
 _MOST_TUPLES = 100_000
 
 
 class TupleAttention(nn.Module):
-    """One set size: ordered frame tuples, their keys and values, distances to query-specific prototypes."""
+    """Attention between ordered frame tuples of one size, and distances to query-specific prototypes."""
 
     tuples: Tensor
 
@@ -32,7 +32,7 @@ class TupleAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, support: Tensor, query: Tensor, one_hot: Tensor) -> Tensor:
-        """``support`` [E, S, T, D], ``query`` [E, Q, T, D], ``one_hot`` [E, S, C] -> logits [E, Q, C]."""
+        """Score ``query`` [E, Q, T, D] against ``support`` [E, S, T, D], ``one_hot`` [E, S, C]: [E, Q, C]."""
         (e, s), q, n = support.shape[:2], query.shape[1], len(self.tuples)
         rows = torch.cat([support, query], dim=1)[:, :, self.tuples].flatten(-2)  # [E, S+Q, n, size*D]
         keys, values = self.norm(self.key(rows)), self.value(rows)
@@ -51,7 +51,7 @@ class TupleAttention(nn.Module):
 
     @staticmethod
     def _class_softmax(scores: Tensor, one_hot: Tensor, n: int) -> Tensor:
-        """Softmax of ``scores`` [E, Q*n, S*n] over all tuples of the same class's supports."""
+        """Return the softmax of ``scores`` [E, Q*n, S*n] over all tuples of the same class's supports."""
         per_support = scores.unflatten(-1, (-1, n))
         level = per_support.logsumexp(-1)  # [E, Q*n, S]
         outside = one_hot.mT.unsqueeze(1) == 0  # [E, 1, C, S]
@@ -64,8 +64,8 @@ class TRX(Head):
     """Mean over set sizes of -(squared distance of query tuples to attended prototypes) / number of tuples.
 
     Source: arXiv 2101.06184, section 3: frame pairs and triples, sinusoidal positions (times 0.1),
-    ``out_dim`` 1152. There the ResNet below is trained too and dropout 0.1 follows the positions; here
-    frames are frozen, so keys and values are all that learns.
+    ``out_dim`` 1152. In the paper the ResNet is trained too and dropout 0.1 follows the positions; here
+    frames are frozen, so only keys and values learn.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class TRX(Head):
         self.attentions = nn.ModuleList(TupleAttention(dim, frames, size, out_dim) for size in sizes)
 
     def scores(self, episode: Episode) -> dict[str, Tensor]:
-        """Logits [E, Q, C] of each set size."""
+        """Return the logits [E, Q, C] of each set size."""
         support, query = episode.support[FINAL], episode.query[FINAL]
         if support.shape[2] != self.frames:
             raise ValueError(f"support: found {support.shape[2]} frames per video; needed {self.frames}")
