@@ -59,13 +59,13 @@ def open_video(path: Path, **options: str) -> Iterator[tuple[Any, Any]]:
         # PyAV 15 crashes with others where streams turn up late
         container = av.open(f"file:{path}", container_options={**_OPTIONS, **options}, **LENIENT)
     except FFmpegError as error:
-        found = _format(path) if error.errno == EINVAL else None
+        found = _rejected_format(path) if error.errno == EINVAL else None
         if found is None:
             raise
         detail = f"its format is {found!r}, accepted are {', '.join(ACCEPTED.values())}"
         raise DecodeError("wrong format", path, detail) from None
     with container:
-        stream = _film(container, path)
+        stream = _main_stream(container, path)
         if stream.codec_context is None:
             raise DecodeError("unreadable", path, "no decoder for its video codec")
         check_shape(stream.codec_context.height, stream.codec_context.width, path)
@@ -75,12 +75,12 @@ def open_video(path: Path, **options: str) -> Iterator[tuple[Any, Any]]:
 
 
 #: pictures that go with a film: covers and thumbnails
-_BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails
+_NOT_MAIN = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
-def _film(container: Any, path: Path) -> Any:
+def _main_stream(container: Any, path: Path) -> Any:
     """The stream that a viewer shows: the default one, else the first; raises :class:`DecodeError`."""
-    found = [stream for stream in container.streams.video if not stream.disposition & _BESIDE]
+    found = [stream for stream in container.streams.video if not stream.disposition & _NOT_MAIN]
     if not found:
         raise DecodeError("no video stream", path, "the file holds no video")
     return next((stream for stream in found if stream.disposition & Disposition.default), found[0])
@@ -96,7 +96,7 @@ def check_shape(height: int, width: int, path: Path) -> None:
         raise DecodeError("wrong size", path, f"frames of {width}x{height} pixels, {most}")
 
 
-def _format(path: Path) -> str | None:
+def _rejected_format(path: Path) -> str | None:
     """FFmpeg's name of a format that is not accepted, from its log; None if the format is not the trouble."""
     level = logging.get_level()
     logging.set_level(logging.DEBUG)
@@ -135,7 +135,7 @@ def check_whole(path: Path) -> bool:
     return end > 0
 
 
-def _at(file: BinaryIO, at: int, count: int) -> bytes:
+def _read_at(file: BinaryIO, at: int, count: int) -> bytes:
     file.seek(at)
     return file.read(count)
 
@@ -147,7 +147,7 @@ def _is_mp4(head: bytes) -> bool:
 def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Name of each box from ``at`` to ``end``, where its content begins, and where it says that it ends."""
     while at + 8 <= end:
-        head = _at(file, at, 16)
+        head = _read_at(file, at, 16)
         size, name, start = int.from_bytes(head[:4], "big"), head[4:8], at + 8
         if size == 1:
             size, start = int.from_bytes(head[8:16], "big"), at + 16
@@ -163,18 +163,18 @@ def _end_of_boxes(file: BinaryIO, there: int, head: bytes) -> int:
     last = max((end for *_, end in _boxes(file, 0, there)), default=0)
     counted = [_end_of_fragments(file, box) for box in _boxes(file, 0, there) if box[0] == b"sidx"]
     last = max([last, *counted])
-    return 0 if _at(file, last, 8) == bytes(4) + b"mdat" else last
+    return 0 if _read_at(file, last, 8) == bytes(4) + b"mdat" else last
 
 
 def _end_of_fragments(file: BinaryIO, box: tuple[bytes, int, int]) -> int:
     """Where the fragments end that an index counts (ISO 14496-12, 8.16.3); 0 if it counts indices."""
     _, start, end = box
-    head = _at(file, start, 32)
+    head = _read_at(file, start, 32)
     long = head[0] == 1
     counted = 32 if long else 24
     offset = int.from_bytes(head[20:28], "big") if long else int.from_bytes(head[16:20], "big")
-    count = int.from_bytes(_at(file, start + counted - 2, 2), "big")
-    table = _at(file, start + counted, 12 * count)
+    count = int.from_bytes(_read_at(file, start + counted - 2, 2), "big")
+    table = _read_at(file, start + counted, 12 * count)
     sizes = [int.from_bytes(table[i : i + 4], "big") for i in range(0, len(table) - 11, 12)]
     return 0 if any(size >> 31 for size in sizes) else end + offset + sum(sizes)
 
@@ -191,7 +191,7 @@ def _pictures_elsewhere(file: BinaryIO, there: int) -> str | None:
         ]
     for start, end in found:
         for name, inner, stop in _boxes(file, start + 8, end):
-            data = _at(file, inner, min(stop - inner, 1024))
+            data = _read_at(file, inner, min(stop - inner, 1024))
             if len(data) > 4 and not data[3] & 1 and data[4:].strip(b"\0"):
                 said = b" ".join(re.findall(rb"[ -~]{4,}", data[4:]))[:200]
                 return f"{name.decode('ascii', 'replace').strip()}: {said.decode('ascii')}"
@@ -209,18 +209,18 @@ def _end_of_matroska(file: BinaryIO, there: int, head: bytes) -> int:
 
 def _end_of_gif(file: BinaryIO, there: int, head: bytes) -> int:
     """Blocks follow each other, of parts that state their length; what lies within one is missing."""
-    at = 13 + _colours(head[10])
+    at = 13 + _palette_bytes(head[10])
     while at < there:
-        block = _at(file, at, 10)
+        block = _read_at(file, at, 10)
         if block[0] == 0x3B:
             return at + 1
         if block[0] == 0x2C:
-            at += 11 + (_colours(block[9]) if len(block) == 10 else 0)
+            at += 11 + (_palette_bytes(block[9]) if len(block) == 10 else 0)
         elif block[0] == 0x21:
             at += 2
         else:
             return 0
-        while size := (_at(file, at, 1) or b"\1")[0]:
+        while size := (_read_at(file, at, 1) or b"\1")[0]:
             at += 1 + size
             if at >= there:
                 return at + 1  # and a block that ends it
@@ -228,14 +228,14 @@ def _end_of_gif(file: BinaryIO, there: int, head: bytes) -> int:
     return at
 
 
-def _colours(flags: int) -> int:
+def _palette_bytes(flags: int) -> int:
     """Bytes of a table of colours, if there is one."""
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def _end_of_ivf(file: BinaryIO, there: int, head: bytes) -> int:
     at = int.from_bytes(head[6:8], "little")
-    while at < there and len(frame := _at(file, at, 12)) == 12:
+    while at < there and len(frame := _read_at(file, at, 12)) == 12:
         at += 12 + int.from_bytes(frame[:4], "little")
     return at if at >= there else at + 12
 
@@ -252,7 +252,7 @@ def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
 def _end_of_avi(file: BinaryIO, there: int, head: bytes) -> int:
     """Files above 1 GB are several RIFF chunks; live streams state no size."""
     at = 0
-    while (head := _at(file, at, 12))[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"AVIX"):
+    while (head := _read_at(file, at, 12))[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"AVIX"):
         size = int.from_bytes(head[4:8], "little")
         if not 4 <= size < 0x7FFFF000:
             return 0
@@ -267,7 +267,7 @@ def _end_of_asf(file: BinaryIO, there: int, head: bytes) -> int:
     """Header, data and indices follow each other, each with its size; of a broadcast it is not known."""
     at = 0
     while at + 24 <= there:
-        head = _at(file, at, 24)
+        head = _read_at(file, at, 24)
         size = int.from_bytes(head[16:24], "little")
         if size < 24 or (head[:16] == _ASF_DATA and size <= 50):
             return at
@@ -279,7 +279,7 @@ def _end_of_asf(file: BinaryIO, there: int, head: bytes) -> int:
 
 def _end_of_flv(file: BinaryIO, there: int, head: bytes) -> int:
     at = int.from_bytes(head[5:9], "big") + 4
-    while tag := _at(file, at, 11):
+    while tag := _read_at(file, at, 11):
         if tag[0] & 0x1F not in (8, 9, 18):
             return 0
         at += 11 + int.from_bytes(tag[1:4], "big") + 4
@@ -289,7 +289,7 @@ def _end_of_flv(file: BinaryIO, there: int, head: bytes) -> int:
 def _end_of_ogg(file: BinaryIO, there: int, head: bytes) -> int:
     """Pages follow each other; the last one is marked as the end of its stream."""
     at, last = 0, 0
-    while (page := _at(file, at, 27 + 255))[:4] == b"OggS" and len(page) >= 27:
+    while (page := _read_at(file, at, 27 + 255))[:4] == b"OggS" and len(page) >= 27:
         last = page[5]
         at += 27 + page[26] + sum(page[27 : 27 + page[26]])
     if at < there:
@@ -301,7 +301,7 @@ def _end_of_mpeg(file: BinaryIO, there: int, head: bytes) -> int:
     """Packs, system headers and packets follow each other; packets state their length."""
     at = 0
     while at + 6 <= there:
-        head = _at(file, at, 14)
+        head = _read_at(file, at, 14)
         if head[:3] != b"\0\0\1":
             return 0
         if head[3] == 0xB9:
@@ -317,7 +317,7 @@ def _end_of_mpeg(file: BinaryIO, there: int, head: bytes) -> int:
     return at
 
 
-def _transport(head: bytes) -> tuple[int, int] | None:
+def _transport_packets(head: bytes) -> tuple[int, int] | None:
     """Size of a packet of a transport stream, and where its sync byte is."""
     for size, offset in ((188, 0), (192, 4), (204, 0)):
         sync = head[offset : 20 * size : size]
@@ -327,11 +327,11 @@ def _transport(head: bytes) -> tuple[int, int] | None:
 
 
 def _end_of_transport(file: BinaryIO, there: int, head: bytes) -> int:
-    known = _transport(head)
+    known = _transport_packets(head)
     assert known is not None
     size, offset = known
     whole = there // size * size
-    rest = _at(file, whole, offset + 1)
+    rest = _read_at(file, whole, offset + 1)
     return whole + size if rest and rest[offset:] in (b"", b"\x47") else 0
 
 
@@ -346,5 +346,5 @@ _ENDS: tuple[tuple[Callable[[bytes], Any], Callable[[BinaryIO, int, bytes], int]
     (lambda head: head.startswith(b"DKIF"), _end_of_ivf),
     (lambda head: head.startswith(b"OggS"), _end_of_ogg),
     (lambda head: head.startswith(b"\0\0\1\xba"), _end_of_mpeg),
-    (_transport, _end_of_transport),
+    (_transport_packets, _end_of_transport),
 )

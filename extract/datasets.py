@@ -104,14 +104,14 @@ def index_dataset(
             raise UsageError(f"--split-files is for the benchmarks; --dataset {dataset} takes --splits")
         return _index_listed(benchmark(dataset), root, read_lists(split_files), splits)
     if dataset == "manifest":
-        return _finish(dataset, root.parent, _read_manifest(root), (), splits)
+        return _make_index(dataset, root.parent, _read_manifest(root), (), splits)
     if dataset == "folder":
-        return _finish(dataset, root, *_index_folder(root), splits)
+        return _make_index(dataset, root, *_index_folder(root), splits)
     about = benchmark(dataset)
     rows, notes, copies = _index_benchmark(about, root)
     expected = {name: count for listed in about.classes.values() for _, name, count in listed}
     homes = {name: split for split, listed in about.classes.items() for _, name, _ in listed}
-    return _finish(dataset, root, rows, notes, splits, expected, copies, homes)
+    return _make_index(dataset, root, rows, notes, splits, expected, copies, homes)
 
 
 def index_demo(root: Path, files: Iterable[Path], splits: Path | None = None) -> Index:
@@ -127,7 +127,7 @@ def index_demo(root: Path, files: Iterable[Path], splits: Path | None = None) ->
         )
         for path in files
     ]
-    return _finish("demo", root, rows, (), splits)
+    return _make_index("demo", root, rows, (), splits)
 
 
 # --------------------------------------------------------------------------------------------- where
@@ -187,12 +187,12 @@ def _index_folder(root: Path) -> tuple[list[Row], tuple[str, ...]]:
                 spelt.setdefault(name, set()).add(folder.name)
     if not rows:
         raise ClipspmError(
-            f"no videos under {root}: {_how_to_sort(loose)}"
+            f"no videos under {root}: {_advice_on_loose(loose)}"
             if loose
             else f"no videos under {root}: expected one folder per class, each holding video files "
             "(.mp4, .avi, .mkv, .webm, ...) or folders of frames"
         )
-    notes = [f"left out: {_how_to_sort(loose)}"] if loose else []
+    notes = [f"left out: {_advice_on_loose(loose)}"] if loose else []
     notes += [
         f"the folders {_quoted(folders)} are taken for one class, {name!r}: rename one if they are not"
         for name, folders in sorted(spelt.items())
@@ -201,7 +201,7 @@ def _index_folder(root: Path) -> tuple[list[Row], tuple[str, ...]]:
     return rows, tuple(notes)
 
 
-def _how_to_sort(loose: list[Path]) -> str:
+def _advice_on_loose(loose: list[Path]) -> str:
     """What to do with video files that lie beside the class folders instead of in them."""
     first = loose[0]
     word = re.match(r"[^\W\d_]{2,}(?:[ _-]+[^\W\d_]{2,})*", first.stem)
@@ -279,7 +279,7 @@ def _index_benchmark(
         loose = [file for file in _entries(root) if is_video_name(file.name) and not file.is_dir()]
         raise ClipspmError(
             f"no class folder of {about.name} under {root}: expected {about.layout}; "
-            + (_how_to_sort(loose) if loose else f"the data set is published at {about.home}")
+            + (_advice_on_loose(loose) if loose else f"the data set is published at {about.home}")
         )
     notes = []
     if absent:
@@ -333,7 +333,7 @@ def _index_listed(about: BenchmarkClasses, root: Path, lists: VideoList, splits_
             f"example {first.label}/{first.stem} ({first.where})"
         )
     missing = sum(expected.values()) - len(rows)
-    notes = [f"split files: {lists}", *_family(about, lists, expected)]
+    notes = [f"split files: {lists}", *_describe_lists(about, lists, expected)]
     if missing:
         listed = sum(expected.values())
         notes.append(f"{missing} of {listed} listed videos are missing: results carry the coverage")
@@ -342,10 +342,10 @@ def _index_listed(about: BenchmarkClasses, root: Path, lists: VideoList, splits_
     if outside:
         notes.append(f"{outside} listed videos are of classes that take no part")
     plain = {name: tuple(paths) for name, paths in copies.items() if paths}
-    return _finish(about.name, root, rows, tuple(notes), splits_file, expected, plain, homes)
+    return _make_index(about.name, root, rows, tuple(notes), splits_file, expected, plain, homes)
 
 
-def _family(about: BenchmarkClasses, lists: VideoList, expected: Mapping[str, int]) -> list[str]:
+def _describe_lists(about: BenchmarkClasses, lists: VideoList, expected: Mapping[str, int]) -> list[str]:
     """Which of the lists in circulation this is, told by its classes and counts."""
     published = {name for classes in about.classes.values() for _, name, _ in classes}
     others = sorted(set(expected) - published)
@@ -429,7 +429,7 @@ def read_splits(path: Path) -> dict[str, Split]:
         text = path.read_text(encoding="utf-8")
     is_toml = path.suffix.lower() == ".toml"
     with reading(path, f"is no valid {'TOML' if is_toml else 'JSON'}"):
-        raw: Any = tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=_each_once)
+        raw: Any = tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=_without_duplicates)
     form = '{"train": [class, ...], "val": [...], "test": [...]}'
     if not isinstance(raw, dict) or not raw:
         raise ClipspmError(f"{path} must hold {form}")
@@ -446,7 +446,7 @@ def read_splits(path: Path) -> dict[str, Split]:
     return found
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, count in Counter(name for name, _ in pairs).items():
         if count > 1:
             raise ValueError(f"{name!r} is there {count} times")
@@ -478,7 +478,7 @@ def apply_splits(class_names: Iterable[str], wanted: Mapping[str, Split], source
     return splits
 
 
-def _finish(
+def _make_index(
     dataset: str,
     root: Path,
     rows: list[Row],
@@ -524,10 +524,10 @@ def _finish(
         )
     )
     plan = Plan(tuple(videos), tuple(names), {name: by_class[name] for name in names}, counts, absent)
-    return Index(dataset, root, plan, (*notes, *_advice(plan)), copies or {})
+    return Index(dataset, root, plan, (*notes, *_warnings(plan)), copies or {})
 
 
-def _advice(plan: Plan) -> list[str]:
+def _warnings(plan: Plan) -> list[str]:
     """What would spoil training later and is easily put right now."""
     names = plan.class_names
     notes = []

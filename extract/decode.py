@@ -96,9 +96,13 @@ def read_frames(
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     path = Path(path)
-    take = _Take(path, each)
-    with _failures(path):
-        result = _read_images(path, count, take) if path.is_dir() else _read_video(path, count, backend, take)
+    convert = _Converter(path, each)
+    with _as_decode_errors(path):
+        result = (
+            _read_images(path, count, convert)
+            if path.is_dir()
+            else _read_video(path, count, backend, convert)
+        )
     if result.total < min_frames:
         raise DecodeError("too short", path, f"{result.total} frames, at least {min_frames} asked for")
     return result
@@ -106,12 +110,12 @@ def read_frames(
 
 def count_frames(path: Path) -> int:
     """How many frames the packets of a video promise, without decoding one; raises :class:`DecodeError`."""
-    with _failures(path):
+    with _as_decode_errors(path):
         return len(_image_files(path)) if path.is_dir() else _inspect(path).shown
 
 
 @contextmanager
-def _failures(path: Path) -> Iterator[None]:
+def _as_decode_errors(path: Path) -> Iterator[None]:
     """Whatever goes wrong as a :class:`DecodeError`."""
     try:
         yield
@@ -212,7 +216,7 @@ def _closed_groups(pts: list[Any], keyframes: list[bool]) -> bool:
 # ----------------------------------------------------------------------------------------------- decode
 
 
-class _Take:
+class _Converter:
     """Makes what is kept of one frame after the other, all of which must have the same size."""
 
     def __init__(self, path: Path, each: Each | None) -> None:
@@ -242,24 +246,24 @@ class _Kept:
     damaged: bool = False
 
 
-def _read_video(path: Path, count: int, backend: Backend, take: _Take) -> Frames:
+def _read_video(path: Path, count: int, backend: Backend, convert: _Converter) -> Frames:
     packets = _inspect(path)
     found = None
     if packets.trusted and backend == "decord":
-        found = _read_indexed(path, count, packets, take)
+        found = _read_indexed(path, count, packets, convert)
     elif packets.trusted and backend == "auto" and packets.shown >= _SEEK_PAYS_FRAMES:
-        found = _read_seeking(path, count, packets, take)
+        found = _read_seeking(path, count, packets, convert)
     if found is not None:
         return found
-    return _read_sequential(path, count, packets.shown, take)
+    return _read_sequential(path, count, packets.shown, convert)
 
 
-def _read_sequential(path: Path, count: int, estimate: int, take: _Take) -> Frames:
+def _read_sequential(path: Path, count: int, estimate: int, convert: _Converter) -> Frames:
     """Decode from the start, keeping the frames wanted; a second pass only if the count was misjudged."""
     totals = {max(1, estimate - missing) for missing in range(4)}  # encoders' delay often costs 1 or 2
     while True:
         wanted = {int(i) for total in totals for i in segment_middles(total, count)}
-        kept, total, fps = _decode(path, wanted, take)
+        kept, total, fps = _decode(path, wanted, convert)
         if total == 0:
             raise DecodeError("unreadable", path, "no frame could be decoded")
         if total < 0.9 * estimate:
@@ -273,18 +277,20 @@ def _read_sequential(path: Path, count: int, estimate: int, take: _Take) -> Fram
     for i in indices:
         if kept[int(i)].damaged:
             raise _damaged_frame(path, int(i))
-    return _frames([kept[int(i)] for i in indices], indices, total, fps, take)
+    return _frames([kept[int(i)] for i in indices], indices, total, fps, convert)
 
 
 def _damaged_frame(path: Path, index: int) -> DecodeError:
     return DecodeError("unreadable", path, f"frame {index}, or one that it builds on, is damaged")
 
 
-def _frames(chosen: list[_Kept], indices: np.ndarray, total: int, fps: float | None, take: _Take) -> Frames:
+def _frames(
+    chosen: list[_Kept], indices: np.ndarray, total: int, fps: float | None, convert: _Converter
+) -> Frames:
     images = []
     for kept in chosen:
         if kept.image is None:
-            kept.image, kept.frame = take(kept.frame), None
+            kept.image, kept.frame = convert(kept.frame), None
         images.append(kept.image)
     return Frames(
         frames=np.stack(images),
@@ -296,7 +302,7 @@ def _frames(chosen: list[_Kept], indices: np.ndarray, total: int, fps: float | N
     )
 
 
-def _decode(path: Path, wanted: set[int], take: _Take) -> tuple[dict[int, _Kept], int, float | None]:
+def _decode(path: Path, wanted: set[int], convert: _Converter) -> tuple[dict[int, _Kept], int, float | None]:
     """One pass: the wanted frames by index, the number of frames, and fps."""
     kept: dict[int, _Kept] = {}
     total, tainted, held = 0, False, 0
@@ -320,13 +326,13 @@ def _decode(path: Path, wanted: set[int], take: _Take) -> tuple[dict[int, _Kept]
                 if total in wanted:
                     held += 3 * frame.width * frame.height
                     # most of those held are not taken: making images of all would take longer
-                    image = None if held <= _MOST_HELD else take(frame)
+                    image = None if held <= _MOST_HELD else convert(frame)
                     kept[total] = _Kept(frame if image is None else None, image, frame.time, tainted)
                 total += 1
     return kept, total, fps
 
 
-def _read_seeking(path: Path, count: int, packets: _Packets, take: _Take) -> Frames | None:
+def _read_seeking(path: Path, count: int, packets: _Packets, convert: _Converter) -> Frames | None:
     """Decode only from the keyframe before each wanted frame, told by its time; None where that fails."""
     indices = segment_middles(packets.shown, count)
     wanted: dict[int, list[int]] = {}  # by keyframe, in order
@@ -346,12 +352,12 @@ def _read_seeking(path: Path, count: int, packets: _Packets, take: _Take) -> Fra
                 if frame.pts in times:
                     if tainted:
                         raise _damaged_frame(path, packets.pts.index(frame.pts))
-                    found[frame.pts] = _Kept(None, take(frame), frame.time)
+                    found[frame.pts] = _Kept(None, convert(frame), frame.time)
                 if frame.pts == times[-1]:
                     break
     if any(packets.pts[i] not in found for i in indices):
         return None
-    return _frames([found[packets.pts[i]] for i in indices], indices, packets.shown, fps, take)
+    return _frames([found[packets.pts[i]] for i in indices], indices, packets.shown, fps, convert)
 
 
 def _upright(frame: Any, converter: VideoReformatter) -> np.ndarray:
@@ -375,7 +381,7 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
     return (a, b, c, d) if (b, c) != (0, 0) or min(a, d) < 0 else None
 
 
-def _read_indexed(path: Path, count: int, packets: _Packets, take: _Take) -> Frames | None:
+def _read_indexed(path: Path, count: int, packets: _Packets, convert: _Converter) -> Frames | None:
     """Frames through decord's index, or None where its own account contradicts the container's."""
     try:
         import decord
@@ -393,7 +399,7 @@ def _read_indexed(path: Path, count: int, packets: _Packets, take: _Take) -> Fra
         if (starts < 0).any() or (np.abs(starts - packets.pts_seconds) > tolerance).any():
             return None
         indices = segment_middles(total, count)
-        frames = np.stack([take(frame) for frame in reader.get_batch(indices.tolist()).asnumpy()])
+        frames = np.stack([convert(frame) for frame in reader.get_batch(indices.tolist()).asnumpy()])
         fps = float(reader.get_avg_fps())
     except (decord.DECORDError, RuntimeError, UnicodeEncodeError):  # the last: of its path
         return None
@@ -434,13 +440,13 @@ def _image_files(path: Path) -> list[str]:
     return sorted(names, key=natural_key)
 
 
-def _read_images(path: Path, count: int, take: _Take) -> Frames:
+def _read_images(path: Path, count: int, convert: _Converter) -> Frames:
     """Frames of a directory of images, in natural order of their names."""
     names = _image_files(path)
     if not names:
         raise DecodeError("no video stream", path, "the directory holds no images")
     indices = segment_middles(len(names), count)
-    images = {i: take(_read_image(path / names[i])) for i in sorted({int(i) for i in indices})}
+    images = {i: convert(_read_image(path / names[i])) for i in sorted({int(i) for i in indices})}
     return Frames(
         frames=np.stack([images[int(i)] for i in indices]),
         indices=indices,

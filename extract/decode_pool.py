@@ -27,7 +27,7 @@ from clipspm.errors import ClipspmError
 from clipspm.extract.config import MEMORY
 from clipspm.extract.failures import DecodeError
 from clipspm.extract.views import Clip, ClipSettings, load_clip
-from clipspm.interrupts import children_unaware
+from clipspm.interrupts import children_ignore_interrupts
 
 #: videos a worker decodes before a fresh one takes its place: leaks of native decoders stay bounded
 _RECYCLE_AFTER = 500
@@ -36,9 +36,9 @@ _AHEAD = 3
 #: bytes of shared memory; clips that find no place in it go through the pipe
 _MOST_SHARED = 2**29
 #: exit code of a worker that ran out of the memory it may take
-_SPENT = 77
+_EXIT_NO_MEMORY = 77
 #: pools that are tried for one video before workers are taken to be unable to run
-_POOLS = 3
+_POOLS_PER_VIDEO = 3
 
 
 @dataclass
@@ -64,9 +64,9 @@ class DecodePool:
         self.settings, self.workers, self.timeout, self.memory = settings, workers, timeout, memory
         places = min(_AHEAD * workers, _MOST_SHARED // settings.most_bytes)
         self._shape = (places, settings.most_bytes)
-        self._file = _memory(self._shape[0] * self._shape[1])
-        self._place = _place(self._file)
-        self._slots = _mapped(self._place, self._shape)
+        self._file = _memory_file(self._shape[0] * self._shape[1])
+        self._memory_path = _memory_path(self._file)
+        self._slots = _map(self._memory_path, self._shape)
         self._free = list(range(places)) if self._slots is not None else []
         self._pool = self._new_pool()
 
@@ -79,7 +79,7 @@ class DecodePool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _end(self._pool)
+        _stop(self._pool)
         if self._file is not None:
             os.close(self._file)
             self._file, self._slots, self._free = None, None, []
@@ -114,15 +114,15 @@ class DecodePool:
         return ProcessPool(
             max_workers=self.workers,
             max_tasks=_RECYCLE_AFTER,
-            initializer=_begin,
-            initargs=(self._place, self._shape, self.memory),
+            initializer=_start_worker,
+            initargs=(self._memory_path, self._shape, self.memory),
             context=multiprocessing.get_context("spawn"),  # no locks or threads inherited
         )
 
     def _schedule(self, path: Path, video_id: str, slot: int | None) -> tuple[ProcessPool, ProcessFuture]:
         """By a fresh pool if this one broke: it does where a worker dies that has nothing to do."""
         arguments = [path, video_id, self.settings, slot]
-        with children_unaware():
+        with children_ignore_interrupts():
             try:
                 return self._pool, self._pool.schedule(_load, args=arguments, timeout=self.timeout)
             except RuntimeError:
@@ -130,11 +130,11 @@ class DecodePool:
                 return self._pool, self._pool.schedule(_load, args=arguments, timeout=self.timeout)
 
     def _renew(self) -> None:
-        _end(self._pool)
+        _stop(self._pool)
         self._pool = self._new_pool()
 
     def _outcome(self, job: _Job) -> Clip | DecodeError:
-        for left in reversed(range(_POOLS)):
+        for left in reversed(range(_POOLS_PER_VIDEO)):
             try:
                 return self._result(job)
             except BrokenProcessPool as error:
@@ -161,7 +161,7 @@ class DecodePool:
         except FutureTimeout:
             return DecodeError("timeout", job.path, f"no frames within {self.timeout:g} s")
         except ProcessExpired as error:
-            if error.exitcode == _SPENT:
+            if error.exitcode == _EXIT_NO_MEMORY:
                 return DecodeError("out of memory", job.path, f"it takes more than {self.memory:g} GiB")
             if error.exitcode == -signal.SIGKILL:
                 detail = "the decoder was killed, as systems do that run out of memory"
@@ -177,13 +177,13 @@ class DecodePool:
         return replace(clip, pixels=self._slots[job.slot][: math.prod(shape)].reshape(shape))
 
 
-def _end(pool: ProcessPool) -> None:
+def _stop(pool: ProcessPool) -> None:
     """No worker of it is alive afterwards."""
     pool.stop()
     pool.join()
 
 
-def _memory(size: int) -> int | None:
+def _memory_file(size: int) -> int | None:
     """An anonymous file of ``size`` bytes in memory, whatever /dev/shm holds; None where there is none."""
     if sys.platform != "linux" or size == 0:
         return None
@@ -199,7 +199,7 @@ def _memory(size: int) -> int | None:
     return file
 
 
-def _place(file: int | None) -> str:
+def _memory_path(file: int | None) -> str:
     """The path by which workers open it; empty where /proc does not show this process's files."""
     place = f"/proc/{os.getpid()}/fd/{file}"
     try:
@@ -208,7 +208,7 @@ def _place(file: int | None) -> str:
         return ""
 
 
-def _mapped(place: str, shape: tuple[int, int]) -> np.ndarray | None:
+def _map(place: str, shape: tuple[int, int]) -> np.ndarray | None:
     try:
         return np.asarray(np.memmap(place, np.uint8, "r+", shape=shape)) if place else None
     except OSError:  # other users' /proc, or none
@@ -220,10 +220,10 @@ def _mapped(place: str, shape: tuple[int, int]) -> np.ndarray | None:
 _slots: np.ndarray | None = None
 
 
-def _begin(place: str, shape: tuple[int, int], memory: float) -> None:
+def _start_worker(place: str, shape: tuple[int, int], memory: float) -> None:
     global _slots
     limit_memory(memory)
-    _slots = _mapped(place, shape)
+    _slots = _map(place, shape)
 
 
 def limit_memory(most: float) -> None:
@@ -250,9 +250,9 @@ def _load(
             return load_clip(path, video_id, settings), None
         clip = load_clip(path, video_id, settings, _slots[slot])
     except MemoryError:
-        os._exit(_SPENT)
+        os._exit(_EXIT_NO_MEMORY)
     except DecodeError as error:
         if error.category == "out of memory":
-            os._exit(_SPENT)
+            os._exit(_EXIT_NO_MEMORY)
         raise
     return replace(clip, pixels=_slots[slot, :0]), clip.pixels.shape

@@ -72,21 +72,21 @@ class Encoder:
         self._mean = torch.tensor(self.preprocessing.mean, device=self.device).view(shape[1:]) * 255
         self._std = torch.tensor(self.preprocessing.std, device=self.device).view(shape[1:]) * 255
         #: on a GPU, clips are resized and put into batches beside the batch that is computed
-        self._aside = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.precision: str = precision if precision != "auto" else "fp32"
         probe = self._probe_images(2)
         self.dims = {layer: value.shape[-1] for layer, value in self.encode_images(probe).items()}
         if precision == "auto":
             self.precision = self._fastest_precision()
 
-    def pixel_buffer(self, count: int, *, here: bool = False) -> Tensor:
+    def pixel_buffer(self, count: int, *, on_device: bool = False) -> Tensor:
         """Room for images, uint8 [count, crop, crop, 3]: on the device (``here``), or in main memory.
 
         There it is pinned for a GPU, so that copies to it overlap.
         """
         crop = self.preprocessing.crop
         shape = (count, crop, crop, 3)
-        if here:
+        if on_device:
             return torch.empty(shape, dtype=torch.uint8, device=self.device)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
@@ -100,16 +100,16 @@ class Encoder:
         pixels = torch.from_numpy(clip.pixels)
         if clip.cut is None:
             return pixels.flatten(0, 1)
-        with self._beside():
+        with self._on_copy_stream():
             return self._resized(pixels.to(self.device).permute(0, 3, 1, 2), clip.cut)
 
     def put(self, frames: Tensor, room: Tensor) -> None:
         """Copy :meth:`views` into a part of a :meth:`pixel_buffer` that no batch under way is read from."""
-        with self._beside():
+        with self._on_copy_stream():
             room.copy_(frames)
 
-    def _beside(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._aside is None else torch.cuda.stream(self._aside)
+    def _on_copy_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._copy_stream is None else torch.cuda.stream(self._copy_stream)
 
     def _resized(self, frames: Tensor, cut: Cut) -> Tensor:
         pre = self.preprocessing
@@ -129,8 +129,8 @@ class Encoder:
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> dict[str, Tensor]:
         """``pixels`` uint8 [B, 3, crop, crop] -> float32 features [B, D] per layer, on the device."""
-        if self._aside is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._aside)
+        if self._copy_stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._copy_stream)
         images = pixels.to(self.device, non_blocking=True).to(torch.float32)
         images = (images - self._mean).div_(self._std)
         dtype = _DTYPES[self.precision]
@@ -250,7 +250,7 @@ def _largest_error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
     return float(torch.cat(errors).max())
 
 
-class Underway:
+class PendingFeatures:
     """Features on their way from the device into main memory."""
 
     def __init__(self, features: dict[str, Tensor]) -> None:

@@ -20,11 +20,11 @@ from clipspm.cache.store import Store, find_store, readable
 from clipspm.cache.writer import (
     CacheWriter,
     check_format,
-    check_known,
-    check_ours,
-    check_same,
+    check_nothing_dropped,
+    check_removable,
+    check_fingerprint,
     parts_path,
-    to_do,
+    statuses_to_do,
 )
 from clipspm.engines import make_engine
 from clipspm.errors import ClipspmError
@@ -160,13 +160,13 @@ def run(
         if not config.overwrite:
             check_format(path, config.format)
         elif path.exists():
-            check_ours(path)
+            check_removable(path)
         if begun is not None:
             with readable(path):
-                check_same(path, begun.spec(), spec)
+                check_fingerprint(path, begun.spec(), spec)
                 records = begun.records()
-            check_known(path, records, plan)
-            done = {v.id for v in records if v.status not in to_do(config.retry_failed)}
+            check_nothing_dropped(path, records, plan)
+            done = {v.id for v in records if v.status not in statuses_to_do(config.retry_failed)}
             already = sum(video.id in done for video in plan.videos)
         return _result(path, spec, plan, [], 0, already, Progress(0), index, needed, dry_run=True)
     with writing(path) as news:

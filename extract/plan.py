@@ -42,7 +42,7 @@ def prepare(config: ExtractConfig, on_start: Callable[[str], None] = lambda mess
     templates = load_templates(config.prompts)
     check_installed(config.engine)
     _check_writable(config.out)
-    index = _index(config, on_start)
+    index = _find_videos(config, on_start)
     for note in index.notes:
         on_start(f"note: {note}")
     return Work(config, templates, parse_layers(config.layers), index)
@@ -69,7 +69,7 @@ def _with_defaults(config: ExtractConfig) -> ExtractConfig:
     return config
 
 
-def _index(config: ExtractConfig, on_start: Callable[[str], None]) -> Index:
+def _find_videos(config: ExtractConfig, on_start: Callable[[str], None]) -> Index:
     """The videos; wrong splits are refused before a demo is rendered."""
     videos = config.videos
     if config.dataset == "demo" and videos is not None and not videos.is_dir():

@@ -179,18 +179,18 @@ def _probe(paths: Sequence[Path], workers: int | None) -> Iterator[Outcome]:
         initargs=(MEMORY,),
         context=get_context("spawn"),
     ) as pool:
-        futures = [pool.schedule(_look, args=[part], timeout=_LIMIT) for part in parts]
+        futures = [pool.schedule(_count_all, args=[part], timeout=_LIMIT) for part in parts]
         for part, future in zip(parts, futures, strict=True):
             try:
                 yield from future.result()
             except (ProcessExpired, TimeoutError):
                 for path in part:
-                    yield _alone(pool, path)
+                    yield _look_at_one(pool, path)
 
 
-def _alone(pool: ProcessPool, path: Path) -> Outcome:
+def _look_at_one(pool: ProcessPool, path: Path) -> Outcome:
     try:
-        found: list[Outcome] = pool.schedule(_look, args=[(path,)], timeout=_LIMIT).result()
+        found: list[Outcome] = pool.schedule(_count_all, args=[(path,)], timeout=_LIMIT).result()
         return found[0]
     except TimeoutError:
         return None, "timeout", f"not opened within {_LIMIT:g} s"
@@ -200,7 +200,7 @@ def _alone(pool: ProcessPool, path: Path) -> Outcome:
         return None, "crashed", f"opening it ended the process with exit code {error.exitcode}"
 
 
-def _look(paths: tuple[Path, ...]) -> list[Outcome]:
+def _count_all(paths: tuple[Path, ...]) -> list[Outcome]:
     found: list[Outcome] = []
     for path in paths:
         try:

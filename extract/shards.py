@@ -24,7 +24,7 @@ from clipspm.cache.staging import is_staged, stage
 from clipspm.engines.allocator import keep_pages
 from clipspm.errors import ClipspmError
 from clipspm.extract.decode_pool import DecodePool
-from clipspm.extract.encoder import Encoder, Underway
+from clipspm.extract.encoder import Encoder, PendingFeatures
 from clipspm.extract.failures import DecodeError
 from clipspm.extract.views import NATIVE, Clip, ClipSettings
 
@@ -203,9 +203,9 @@ class _Batcher:
 
     def __init__(self, encoder: Encoder, size: int, spec: CacheSpec) -> None:
         self.encoder, self.spec = encoder, spec
-        self.buffers = [encoder.pixel_buffer(size, here=spec.resized_by == "torch") for _ in range(2)]
+        self.buffers = [encoder.pixel_buffer(size, on_device=spec.resized_by == "torch") for _ in range(2)]
         self.filled = 0
-        self.underway: Underway | None = None
+        self.underway: PendingFeatures | None = None
         self.encoded: dict[str, list[np.ndarray]] = {layer: [] for layer in spec.layers}
 
     def add(self, frames: torch.Tensor) -> None:
@@ -236,7 +236,7 @@ class _Batcher:
 
     def _encode(self) -> None:
         pixels = self.buffers[0][: self.filled].permute(0, 3, 1, 2)  # channels-last
-        encoded = Underway(self.encoder.encode_images(pixels))
+        encoded = PendingFeatures(self.encoder.encode_images(pixels))
         self._fetch()
         self.underway = encoded
         self.buffers.reverse()
