@@ -1,9 +1,8 @@
 """Decode videos in worker processes, in order, a bounded number ahead.
 
-Each video has a time limit, and a process of limited memory that can die without taking anything else along:
-a worker that hangs, crashes or is killed costs that one video and is replaced. Workers write pixels into
-memory that they share with this process; only where there is none (it takes Linux) do pixels go through the
-pool's pipe.
+Time per video and memory per worker are limited. A worker that hangs, crashes or is killed costs only its
+current video and is replaced. Workers write pixels into shared memory (Linux only); without it, pixels go
+through the pool's pipe.
 """
 
 import math
@@ -29,21 +28,21 @@ from clipspm.extract.failures import DecodeError
 from clipspm.extract.views import Clip, ClipSettings, load_clip
 from clipspm.interrupts import children_ignore_interrupts
 
-#: videos a worker decodes before a fresh one takes its place: leaks of native decoders stay bounded
+#: videos that a worker decodes before it is replaced, which bounds leaks of native decoders
 _RECYCLE_AFTER = 500
-#: videos under way or waiting for the encoder, per worker
+#: videos in decoding or waiting for the encoder, per worker
 _AHEAD = 3
-#: bytes of shared memory; clips that find no place in it go through the pipe
+#: bytes of shared memory; clips that do not fit go through the pipe
 _MOST_SHARED = 2**29
-#: exit code of a worker that ran out of the memory it may take
+#: exit code of a worker that reached its memory limit
 _EXIT_NO_MEMORY = 77
-#: pools that are tried for one video before workers are taken to be unable to run
+#: pools that are tried for one video before giving up on running workers
 _POOLS_PER_VIDEO = 3
 
 
 @dataclass
 class _Job:
-    """A video that is asked for: ``slot`` is its place in the shared memory, if it has one."""
+    """A scheduled video; ``slot``: its place in shared memory, None for the pipe."""
 
     path: Path
     video_id: str
@@ -53,9 +52,9 @@ class _Job:
 
 
 class DecodePool:
-    """Worker processes that decode; leaving the context stops them.
+    """Decode workers; a context manager that stops them on exit.
 
-    ``timeout`` is the wall-clock limit for one video in seconds, ``memory`` what a worker may take in GiB.
+    ``timeout``: wall-clock limit per video in seconds; ``memory``: limit per worker in GiB.
     """
 
     def __init__(
@@ -85,10 +84,10 @@ class DecodePool:
             self._file, self._slots, self._free = None, None, []
 
     def stream(self, jobs: Iterable[tuple[Path, str]]) -> Iterator[Clip | DecodeError]:
-        """Yield each job's clip, or why there is none, in the order of ``jobs`` (path, video id).
+        """Yield each job's clip, or the error, in the order of ``jobs`` (path, video id).
 
-        A clip's pixels are valid until the next one is asked for. Raises :class:`ClipspmError` where workers
-        cannot be started.
+        A clip's pixels are valid until the next one is requested. Raises :class:`ClipspmError` if workers
+        cannot be kept running.
         """
         waiting: deque[_Job] = deque()
         source = iter(jobs)
@@ -102,7 +101,7 @@ class DecodePool:
             if not waiting:
                 return
             job = waiting.popleft()
-            # whoever wrote into its slot is done, or dead: pebble waits for that
+            # afterwards no worker writes into its slot any more: pebble waits until it is done or dead
             outcome = self._outcome(job)
             try:
                 yield outcome
@@ -120,7 +119,7 @@ class DecodePool:
         )
 
     def _schedule(self, path: Path, video_id: str, slot: int | None) -> tuple[ProcessPool, ProcessFuture]:
-        """By a fresh pool if this one broke: it does where a worker dies that has nothing to do."""
+        """Schedule a video, in a new pool if this one is broken, as happens when an idle worker dies."""
         arguments = [path, video_id, self.settings, slot]
         with children_ignore_interrupts():
             try:
@@ -142,8 +141,8 @@ class DecodePool:
                     self._renew()
                 if not left:
                     raise ClipspmError(
-                        f"decoding processes do not stay alive ({error}; at {job.path}): run the same "
-                        "command again, with fewer --workers if memory is short; it goes on where it stopped"
+                        f"decode workers keep dying ({error}; at {job.path}): run the same command again to "
+                        "continue where it stopped, with fewer --workers if memory is short"
                     ) from error
                 job.pool, job.future = self._schedule(job.path, job.video_id, job.slot)
         raise AssertionError
@@ -162,9 +161,9 @@ class DecodePool:
             return DecodeError("timeout", job.path, f"no frames within {self.timeout:g} s")
         except ProcessExpired as error:
             if error.exitcode == _EXIT_NO_MEMORY:
-                return DecodeError("out of memory", job.path, f"it takes more than {self.memory:g} GiB")
+                return DecodeError("out of memory", job.path, f"it needs more than {self.memory:g} GiB")
             if error.exitcode == -signal.SIGKILL:
-                detail = "the decoder was killed, as systems do that run out of memory"
+                detail = "the decoder was killed, probably because the system ran out of memory"
                 return DecodeError("out of memory", job.path, detail)
             return DecodeError("crashed", job.path, f"the decoder died with exit code {error.exitcode}")
         except Exception as error:
@@ -178,29 +177,29 @@ class DecodePool:
 
 
 def _stop(pool: ProcessPool) -> None:
-    """No worker of it is alive afterwards."""
+    """Stop the pool and wait until all its workers have ended."""
     pool.stop()
     pool.join()
 
 
 def _memory_file(size: int) -> int | None:
-    """An anonymous file of ``size`` bytes in memory, whatever /dev/shm holds; None where there is none."""
+    """Create an anonymous file of ``size`` bytes in memory, independent of /dev/shm; None if impossible."""
     if sys.platform != "linux" or size == 0:
         return None
     try:
         file = os.memfd_create("clipspm")
-    except (OSError, AttributeError):  # an old kernel or C library, or not allowed
+    except (OSError, AttributeError):  # old kernel or C library, or not permitted
         return None
     try:
         os.ftruncate(file, size)
-    except OSError:  # a limit on the size of files
+    except OSError:  # file size limit
         os.close(file)
         return None
     return file
 
 
 def _memory_path(file: int | None) -> str:
-    """The path by which workers open it; empty where /proc does not show this process's files."""
+    """The path under which workers open ``file``; empty if /proc does not show this process's files."""
     place = f"/proc/{os.getpid()}/fd/{file}"
     try:
         return place if file is not None and os.path.samestat(os.stat(place), os.fstat(file)) else ""
@@ -211,7 +210,7 @@ def _memory_path(file: int | None) -> str:
 def _map(place: str, shape: tuple[int, int]) -> np.ndarray | None:
     try:
         return np.asarray(np.memmap(place, np.uint8, "r+", shape=shape)) if place else None
-    except OSError:  # other users' /proc, or none
+    except OSError:  # no /proc, or no permission
         return None
 
 
@@ -227,7 +226,7 @@ def _start_worker(place: str, shape: tuple[int, int], memory: float) -> None:
 
 
 def limit_memory(most: float) -> None:
-    """Have this process fail to get more than ``most`` GiB; only Linux holds processes to that."""
+    """Limit this process's memory to ``most`` GiB: allocations beyond it fail. Only works on Linux."""
     if sys.platform != "linux":
         return
     import resource
@@ -241,9 +240,9 @@ def limit_memory(most: float) -> None:
 def _load(
     path: Path, video_id: str, settings: ClipSettings, slot: int | None
 ) -> tuple[Clip, tuple[int, ...] | None]:
-    """A clip; with the shape of its pixels if they lie in the slot, and not in the clip.
+    """Load a clip. Returns it without pixels and their shape if they are in the slot, else the clip and None.
 
-    A process that ran out of memory ends: what it keeps of it could make the next video fail.
+    A process that runs out of memory exits: what it still holds could make the next video fail.
     """
     try:
         if slot is None or _slots is None:

@@ -120,7 +120,7 @@ def test_workers_that_cannot_start_are_one_clear_line(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with (
         DecodePool(SETTINGS, workers=1, timeout=30.0) as pool,
-        pytest.raises(ClipspmError, match="do not stay alive"),
+        pytest.raises(ClipspmError, match="decode workers keep dying"),
     ):
         list(pool.stream([(p, p.name) for p in paths]))
 
