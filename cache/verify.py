@@ -147,9 +147,7 @@ def _inspect(path: Path) -> _Inspection:
         return _Inspection((Finding(path.name, f"its metadata cannot be read ({why})"),))
     if unsound:
         return _Inspection(unsound)
-    findings = [
-        Finding(f"{LEDGER}, line {line}", "is damaged: what it committed is lost") for line in lines
-    ]
+    findings = [Finding(f"{LEDGER}, line {line}", "is damaged: what it committed is lost") for line in lines]
     sums, bad = digests(entries), []
     findings += _inspect_text(store, spec, sums.get(TEXT_SHARD, {}).get(TEXT))
     for shard, rows in track(enumerate(ranges), "verifying", len(ranges), "shards"):
