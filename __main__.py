@@ -1,16 +1,16 @@
-"""``clipspm`` and ``python -m clipspm``: what must be settled before anything large is imported."""
+"""Entry point of ``clipspm`` and ``python -m clipspm``: sets up signals and threads before large imports."""
 
 import os
 import sys
 
 from clipspm.errors import Interrupted
-from clipspm.interrupts import leave, never_inside_imports
+from clipspm.interrupts import defer_interrupts_in_imports, leave
 
 
 def main() -> None:
-    """Run the command line. Ctrl-C ends it in one line, whatever it was doing."""
-    never_inside_imports()
-    # threads of PyTorch spin while they wait for each other, and starve what else runs here: docs/speed.md
+    """Run the command line; Ctrl-C ends it with one line on standard error."""
+    defer_interrupts_in_imports()
+    # PyTorch's threads spin while they wait for each other and starve other processes: docs/speed.md
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:

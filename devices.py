@@ -1,4 +1,4 @@
-"""The device that a name stands for."""
+"""Turn a device name into a torch device."""
 
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def resolve_device(name: str) -> "torch.device":
-    """Find a device that computes; ``auto`` is a GPU where there is one.
+    """Return the device called ``name``; ``auto`` is the GPU if there is one, else the CPU.
 
-    :class:`UsageError` for a name that torch does not know, and for a device that this machine lacks.
+    Raises :class:`UsageError` for a name that torch does not know or a device that does not work here.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Ctrl-C where it may not cut a change in two, and where it is nobody else's business."""
+"""Control where Ctrl-C may interrupt: not in imports, inside a change that must be whole, or in children."""
 
 import _thread
 import os
@@ -13,23 +13,23 @@ from typing import Any
 
 from clipspm.errors import Interrupted
 
-#: seconds that an import may take to its end after Ctrl-C, and between looks at it
-_PATIENCE, _LOOK = 1.0, 0.02
+#: seconds that an import may still take after Ctrl-C, and seconds between checks whether it is done
+_PATIENCE, _LOOK_EVERY = 1.0, 0.02
 
 
-def never_inside_imports() -> None:
-    """From now on, Ctrl-C raises KeyboardInterrupt only outside imports.
+def defer_interrupts_in_imports() -> None:
+    """From now on, let Ctrl-C raise KeyboardInterrupt only outside imports.
 
-    A module whose import is cut short fails later with some other error, and some swallow the exception. So
-    what is being imported is waited for, at most a second: then the process ends with the exit code of
-    an interruption. Where SIGINT is ignored, as in jobs in the background, it stays so.
+    A module whose import is cut short fails later with another error, and some modules swallow the exception.
+    Ctrl-C therefore waits for the import, at most a second; after that the process exits with the code of an
+    interruption. Where SIGINT is ignored, as in background jobs, it stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _Caught())
+        signal.signal(signal.SIGINT, _InterruptHandler())
 
 
-class _Caught:
-    """Handler of SIGINT, which comes again while an import goes on."""
+class _InterruptHandler:
+    """SIGINT handler that sends the signal again later while an import is running."""
 
     def __init__(self) -> None:
         self.since: float | None = None
@@ -43,13 +43,13 @@ class _Caught:
         if time.monotonic() - self.since > _PATIENCE:
             sys.stderr.write("error: interrupted\n")
             leave()
-        again = threading.Timer(_LOOK, _interrupt)
+        again = threading.Timer(_LOOK_EVERY, _interrupt)
         again.daemon = True
         again.start()
 
 
 def _interrupt() -> None:
-    """Send SIGINT to the main thread, so that it also wakes from what it waits for."""
+    """Send SIGINT to the main thread, which also wakes it from a blocking call."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
     else:
@@ -65,7 +65,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def leave() -> None:
-    """End the process at once, without what Python does at its end: Ctrl-C can have upset that too."""
+    """Exit at once with the code of an interruption; Ctrl-C may have broken what Python's cleanup uses."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(Interrupted.exit_code)
@@ -73,12 +73,12 @@ def leave() -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is done (in the main thread: others never get it)."""
+    """Hold Ctrl-C back until the block ends. Does nothing outside the main thread, which alone gets it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGINT)
-    if before is None:  # not Python's to change
+    if before is None:  # the handler was not installed from Python and cannot be restored
         yield
         return
     held: list[Any] = []
@@ -92,10 +92,10 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def children_unaware() -> Iterator[None]:
-    """Processes and threads started inside the block never see Ctrl-C: whoever started them ends them.
+def children_ignore_interrupts() -> Iterator[None]:
+    """Block Ctrl-C in processes and threads started inside the block; their parent must end them.
 
-    A terminal sends it to all of them, and each would print a traceback of its own.
+    A terminal sends Ctrl-C to every process, and each would print a traceback of its own.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

@@ -1,7 +1,7 @@
-"""News and progress on standard error: a live bar on a terminal, plain lines elsewhere.
+"""Messages and progress on standard error: a live bar on a terminal, plain lines elsewhere.
 
-Long work of the library that has nobody to report to goes through :func:`track`: silent, unless a program
-such as the command line asks to be :func:`shown` it.
+Library code reports long loops through :func:`track`, which is silent unless a program such as the command
+line turns it on with :func:`shown`.
 """
 
 import sys
@@ -19,7 +19,7 @@ from rich.text import Text
 from clipspm.terminal import Terminal, one_line
 
 Say = Callable[[str], None]
-#: ``advance(count, note)``: so many more are done; the note stands beside the bar
+#: ``advance(count, note)``: ``count`` more items are done; ``note`` is shown beside the bar
 Advance = Callable[[int, str], None]
 
 Item = TypeVar("Item")
@@ -27,13 +27,13 @@ Item = TypeVar("Item")
 _PLAIN_EVERY = 10.0  # seconds between plain lines
 
 
-#: who is shown what :func:`track` follows; None while there is a bar already
+#: the reporter that :func:`track` uses; None: show nothing, also while another bar is up
 _shown: ContextVar["Reporter | None"] = ContextVar("shown", default=None)
 
 
 @contextmanager
 def shown(reporter: "Reporter | None" = None) -> Iterator[None]:
-    """Show what :func:`track` follows inside the block, by default on standard error."""
+    """Let :func:`track` show progress inside the block, by default on standard error."""
     token = _shown.set(reporter or Reporter())
     try:
         yield
@@ -42,7 +42,7 @@ def shown(reporter: "Reporter | None" = None) -> Iterator[None]:
 
 
 def track(items: Iterable[Item], title: str, total: int, unit: str) -> Iterator[Item]:
-    """``items``, of which there are ``total``, with a bar where one is wanted."""
+    """Yield the ``total`` ``items``, with a progress bar inside a :func:`shown` block."""
     reporter = _shown.get()
     if reporter is None or total < 2:
         yield from items
@@ -54,7 +54,7 @@ def track(items: Iterable[Item], title: str, total: int, unit: str) -> Iterator[
 
 
 class Reporter:
-    """Says lines and shows progress. With ``log``, all of it goes there as plain lines."""
+    """Prints messages and progress. With ``log``, everything goes there as plain lines."""
 
     def __init__(self, log: Say | None = None) -> None:
         self._log = log
@@ -62,7 +62,7 @@ class Reporter:
         self._live = log is None and self.console.is_terminal
 
     def say(self, line: str) -> None:
-        """One line of news."""
+        """Print one line."""
         if self._log is not None:
             self._log(line)
         elif self._live:
@@ -72,7 +72,10 @@ class Reporter:
 
     @contextmanager
     def task(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-        """Yield what moves the bar; ``total`` and ``done`` count in ``unit`` (its plural, "episodes")."""
+        """Show progress and yield the function that advances it.
+
+        ``total`` and ``done`` count items; ``unit`` names them in the plural, such as "episodes".
+        """
         token = _shown.set(None)  # one bar at a time
         try:
             yield from (self._bar if self._live else self._lines)(title, total, unit, done)
@@ -105,14 +108,14 @@ class Reporter:
 
 
 class _Count(ProgressColumn):
-    """``12/340 videos``."""
+    """The column ``12/340 videos``."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{int(task.completed)}/{int(task.total or 0)} {task.fields['unit']}")
 
 
 def bar(console: Console) -> Progress:
-    """A bar that vanishes when it is done. Where there is little room, the note and then the bar give way."""
+    """Build a bar that disappears when done. On a narrow terminal, first the note and then the bar shrink."""
     return Progress(
         TextColumn("{task.description}", table_column=Column(no_wrap=True), markup=False),
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=40)),

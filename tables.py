@@ -1,7 +1,7 @@
-"""A table of results as text on the terminal, CSV, Markdown or LaTeX (booktabs).
+"""Tables of results for the terminal, and as CSV, Markdown or LaTeX (booktabs).
 
-What people read is in per cent (and differences in points), with the unit in the heading; so is CSV, with the
-unit in the names of its columns. JSON holds fractions.
+Tables and CSV hold per cent (differences: percentage points), with the unit in the column names; JSON holds
+fractions.
 """
 
 import csv
@@ -23,12 +23,12 @@ from clipspm.terminal import escaped, one_line
 #: what results are written as
 Format = Literal["terminal", "csv", "json", "latex", "markdown"]
 
-#: fractions among the values of a record, and what their columns in CSV end with
+#: fields of a record that are fractions, and the unit that their CSV columns end with
 _UNITS = {
     **dict.fromkeys(("accuracy", "interval95", "classes95_low", "classes95_high", "seed_std"), "percent"),
     **dict.fromkeys(("effect", "effect_low", "effect_high"), "points"),
 }
-#: between two columns on the terminal
+#: spaces between two columns on the terminal
 _GAP = 2
 
 _LATEX = str.maketrans(
@@ -51,8 +51,8 @@ _MARKDOWN = str.maketrans({c: "\\" + c for c in "\\|`*_<>[]!#&"})
 class Table:
     """``rows`` of cells under ``columns``; a rule after every ``block`` rows.
 
-    The first column is text, and so are those named in ``text``; the others hold numbers. A column without
-    any content is left out, except in CSV. A row with a first cell only is a heading.
+    The first column and those named in ``text`` hold text, the others numbers. Empty columns are left out,
+    except in CSV. A row with only a first cell is a heading.
     """
 
     columns: Sequence[str]
@@ -66,7 +66,7 @@ class Table:
         return column == 0 or self.columns[column] in self.text
 
     def _shown(self) -> "Table":
-        """Without the columns that hold nothing."""
+        """Return the table without empty columns."""
         kept = [i for i in range(len(self.columns)) if i == 0 or any(row[i] for row in self.rows)]
         return self._only(kept)
 
@@ -78,10 +78,10 @@ class Table:
         return bool(self.block) and (row + 1) % (self.block or 1) == 0 and row + 1 < len(self.rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """For the terminal. No cell is broken: columns that do not fit go into a further block below.
+        """Render for the terminal without breaking cells: columns that do not fit go into a block below.
 
-        Where not even one column fits beside the first, each row is a list of its cells, which may be wider
-        than the terminal (print with ``soft_wrap=True`` so that they are not cut off).
+        Where not even one column fits beside the first, each row becomes a list of its cells, which may be
+        wider than the terminal (print with ``soft_wrap=True`` so that they are not cut off).
         """
         if self.title:
             yield Text(one_line(self.title), style="bold", no_wrap=False, overflow="fold")
@@ -96,14 +96,17 @@ class Table:
             yield Text(one_line(note), style="dim", no_wrap=False, overflow="fold")
 
     def _widths(self) -> list[int]:
-        """Of each column: its widest cell, or the longest word of its heading."""
+        """Width of each column: its widest cell or the longest word of its heading."""
         return [
             max(1, *(cell_len(row[i]) for row in self.rows), *map(cell_len, name.split()))
             for i, name in enumerate(self.columns)
         ]
 
     def _blocks(self, width: int) -> list[list[int]]:
-        """The columns of each block: those of text and as many others as fit (all, if one does not)."""
+        """The columns of each block: the text columns and as many others as fit in ``width``.
+
+        One block with all columns if some column does not fit at all.
+        """
         widths = [w + _GAP for w in self._widths()]
         fixed = [i for i in range(len(widths)) if self._is_text(i)]
         others = [i for i in range(len(widths)) if not self._is_text(i)]
@@ -118,7 +121,7 @@ class Table:
         return [sorted([*fixed, *block]) for block in blocks]
 
     def _grid(self, room: int) -> RichTable:
-        """Headings are broken between words where they would make the table wider than ``room``."""
+        """Lay out as a grid, breaking headings between words if they make it wider than ``room``."""
         least = self._widths()
         widths = [max(w, cell_len(name)) for w, name in zip(least, self.columns, strict=True)]
         if _total(widths) > room:
@@ -130,7 +133,7 @@ class Table:
             lines = "\n".join(textwrap.wrap(name, width, break_long_words=False))
             side: Any = "left" if self._is_text(i) else "right"
             table.add_column(Text(lines), justify=side, no_wrap=True, vertical="bottom")
-        for i, row in enumerate(self.rows):  # as Text: [x] is no markup
+        for i, row in enumerate(self.rows):  # as Text, which does not read [x] as markup
             style = "bold" if len(row) > 1 and not any(row[1:]) else None
             table.add_row(*map(Text, row), style=style, end_section=self._ends_block(i))
         return table
@@ -144,7 +147,7 @@ class Table:
         return Text("\n".join(lines), no_wrap=True, overflow="ignore")
 
     def csv(self) -> str:
-        """Comma-separated values with a header line; a text that a spreadsheet would compute gets a ``'``."""
+        """Comma-separated values with a header line; text that looks like a formula gets a leading ``'``."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerows([_plain(cell) for cell in row] for row in (self.columns, *self.rows))
@@ -161,7 +164,7 @@ class Table:
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def latex(self) -> str:
-        """A ``tabular`` with booktabs rules; title and notes as comments, notes of marks (``[a]:``) below."""
+        """A ``tabular`` with booktabs rules; title and notes as comments, footnotes (``[a]: ...``) below."""
         head = [f"% {one_line(line)}" for line in (self.title, *self.notes) if line]
         marks = [one_line(note).translate(_LATEX) for note in self.notes if note.startswith("[")]
         body, shown = [], self._shown()
@@ -200,9 +203,9 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def records_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """A line per record: accuracies and their spreads in per cent, differences in points, None empty.
+    """CSV with one line per record; fractions in per cent, differences in points, None as an empty cell.
 
-    The columns are the keys of all records, in the order in which they first occur.
+    The columns are the keys of all records in order of first appearance.
     """
     keys = list(dict.fromkeys(key for record in records for key in record))
     names = [f"{key}_{_UNITS[key]}" if key in _UNITS else key for key in keys]
@@ -222,9 +225,9 @@ def written(
     csv: Callable[[], str],
     content: Callable[[], Mapping[str, Any]],
 ) -> str:
-    """Results as text: ``markdown`` or ``latex`` of ``tables``, ``csv()``, or ``content()`` as ``json``.
+    """Results as text in ``format``: ``csv()``, ``content()`` as JSON, or ``tables`` as LaTeX or Markdown.
 
-    What is for the terminal is Markdown in a file.
+    Any other format, such as the terminal's, gives Markdown.
     """
     if format == "csv":
         return csv()
@@ -234,5 +237,5 @@ def written(
 
 
 def chance(ways: Sequence[int]) -> str:
-    """A note: what guessing one of so many classes gets right."""
+    """A note with the chance accuracy of each number of classes, such as ``chance: 20.0 % (5-way)``."""
     return "chance: " + ", ".join(f"{100 / way:.1f} % ({way}-way)" for way in sorted(set(ways)))

@@ -1,4 +1,4 @@
-"""The only thing both stages share: cached features, their records, and what they depend on."""
+"""Cached features, their records and the settings behind them: all that the two stages share."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
-"""Files that carry a SHA-256 of what they hold: JSON, arrays (``.npz``) and tensors (``.safetensors``).
+"""Files that carry a SHA-256 of their content: JSON, arrays (``.npz``) and tensors (``.safetensors``).
 
-The digest lies in the file, which is replaced as a whole: a process that is killed leaves the old content
-with the old digest, or the new with the new. It is over names, types, shapes and values, not over how they
-are laid out. Files without one, which earlier versions wrote, are read as they are; their digest is None.
+The digest is part of the file, and the file is replaced as a whole: a killed process leaves the old content
+with the old digest, or the new with the new. The digest covers names, types, shapes and values, not the file
+layout. Files of earlier versions have none; they are read unchecked and their digest is None.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from clipspm.cache.disk import reading, replacing, size_text, write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: the name of the digest in a file
+#: the key of the digest in a file
 SHA256 = "sha256"
-#: the name in the metadata of a file of tensors
+#: the metadata key of a ``.safetensors`` file under which facts and digest are stored as JSON
 _FACTS = "facts"
-#: bytes of JSON, and of the arrays of one file, beyond which it is none of ours
+#: the largest JSON file, and the largest total of unpacked arrays, that are read (bytes)
 _MOST_JSON, _MOST_ARRAYS = 1 << 27, 1 << 32
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -42,7 +42,7 @@ def file_digest(path: Path) -> str:
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> str:
-    """Write ``content`` with its digest, atomically; returns the digest."""
+    """Write ``content`` with its digest, atomically. Returns the digest."""
     digest = _json_digest(content)
     write_json(path, {**content, SHA256: digest})
     return digest
@@ -51,10 +51,11 @@ def save_json(path: Path, content: Mapping[str, Any]) -> str:
 def load_json(
     path: Path, known: Sequence[str], *, problem: str = "is damaged", advice: str = ""
 ) -> tuple[dict[str, Any], str | None]:
-    """What :func:`save_json` wrote, and its digest.
+    """Read what :func:`save_json` wrote. Returns the content and its digest.
 
-    ``known``: the names it may hold, by which a file without a digest is told from one whose digest was lost.
-    ``advice`` follows where the content is not what it was. Raises :class:`~.disk.Unreadable`.
+    ``known``: the keys that a file without a digest may hold; with any other key, the digest must have been
+    damaged. ``problem`` and ``advice`` go into the message of :class:`~.disk.Unreadable`, which is raised if
+    the file cannot be read or does not match its digest.
     """
     with reading(path, problem):
         size = path.stat().st_size
@@ -62,18 +63,18 @@ def load_json(
             raise ValueError(f"it has {size_text(size)}, at most {size_text(_MOST_JSON)} are read")
         content = json.loads(path.read_bytes(), parse_constant=_refuse)
         if not isinstance(content, dict):
-            raise TypeError("it is no table of names and values")
+            raise TypeError("it is not a JSON object")
         said = content.pop(SHA256, None)
-        found = _json_digest(content)  # what is no JSON again, such as 1e999, is refused
+        found = _json_digest(content)  # refuses values that cannot be written as JSON, such as 1e999
         if said is not None:
             _compare(said, found, advice)
         elif strange := [name for name in content if name not in known]:
-            raise ValueError(f"it holds {strange[0]!r}, which is nothing it should hold")
+            raise ValueError(f"it holds the unknown key {strange[0]!r}")
     return content, said
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _json_digest(content: Mapping[str, Any]) -> str:
@@ -90,7 +91,7 @@ def _compare(said: Any, found: str, advice: str = "") -> None:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Write a compressed ``.npz`` (no pickle) with its digest, atomically; returns the digest."""
+    """Write a compressed ``.npz`` (no pickle) with its digest, atomically. Returns the digest."""
     digest = _arrays_digest(arrays)
     with replacing(path) as aside, aside.open("wb") as file:
         np.savez_compressed(file, **{**arrays, SHA256: np.array(digest)})  # type: ignore[arg-type]
@@ -98,14 +99,14 @@ def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def load_arrays(path: Path, *, problem: str = "") -> tuple[Arrays, str | None]:
-    """The arrays of an ``.npz`` file, which is never unpickled, and their digest.
+    """Read an ``.npz`` file without unpickling. Returns the arrays and their digest.
 
-    What its headers say it would take is looked at before any of it is read.
+    The size that its headers announce is checked before any array is read. Raises :class:`~.disk.Unreadable`.
     """
     with reading(path, problem):
         with path.open("rb") as start:
             if start.read(2) != b"PK":
-                raise ValueError("it is no .npz archive")
+                raise ValueError("it is not an .npz archive")
         with zipfile.ZipFile(path) as archive:
             size = sum(_declared(archive, name) for name in archive.namelist())
         if size > _MOST_ARRAYS:
@@ -120,7 +121,7 @@ def load_arrays(path: Path, *, problem: str = "") -> tuple[Arrays, str | None]:
 
 
 def _declared(archive: zipfile.ZipFile, name: str) -> int:
-    """Bytes of the array that a member's header announces."""
+    """Bytes of the array in member ``name``, by its header."""
     with archive.open(name) as member:
         version = np.lib.format.read_magic(member)
         if version == (1, 0):
@@ -128,7 +129,7 @@ def _declared(archive: zipfile.ZipFile, name: str) -> int:
         elif version == (2, 0):
             shape, _, dtype = np.lib.format.read_array_header_2_0(member)
         else:
-            raise ValueError(f"{name} is an array of version {version}")
+            raise ValueError(f"{name} has the unknown array format version {version}")
     return math.prod(shape) * dtype.itemsize
 
 
@@ -144,9 +145,10 @@ def _arrays_digest(arrays: Mapping[str, npt.NDArray[Any]], facts: str = "") -> s
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", facts: Mapping[str, Any]) -> str:
-    """Write CPU tensors and ``facts`` about them with their digest, atomically; returns the digest.
+    """Write CPU tensors and ``facts`` about them with their digest, atomically. Returns the digest.
 
-    The same content is the same bytes, which more than one name in a file's metadata would not be.
+    Facts and digest share one metadata key, because safetensors does not fix the order of several: equal
+    content gives equal bytes.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -155,14 +157,17 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", facts: Mapping[str
     with replacing(path) as aside:
         try:
             save_file(dict(tensors), aside, {_FACTS: json.dumps({**facts, SHA256: digest})})
-        except SafetensorError as error:  # its only words for a full disk or a missing permission
+        except SafetensorError as error:  # names OS errors, such as a full disk, only in its message
             code = re.search(r"\b(?:os error|code:) (\d+)\b", str(error))
             raise (OSError(int(code[1]), str(error), str(path)) if code else error) from error
     return digest
 
 
 def load_tensors(path: Path) -> tuple[Arrays, dict[str, Any], str | None]:
-    """The tensors as arrays, the facts about them, and the digest of both."""
+    """Read what :func:`save_tensors` wrote. Returns the tensors as arrays, the facts, and the digest of both.
+
+    Raises :class:`~.disk.Unreadable`.
+    """
     from safetensors import safe_open
 
     with reading(path), safe_open(path, "np") as file:
@@ -174,7 +179,7 @@ def load_tensors(path: Path) -> tuple[Arrays, dict[str, Any], str | None]:
 
 
 def tensors_digest(path: Path) -> str | None:
-    """The digest that a file of tensors carries, without reading the tensors."""
+    """The digest stored in a ``.safetensors`` file, without reading the tensors."""
     from safetensors import safe_open
 
     with reading(path), safe_open(path, "np") as file:
@@ -184,8 +189,8 @@ def tensors_digest(path: Path) -> str | None:
 def _facts(file: Any) -> tuple[dict[str, Any], str | None]:
     metadata = file.metadata() or {}
     if strange := sorted(metadata.keys() - {_FACTS, "format"}):
-        raise ValueError(f"it holds {strange[0]!r}, which is nothing it should hold")
+        raise ValueError(f"it holds the unknown key {strange[0]!r}")
     facts = json.loads(metadata.get(_FACTS, "{}"))
     if not isinstance(facts, dict):
-        raise TypeError("its facts are no table of names and values")
+        raise TypeError("its facts are not a JSON object")
     return facts, facts.pop(SHA256, None)

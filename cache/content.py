@@ -1,7 +1,7 @@
-"""What a container says that it holds: read in one piece, and every value of it checked.
+"""Read and validate the metadata of a cache: spec, classes, videos, ledger and array shapes.
 
-A digest proves that nothing changed since it was written, not that it made sense then. Whoever opens,
-verifies or extends a cache comes through here.
+A digest proves that nothing changed since it was written, not that it was valid then. Opening, verifying and
+extending a cache all use these checks.
 
 Shapes: N videos, V views, T frames, D feature width, C classes, P prompt templates.
 """
@@ -27,14 +27,17 @@ from clipspm.cache.spec import (
 from clipspm.cache.store import TEXT, Store, layer_key, readable
 from clipspm.errors import ClipspmError
 
-#: sizes beyond these are no features of videos
+#: the largest layer width, number of frames or views, and frame size in pixels that are accepted
 _MOST_WIDE, _MOST_FRAMES, _MOST_PIXELS = 2**20, 2**16, 2**16
 
 
 @dataclass(frozen=True)
 class Content:
-    """``classes``: name, split and complete number of videos, in the order of the rows of the text;
-    ``absent``: likewise, of classes without videos; ``videos`` in row order; ``sums``: digests by shard."""
+    """The validated metadata of a cache.
+
+    ``classes``: (name, split, number of videos when complete), in the order of the text rows; ``absent``: the
+    same for classes without videos; ``videos`` in row order; ``sums``: digest per layer, by shard.
+    """
 
     spec: CacheSpec
     classes: tuple[PlannedClass, ...]
@@ -44,34 +47,37 @@ class Content:
 
     @property
     def class_splits(self) -> dict[str, Split]:
-        """The split of each class that has a text."""
+        """The split of each class in ``classes``."""
         return {name: split for name, split, _ in self.classes}
 
 
 def read_content(store: Store) -> Content:
-    """All that ``store`` says; :class:`ClipspmError` with the first thing that cannot be."""
+    """Read the metadata of ``store``; raises :class:`ClipspmError` with the first invalid value."""
     with readable(store.path):
         classes, texts = store.classes(), store.shape(TEXT)
         count = texts[0] if texts else 0
         spec, entries = store.spec(), store.entries()
         videos = tuple(apply(entries, store.planned()))
-        _refuse(store, problems(store, spec, videos, classes))
-        _refuse(store, text_problems(store, spec, classes))
+        _raise_first(store, problems(store, spec, videos, classes))
+        _raise_first(store, text_problems(store, spec, classes))
         return Content(spec, tuple(classes[:count]), tuple(classes[count:]), videos, digests(entries))
 
 
 def read_records(store: Store) -> list[VideoRecord]:
-    """The videos of a cache that is to be extended: its classes and texts are made again where need be."""
+    """Read the videos of a cache to extend; its classes and texts are not checked, they can be rewritten.
+
+    Raises :class:`ClipspmError` with the first invalid value.
+    """
     with readable(store.path):
         videos = store.records()
-        _refuse(store, problems(store, store.spec(), videos))
+        _raise_first(store, problems(store, store.spec(), videos))
     return videos
 
 
-def _refuse(store: Store, found: Iterable[tuple[str, str]]) -> None:
+def _raise_first(store: Store, found: Iterable[tuple[str, str]]) -> None:
     for where, what in found:
         raise ClipspmError(
-            f"{store.path} is no sound cache: {where}: {what}; `clipspm cache verify {store.path}` says more"
+            f"{store.path} is not a valid cache: {where}: {what}; see `clipspm cache verify {store.path}`"
         )
 
 
@@ -81,43 +87,42 @@ def problems(
     videos: Sequence[VideoRecord],
     classes: Sequence[PlannedClass] | None = None,
 ) -> Iterator[tuple[str, str]]:
-    """(file or array, what cannot be) for everything that makes no sense, the first of its kind each.
-
-    ``classes`` None: not known.
-    """
-    wrong = list(_in_spec(spec))
+    """Yield (file or array, what is invalid), the first of each kind. ``classes`` None skips their checks."""
+    wrong = list(_spec_problems(spec))
     if classes is not None:
-        wrong += _in_classes(classes)
+        wrong += _class_problems(classes)
     yield from wrong
-    if not wrong:  # what follows is understood by these
+    if not wrong:  # the checks below use spec and classes
         splits = None if classes is None else {name: split for name, split, _ in classes}
-        yield from _in_videos(videos, spec.frames, splits)
+        yield from _video_problems(videos, spec.frames, splits)
         size, kind = store.shard_size, {"fp16": "float16", "fp32": "float32"}[spec.store_dtype]
         for layer in spec.layers:
             row = (spec.views, spec.frames, spec.dims[layer])
-            yield from _in_array(store, layer_key(layer), (len(videos), *row), kind, size)
+            yield from _array_problems(store, layer_key(layer), (len(videos), *row), kind, size)
 
 
 def text_problems(
     store: Store, spec: CacheSpec, classes: Sequence[PlannedClass]
 ) -> Iterator[tuple[str, str]]:
-    """:func:`problems` of the texts, which may be missing for the last classes."""
+    """Like :func:`problems`, for the class texts, which the last (absent) classes may lack."""
     count = min(len(classes), *store.shape(TEXT)[:1])
-    yield from _in_array(store, TEXT, (count, len(spec.prompts), spec.dims["final"]), "float32", count)
+    yield from _array_problems(store, TEXT, (count, len(spec.prompts), spec.dims["final"]), "float32", count)
 
 
-def _in_spec(spec: CacheSpec) -> Iterator[tuple[str, str]]:
+def _spec_problems(spec: CacheSpec) -> Iterator[tuple[str, str]]:
     for name, most in (
         ("frames", _MOST_FRAMES),
         ("views", _MOST_FRAMES),
         ("resize", _MOST_PIXELS),
         ("crop", _MOST_PIXELS),
     ):
-        if not _is_whole(getattr(spec, name), 1, most):
+        if not _is_integer(getattr(spec, name), 1, most):
             yield SPEC, f"{name} is {getattr(spec, name)!r}"
     if len(set(spec.layers)) < len(spec.layers) or "final" not in spec.layers:
         yield SPEC, f"layers are {', '.join(map(str, spec.layers))}"
-    if set(spec.dims) != set(spec.layers) or not all(_is_whole(d, 1, _MOST_WIDE) for d in spec.dims.values()):
+    if set(spec.dims) != set(spec.layers) or not all(
+        _is_integer(d, 1, _MOST_WIDE) for d in spec.dims.values()
+    ):
         yield SPEC, f"dims are {spec.dims}"
     if not spec.prompts:
         yield SPEC, "there are no prompts"
@@ -126,27 +131,29 @@ def _in_spec(spec: CacheSpec) -> Iterator[tuple[str, str]]:
             yield SPEC, f"{name} is {getattr(spec, name)}"
 
 
-def _in_classes(classes: Sequence[PlannedClass]) -> Iterator[tuple[str, str]]:
+def _class_problems(classes: Sequence[PlannedClass]) -> Iterator[tuple[str, str]]:
     if not classes:
         yield CLASSES, "there are no classes"
     names = [name for name, _, _ in classes]
-    yield from _odd(CLASSES, "the name of class", names, range(len(names)), _is_name)
-    yield from _twice(CLASSES, "class", names)
-    yield from _odd(
+    yield from _first_invalid(CLASSES, "the name of class", names, range(len(names)), _is_name)
+    yield from _first_duplicate(CLASSES, "class", names)
+    yield from _first_invalid(
         CLASSES, "the split of class", [split for _, split, _ in classes], names, SPLITS.__contains__
     )
-    yield from _odd(CLASSES, "the number of videos of class", [n for _, _, n in classes], names, _is_count)
+    yield from _first_invalid(
+        CLASSES, "the number of videos of class", [n for _, _, n in classes], names, _is_count
+    )
 
 
-def _in_videos(
+def _video_problems(
     videos: Sequence[VideoRecord], frames: int, splits: Mapping[str, Split] | None
 ) -> Iterator[tuple[str, str]]:
     ids = [video.id for video in videos]
-    yield from _odd(VIDEOS, "the id of row", ids, range(len(ids)), _is_text)
-    yield from _twice(VIDEOS, "id", ids)
+    yield from _first_invalid(VIDEOS, "the id of row", ids, range(len(ids)), _is_text)
+    yield from _first_duplicate(VIDEOS, "id", ids)
     wrong = [
         finding
-        for where, name, right in (
+        for where, name, is_valid in (
             (VIDEOS, "path", _is_text),
             (VIDEOS, "class_name", _is_text if splits is None else splits.__contains__),
             (VIDEOS, "split", _is_split),
@@ -159,7 +166,9 @@ def _in_videos(
             (LEDGER, "indices", lambda found: len(found) in (0, frames) and all(map(_is_count, found))),
             (LEDGER, "pts_seconds", lambda found: all(time is None or _is_time(time) for time in found)),
         )
-        for finding in _odd(where, f"{name} of video", [getattr(v, name) for v in videos], ids, right)
+        for finding in _first_invalid(
+            where, f"{name} of video", [getattr(v, name) for v in videos], ids, is_valid
+        )
     ]
     yield from wrong
     for video in videos if not wrong else ():
@@ -175,10 +184,10 @@ def _in_videos(
         return
 
 
-def _in_array(
+def _array_problems(
     store: Store, key: str, shape: tuple[int, ...], kind: str, size: int
 ) -> Iterator[tuple[str, str]]:
-    """Of an array in chunks of ``size`` rows."""
+    """Check shape, type and chunks (of ``size`` rows) of an array."""
     chunks = (max(1, min(size, shape[0])), *(max(1, n) for n in shape[1:]))
     if store.shape(key) != shape:
         yield key, f"its shape is {store.shape(key)}, not {shape}"
@@ -191,22 +200,22 @@ def _in_array(
 # ------------------------------------------------------------------------------------------------- values
 
 
-def _odd(
-    where: str, what: str, values: Sequence[Any], names: Sequence[Any], right: Callable[[Any], bool]
+def _first_invalid(
+    where: str, what: str, values: Sequence[Any], names: Sequence[Any], is_valid: Callable[[Any], bool]
 ) -> Iterator[tuple[str, str]]:
-    """The first of ``values`` that is not ``right``; values that occur often are looked at once."""
+    """Yield the first of ``values`` for which ``is_valid`` is false; equal values are checked once."""
 
-    def is_right(value: Any) -> bool:
-        return isinstance(value, Hashable) and right(value)
+    def is_hashable_and_valid(value: Any) -> bool:
+        return isinstance(value, Hashable) and is_valid(value)
 
     try:
-        if all(map(is_right, dict.fromkeys(values))):
+        if all(map(is_hashable_and_valid, dict.fromkeys(values))):
             return
     except TypeError:  # a list among them, or a number where there should be many
         pass
     for name, value in zip(names, values, strict=True):
         try:
-            if is_right(value):
+            if is_hashable_and_valid(value):
                 continue
         except TypeError:
             pass
@@ -214,7 +223,7 @@ def _odd(
         return
 
 
-def _twice(where: str, what: str, names: Sequence[Any]) -> Iterator[tuple[str, str]]:
+def _first_duplicate(where: str, what: str, names: Sequence[Any]) -> Iterator[tuple[str, str]]:
     seen = set()
     for name in names:
         if not isinstance(name, str):
@@ -230,12 +239,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _is_whole(value: Any, least: int, most: int) -> bool:
+def _is_integer(value: Any, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_count(value: Any) -> bool:
-    return _is_whole(value, 0, 2**40)
+    return _is_integer(value, 0, 2**40)
 
 
 def _is_time(value: Any) -> bool:

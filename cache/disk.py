@@ -1,6 +1,6 @@
-"""Files that are whole or absent, also after a loss of power; what cannot be read or written is one line.
+"""Write files so that they are complete or absent, even after a power loss; report I/O errors in one line.
 
-What a function here has written, renamed or made is on the disk when it returns: content and name.
+When a function here returns, what it wrote, renamed or created is on the disk: content and name.
 """
 
 import errno
@@ -20,7 +20,7 @@ _AGAIN = "run the same command again: it goes on where it stopped"
 
 
 class DiskFull(ClipspmError):
-    """No room to write on. ``path``: what was being written; ``then``: what to do once there is room."""
+    """No room to write ``path``. ``then``: what to do once there is room."""
 
     def __init__(
         self, path: Path, detail: str = "", then: str = _AGAIN, *, reason: str = "the disk is full"
@@ -30,7 +30,7 @@ class DiskFull(ClipspmError):
         super().__init__(f"cannot write {path}: {reason} ({free} free{detail}). Free some space and {then}")
 
     def but(self, then: str = _AGAIN) -> "DiskFull":
-        """The same with other advice."""
+        """Return a copy of this error with ``then`` as its advice."""
         return DiskFull(self.path, self.detail, then, reason=self.reason)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -50,23 +50,24 @@ _NO_ROOM = {
 
 @contextmanager
 def room_on(path: Path) -> Iterator[None]:
-    """Turn "no space left" (over quota, too large) inside the block into :class:`DiskFull`."""
+    """Turn "no space left", "over quota" and "file too large" inside the block into :class:`DiskFull`."""
     try:
         yield
     except OSError as error:
-        code = errno.ENOSPC if "errno = 28" in str(error) else error.errno  # HDF5 tells it in words only
+        # HDF5 gives the code only in its message
+        code = errno.ENOSPC if "errno = 28" in str(error) else error.errno
         if code in _NO_ROOM:
             raise DiskFull(path, reason=_NO_ROOM[code]) from error
         raise
 
 
 def free_bytes(path: Path) -> int:
-    """What is free on the file system that ``path`` is, or will be, on."""
-    return shutil.disk_usage(_existing(path)).free
+    """Free bytes on the file system of ``path``, which need not exist yet."""
+    return shutil.disk_usage(_nearest_existing(path)).free
 
 
 def size_text(count: float) -> str:
-    """Bytes for people: ``0 B``, ``3.4 kB``, ``12.0 MB``."""
+    """Format a number of bytes: ``0 B``, ``3.4 kB``, ``12.0 MB``."""
     if count < 1000:
         return f"{count:.0f} B"
     for unit in ("kB", "MB", "GB", "TB"):
@@ -77,33 +78,33 @@ def size_text(count: float) -> str:
 
 
 def check_room(path: Path, needed: int) -> None:
-    """Refuse to start what cannot fit. ``needed`` in bytes."""
+    """Raise :class:`ClipspmError` if fewer than ``needed`` bytes are free for a cache at ``path``."""
     free = free_bytes(path)
     if free < needed:
         raise ClipspmError(
-            f"{_existing(path)} has {size_text(free)} free, the cache needs {size_text(needed)}: "
+            f"{_nearest_existing(path)} has {size_text(free)} free, the cache needs {size_text(needed)}: "
             "free some space or choose another --out"
         )
 
 
-def _existing(path: Path) -> Path:
-    """The path, or the folder above it that exists."""
+def _nearest_existing(path: Path) -> Path:
+    """``path`` if it exists, else its nearest parent that does."""
     place = path.absolute()
     while not place.exists():
         place = place.parent
     return place
 
 
-#: what a new file is not permitted; safetensors writes files for their owner only
+#: applied to new files here, because safetensors makes files that only their owner can read
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, of this caller alone, that replaces ``path`` when the block succeeds.
+    """Yield a unique temporary path that replaces ``path`` when the block succeeds.
 
-    The file gets the permissions of any new one. Raises :class:`DiskFull` where there is no room.
+    The file gets the default permissions of a new file. Raises :class:`DiskFull` where there is no room.
     """
     aside = hidden(path, f"{secrets.token_hex(4)}.new")
     with room_on(path):
@@ -119,22 +120,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write aside, flush, rename: a reader sees the old content or the new one."""
+    """Write ``data`` to a temporary file and rename it: a reader sees the old content or the new one."""
     with replacing(path) as aside:
         aside.write_bytes(data)
 
 
 def write_json(path: Path, payload: Any) -> None:
-    """Write ``payload`` as indented JSON, atomically; NaN and infinity are refused (not JSON)."""
+    """Write ``payload`` as indented JSON, atomically. Raises ValueError for NaN and infinity."""
     text = json.dumps(payload, indent=2, allow_nan=False) + "\n"
     with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that a user named: whole or not at all, and straight into what is no regular file.
+    """Write a file that a user named, atomically; pipes and devices are written directly.
 
-    Where ``path`` is a link, the file that it leads to is written.
+    If ``path`` is a link, its target is written.
     """
     data, real = text.encode("utf-8", "backslashreplace"), Path(os.path.realpath(path))
     if real.exists() and not real.is_file():
@@ -146,7 +147,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append to a file, or begin it; nothing is added where there is no room for all of it."""
+    """Append to a file, creating it if need be; if not all of ``data`` fits, nothing is added."""
     begins = not path.exists()
     with room_on(path), path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
@@ -162,7 +163,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are missing."""
+    """Make a folder and its missing parents."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -187,7 +188,7 @@ def sync(path: Path) -> None:
 
 
 def sync_all(path: Path) -> None:
-    """Flush a file, or a folder with all that is in it."""
+    """Flush a file, or a folder with all its content, to disk."""
     for place, _, files in os.walk(path):
         for name in files:
             sync(Path(place, name))
@@ -197,12 +198,12 @@ def sync_all(path: Path) -> None:
 
 
 def hidden(path: Path, suffix: str) -> Path:
-    """``.NAME.SUFFIX`` beside ``path``: a name that is ours."""
+    """``.NAME.SUFFIX`` beside ``path``, for our temporary files."""
     return path.with_name(f".{path.name}.{suffix}")
 
 
 def discard(path: Path) -> None:
-    """Remove a folder or file so that a kill leaves all of it, or nothing under its name."""
+    """Remove a folder or file atomically: a kill leaves all of it, or nothing under its name."""
     dead = hidden(path, "dead")
     remove(dead)
     if path.exists():
@@ -211,7 +212,7 @@ def discard(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it, if it is there."""
+    """Remove a file, or a folder with all its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -219,7 +220,7 @@ def remove(path: Path) -> None:
 
 
 class Unreadable(ClipspmError):
-    """A file that is not what it should be. ``file``: which one."""
+    """``file`` cannot be read, or does not hold what it should."""
 
     def __init__(self, file: Path, said: str) -> None:
         self.file, self.said = file, said
@@ -232,23 +233,23 @@ class Unreadable(ClipspmError):
 _KINDS = (
     (stat.S_ISDIR, "it is a folder"),
     (stat.S_ISFIFO, "it is a pipe"),
-    (lambda mode: not stat.S_ISREG(mode), "it is no regular file"),
+    (lambda mode: not stat.S_ISREG(mode), "it is not a regular file"),
 )
-_LONGEST = 300  # characters of what a library says
+_MOST_CHARACTERS = 300  # longest message of a library that is quoted
 
 
 @contextmanager
 def reading(file: Path, problem: str = "") -> Iterator[None]:
-    """Whatever the content of ``file`` makes fail inside the block is one line that names it.
+    """Turn any error inside the block into :class:`Unreadable`, which names ``file`` in one line.
 
-    Raises :class:`Unreadable`: "cannot read FILE: WHY", or "FILE PROBLEM: WHY". What is no regular file is
-    refused before the block begins: a pipe may never end.
+    The message is "cannot read FILE: WHY", or "FILE PROBLEM: WHY" if ``problem`` is given. Anything but a
+    regular file is refused before the block runs, because a pipe may never end.
     """
     begins = f"{file} {problem}" if problem else f"cannot read {file}"
     try:
         mode = file.stat().st_mode
     except (OSError, ValueError) as error:
-        why = "it is a link to nothing" if file.is_symlink() else plain(error)
+        why = "it is a broken link" if file.is_symlink() else plain(error)
         raise Unreadable(file, f"{begins}: {why}") from error
     for is_kind, why in _KINDS:
         if is_kind(mode):
@@ -257,20 +258,20 @@ def reading(file: Path, problem: str = "") -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, DiskFull):
         raise
-    except BaseException as error:  # damaged bytes can fail in any way, in libraries of Rust as a panic
+    except BaseException as error:  # damaged bytes can raise anything; panics in Rust are no Exception
         if isinstance(error, ClipspmError) and str(file) in str(error):
             raise
-        raise Unreadable(file, f"{begins}: {_why(error)}") from error
+        raise Unreadable(file, f"{begins}: {_reason(error)}") from error
 
 
 def check_size(file: Path, most: int = 2**28) -> None:
-    """Refuse what is larger than ``most`` bytes before it is read: no list of videos is."""
+    """Raise :class:`Unreadable` if ``file`` has more than ``most`` bytes; no video list has 2**28."""
     size = file.stat().st_size
     if size > most:
         raise Unreadable(file, f"{file} has {size_text(size)}, at most {size_text(most)} are read")
 
 
-def _why(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"it has no {error}"
     if isinstance(error, RecursionError):
@@ -278,4 +279,4 @@ def _why(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "it would take more memory than there is"
     said = plain(error)
-    return said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."
+    return said if len(said) <= _MOST_CHARACTERS else said[:_MOST_CHARACTERS] + " ..."

@@ -1,4 +1,4 @@
-"""Where caches and runs live: ``$CLIPSPM_HOME``, by default ``./clipspm_data``."""
+"""Where caches and runs are kept: ``$CLIPSPM_HOME``, by default ``./clipspm_data``."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ def home() -> Path:
 
 
 def caches_dir() -> Path:
-    """Where ``extract`` writes without ``--out``, and where "the newest cache" is looked for."""
+    """Where ``extract`` writes without ``--out``, and where the newest cache is looked up."""
     return home() / "caches"
 
 
@@ -28,7 +28,7 @@ def demo_dir() -> Path:
 
 
 def check_outside(path: Path) -> None:
-    """Refuse a place for a new file or folder that lies inside a cache, which it would damage."""
+    """Raise :class:`UsageError` if ``path``, to be written, lies inside a cache, which it would damage."""
     for folder in path.absolute().resolve().parents:
         if (folder / SPEC).is_file() and (folder / VIDEOS).is_file():
             raise UsageError(f"{path} would lie inside the cache {folder}: name another path")

@@ -1,14 +1,14 @@
-"""The ledger: which shards are data, how each of their videos went, and the digests that prove it.
+"""The ledger: which shards are committed, the outcome of each of their videos, and the shards' digests.
 
-One JSON line per committed shard, appended after the shard's features are safely in place; each field is a
-list with one value per row, which reads faster than an object per row::
+One JSON line per committed shard, appended after the shard's features are on the disk; each field is a list
+with one value per row, which reads faster than an object per row::
 
     {"shard": 3, "rows": [768, ...], "status": ["ok", ...], ..., "sha256": {"final": HEX, ...}, "line": HEX}
 
-The class texts have a line of their own, shard -1 without rows: ``"sha256": {"text": HEX}``.
+The class texts have their own line, shard -1 without rows: ``"sha256": {"text": HEX}``.
 
-``sha256`` is over the values of the shard's rows in a layer (little endian, C order), so it is the same in
-every container; ``line`` is over the bytes of the line before it. A shard's later lines replace earlier
+``sha256`` covers the values of the shard's rows in a layer (little endian, C order), so it is the same in
+every container; ``line`` covers the bytes of the line up to itself. A shard's later lines replace earlier
 ones.
 """
 
@@ -23,13 +23,13 @@ import numpy as np
 from clipspm.cache.spec import Split, VideoRecord
 from clipspm.errors import ClipspmError
 
-#: what a shard's outcome adds to the plan's record of a video, in the order of the record's fields
+#: the fields of :class:`VideoRecord` that extraction fills in, in the record's order
 OUTCOME_FIELDS = ("status", "category", "error", "frames", "fps", "indices", "pts_seconds", "backend")
 
-#: the number under which the ledger keeps the digest of the class texts
+#: the shard number of the ledger line with the digest of the class texts
 TEXT_SHARD = -1
 
-#: what comes between a line's content and its digest
+#: separates a line's content from its digest
 _MARK = b', "line": "'
 
 
@@ -44,18 +44,18 @@ class Entry:
 
     @classmethod
     def of(cls, shard: int, records: Mapping[int, VideoRecord], sha256: Mapping[str, str]) -> "Entry":
-        """An entry from records by row."""
+        """Build an entry from records by row."""
         rows = sorted(records)
         outcomes = [tuple(getattr(records[row], name) for name in OUTCOME_FIELDS) for row in rows]
         return cls(shard, rows, outcomes, dict(sha256))
 
     @classmethod
     def of_text(cls, text: np.ndarray) -> "Entry":
-        """The line of the class texts [C, P, D]."""
+        """Build the entry of the class texts [C, P, D]."""
         return cls(TEXT_SHARD, (), (), {"text": values_digest(text)})
 
     def to_line(self) -> bytes:
-        """The line with its own digest."""
+        """The entry as a ledger line with its digest."""
         columns = dict(zip(OUTCOME_FIELDS, map(list, zip(*self.outcomes, strict=True)), strict=False))
         content = {"shard": self.shard, "rows": list(self.rows), **columns, "sha256": self.sha256}
         body = json.dumps(content).encode("ascii")[:-1]
@@ -63,7 +63,7 @@ class Entry:
 
     @classmethod
     def from_line(cls, line: bytes) -> "Entry":
-        """Read :meth:`to_line`'s output, without the line's end; ValueError or KeyError if it is damaged."""
+        """Read :meth:`to_line`'s output without the line end; raises ValueError or KeyError if damaged."""
         body, _, digest = line.rpartition(_MARK)
         if digest != hashlib.sha256(body).hexdigest().encode("ascii") + b'"}':
             raise ValueError("the line does not match its digest")
@@ -74,7 +74,7 @@ class Entry:
         return cls(raw["shard"], raw["rows"], list(zip(*columns, strict=True)), raw["sha256"])
 
     def records(self, planned: Sequence[VideoRecord]) -> dict[int, VideoRecord]:
-        """The records of its rows, given the plan's."""
+        """The record of each of its rows, given the ``planned`` records of all rows."""
         found = {}
         for row, outcome in zip(self.rows, self.outcomes, strict=True):
             video = planned[row]
@@ -83,9 +83,9 @@ class Entry:
 
 
 def read_ledger(data: bytes) -> tuple[list[Entry], list[int]]:
-    """The entries in order, and the numbers (from 1) of lines that are damaged.
+    """Parse a ledger. Returns the entries in order, and the numbers (from 1) of damaged lines.
 
-    A torn last line, as a killed writer leaves it, is neither: it was never committed.
+    An incomplete last line, left by a killed writer, is ignored: it was never committed.
     """
     entries, damaged = [], []
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
@@ -97,20 +97,20 @@ def read_ledger(data: bytes) -> tuple[list[Entry], list[int]]:
 
 
 def apply(entries: Iterable[Entry], planned: Sequence[tuple[str, str, str, Split]]) -> list[VideoRecord]:
-    """One record per planned video (id, path, class name, split), with what the entries say of it.
+    """One record per planned video (id, path, class name, split), filled in from the entries.
 
-    A row that is not planned is an error.
+    Raises :class:`ClipspmError` if an entry has a row that is not planned.
     """
     known: dict[int, tuple[Any, ...]] = {}
     for entry in entries:
         known.update(zip(entry.rows, entry.outcomes, strict=True))
     if known and not 0 <= min(known) <= max(known) < len(planned):
-        raise ClipspmError(f"the ledger speaks of rows beyond the {len(planned)} planned videos")
+        raise ClipspmError(f"the ledger has rows beyond the {len(planned)} planned videos")
     return [VideoRecord(*video, *known.get(row, ())) for row, video in enumerate(planned)]
 
 
 def digests(entries: Iterable[Entry]) -> dict[int, Mapping[str, str]]:
-    """The digests that hold, by shard."""
+    """The current digests (layer -> digest) of each shard."""
     return {entry.shard: entry.sha256 for entry in entries}
 
 
@@ -126,11 +126,11 @@ def values_digest(values: np.ndarray) -> str:
 
 
 def dump_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """JSON lines, ASCII only, so that any file name survives."""
+    """JSON lines in ASCII, which can hold any file name."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")
 
 
 def load_lines(data: bytes) -> list[Any]:
-    """Read :func:`dump_lines`; a torn last line (a killed writer) is not data and is left out."""
+    """Read :func:`dump_lines`'s output, without an incomplete last line left by a killed writer."""
     lines = data.split(b"\n")[:-1]
     return list(json.loads(b"[" + b",".join(lines) + b"]"))

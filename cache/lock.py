@@ -1,4 +1,4 @@
-"""One process at a time: the second stops and says who the first one is."""
+"""Locks between processes: the second process stops and says who holds the lock."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from filelock import FileLock, Timeout
 from clipspm.cache.disk import Unreadable, reading, room_on, write_atomically
 from clipspm.errors import ClipspmError
 
-#: seconds between signs of life, and after how many without one a holder on another host may be dead
+#: seconds between heartbeats, and seconds without one after which a holder on another host may be dead
 BEAT, DEAD_AFTER = 20.0, 300.0
 
 
 def writing(cache: Path) -> AbstractContextManager[str]:
-    """:func:`alone` as the writer of ``cache``, with files beside it."""
+    """Be the only writer of ``cache`` inside the block (see :func:`alone`); the lock files lie beside it."""
     place = Path(os.path.realpath(cache))  # whatever links lead to it
     lock, holder = (place.with_name(f".{place.name}.{end}") for end in ("lock", "writer.json"))
     return alone(lock, holder, f"{cache} is being written")
@@ -28,11 +28,12 @@ def writing(cache: Path) -> AbstractContextManager[str]:
 
 @contextmanager
 def alone(lock: Path, holder: Path, doing: str, also: str = "") -> Iterator[str]:
-    """Be the only process in such a block; yields what a user should know, or "".
+    """Be the only process that holds ``lock`` inside the block; yields a note for the user, or "".
 
-    The lock ends with its process, however that dies. Where a file system keeps locks to one host, the
-    holder's sign of life (the file ``holder``) stands in for it. Raises :class:`ClipspmError` with what is
-    being done (``doing``), the holder's host, pid and age, and what can be done (wait, or ``also``).
+    The operating system frees the lock when its process dies. Some file systems keep locks local to a host;
+    there, the file ``holder``, touched every :data:`BEAT` seconds, tells whether another host holds the lock.
+    Raises :class:`ClipspmError` with what is going on (``doing``), the holder's host, pid and age, and what
+    to do: wait, stop it, or ``also``.
     """
     with room_on(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -40,17 +41,19 @@ def alone(lock: Path, holder: Path, doing: str, also: str = "") -> Iterator[str]
         try:
             one.acquire(blocking=False)
         except Timeout:
-            raise ClipspmError(f"{doing} by {_who(_read(holder))}; wait for it or stop it{also}") from None
+            raise ClipspmError(
+                f"{doing} by {_describe(_read_holder(holder))}; wait for it or stop it{also}"
+            ) from None
     try:
         news = ""
-        found = _read(holder)
+        found = _read_holder(holder)
         if found:
             if found.get("host") != socket.gethostname():
-                _check_dead(holder, f"{doing} by {_who(found)}", also)
-            news = f"a writer that is gone left its lock: {_who(found)}"
+                _refuse_if_alive(holder, f"{doing} by {_describe(found)}", also)
+            news = f"took over the lock of a writer that is gone: {_describe(found)}"
         me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
         done = threading.Event()
-        beat = threading.Thread(target=_beat, args=(holder, done), daemon=True)
+        beat = threading.Thread(target=_keep_alive, args=(holder, done), daemon=True)
         try:
             write_atomically(holder, json.dumps(me).encode())
             beat.start()
@@ -64,11 +67,11 @@ def alone(lock: Path, holder: Path, doing: str, also: str = "") -> Iterator[str]
         one.release()
 
 
-def _check_dead(holder: Path, doing: str, also: str) -> None:
-    """Refuse where a holder on another host may be alive.
+def _refuse_if_alive(holder: Path, doing: str, also: str) -> None:
+    """Raise :class:`ClipspmError` if a holder on another host may be alive.
 
-    The clocks of two machines can be far apart: a sign of life that is long ago, or in the future, is
-    believed only if no other comes while we watch.
+    The clocks of two machines can differ: where the last heartbeat seems old, or in the future, wait for
+    another one before taking the holder for dead.
     """
     last = _sign_of_life(holder)
     quiet = time.time() - last
@@ -87,19 +90,19 @@ def _check_dead(holder: Path, doing: str, also: str) -> None:
 
 
 def _sign_of_life(holder: Path) -> float:
-    with holder.open("rb") as file:  # opened, so that a network file system asks its server
+    with holder.open("rb") as file:  # opening makes a network file system ask its server
         return os.fstat(file.fileno()).st_mtime
 
 
-def _beat(holder: Path, done: threading.Event) -> None:
+def _keep_alive(holder: Path, done: threading.Event) -> None:
     while not done.wait(BEAT):
         try:
             os.utime(holder)
         except OSError:
-            continue  # the next one may come through
+            continue  # the next one may succeed
 
 
-def _read(holder: Path) -> dict[str, Any]:
+def _read_holder(holder: Path) -> dict[str, Any]:
     try:
         with reading(holder):
             content = json.loads(holder.read_text())
@@ -108,7 +111,7 @@ def _read(holder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _who(found: dict[str, Any]) -> str:
+def _describe(found: dict[str, Any]) -> str:
     if not found:
         return "another process"
     try:

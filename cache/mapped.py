@@ -1,7 +1,7 @@
-"""Features of a cache out of memory maps of its own files: what is read is what is touched.
+"""Read the features of a cache from memory maps of its files: only the rows in use are read.
 
-Both containers hold a shard's values uncompressed and in one piece, before its checksum, so that the pages of
-the file are the array; memory is the system's page cache, given back when others need it.
+Both containers store a shard's values uncompressed and contiguous, before the checksum, so the file can be
+mapped as the array. The memory is the system's page cache, which gives it back when needed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +13,10 @@ from clipspm.cache.store import Store, layer_key
 
 
 class MappedFeatures:
-    """Rows of one layer, [N, V, T, D]; ``mapped[a:b]`` and :meth:`take` copy some.
+    """Rows of one layer, [N, V, T, D]; ``mapped[a:b]`` and :meth:`take` return copies of some.
 
-    A shard is compared with its digest when it is first touched. ``rows``: of the store, for each of the N;
-    ``read``: what reads a shard that cannot be mapped, or says what is wrong with it.
+    A shard is checked against its digest on first use. ``rows``: the store's row for each of the N;
+    ``read(layer, shard)``: reads a shard that cannot be mapped, or raises an error that says why.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class MappedFeatures:
         return self._gather(self._rows[part], keep=False)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Any rows [M] -> [M, V, T, D]; the maps stay open for the next ones."""
+        """Copy ``rows`` [M] -> [M, V, T, D], in any order; the maps stay open for later calls."""
         return self._gather(self._rows[rows], keep=True)
 
     def _gather(self, rows: np.ndarray, *, keep: bool) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Open a finished or growing cache and read what it holds."""
+"""Open a finished or growing cache and read its features."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,14 +22,14 @@ from clipspm.tables import Table
 
 @dataclass(frozen=True)
 class Coverage:
-    """Videos that a complete data set has, and those that are here and could be read."""
+    """``expected``: videos of the complete data set; ``found``: videos with features in the cache."""
 
     expected: int
     found: int
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is missing."""
+        """Whether no video is missing."""
         return self.found >= self.expected
 
 
@@ -37,10 +37,10 @@ class Coverage:
 class Cache:
     """Cached features of one data set.
 
-    ``spec``: what the numbers depend on. ``videos``: every planned video, in row order.
+    ``spec``: the settings that the features depend on. ``videos``: every planned video, in row order.
     ``class_names``: the classes in the order of the rows of :meth:`text`. ``class_splits``: each class's
-    split (``train``, ``val``, ``test``, or ``none`` where no split is known). ``expected``: how many videos
-    each class has where the data set is complete. ``absent``: its classes of which no video was found.
+    split (``train``, ``val``, ``test``, or ``none`` if unknown). ``expected``: videos per class in the
+    complete data set. ``absent``: classes of the data set without any video here.
     """
 
     path: Path
@@ -56,20 +56,20 @@ class Cache:
 
     @cached_property
     def good(self) -> tuple[VideoRecord, ...]:
-        """The videos that were read, aligned with the rows of :meth:`features`."""
+        """The videos with status ``ok``, aligned with the rows of :meth:`features`."""
         return tuple(v for v in self.videos if v.status == "ok")
 
     def features(self, layer: str = "final") -> np.ndarray:
-        """Features of the good videos, [number of good videos, V, T, D], read once and then kept.
+        """Features of the good videos, [number of good videos, V, T, D], read once and kept in memory.
 
-        Every shard is compared with its digest; one that is damaged is an error that names it.
+        Raises :class:`DamagedShard` for a shard that does not match its digest.
         """
         if layer not in self._features:
             self._features[layer] = self.mapped(layer)[:]
         return self._features[layer]
 
     def mapped(self, layer: str = "final") -> MappedFeatures:
-        """The same features out of memory maps: ``mapped(layer)[a:b]`` reads what it touches."""
+        """:meth:`features` from memory maps: ``mapped(layer)[a:b]`` reads only these rows."""
         if layer not in self.spec.layers:
             raise ClipspmError(f"{self.path} has no layer {layer!r}; it has {', '.join(self.spec.layers)}")
         rows = [row for row, video in enumerate(self.videos) if video.status == "ok"]
@@ -77,21 +77,19 @@ class Cache:
             return MappedFeatures(self.store, layer, rows, self.shards, self._digests, self.read_shard)
 
     def read_shard(self, layer: str, shard: int) -> np.ndarray:
-        """All rows of a shard, [rows, V, T, D]; :class:`ClipspmError` if it is not what its digest says."""
+        """All rows of a shard, [rows, V, T, D]; raises :class:`ClipspmError` if its digest does not match."""
         digest = self._digests.get(shard, {}).get(layer)
         try:
             return self.store.shard(layer, shard, self.shards[shard], digest)
         except DamagedShard as error:
             if self._has_changed():
-                raise ClipspmError(
-                    f"{self.path} was written to since it was opened; open it again"
-                ) from error
+                raise ClipspmError(f"{self.path} has changed since it was opened; open it again") from error
             raise
 
     def _has_changed(self) -> bool:
         try:
             return digests(find_store(self.path).entries()) != self._digests
-        except Exception:  # damaged bytes can fail in any way
+        except Exception:  # damaged bytes can raise anything
             return False
 
     @cached_property
@@ -101,9 +99,10 @@ class Cache:
             return self.store.shards()
 
     def require(self, splits: Iterable[Split], *, allow_partial: bool = False) -> "Cache":
-        """This cache if everything planned for ``splits`` is in it; failed videos are known and do not count.
+        """Return this cache if no video of ``splits`` is pending (failed videos do not count as missing).
 
-        With ``allow_partial``, what is missing or damaged is left out instead. Raises :class:`ClipspmError`.
+        Otherwise raises :class:`ClipspmError`. With ``allow_partial``, returns the cache without the videos
+        that are missing or damaged.
         """
         wanted = set(splits)
         missing = [v for v in self.videos if v.status == "pending" and v.split in wanted]
@@ -135,16 +134,16 @@ class Cache:
         return True
 
     def coverage(self, split: Split) -> Coverage:
-        """How much of ``split`` is here."""
+        """How many of the videos of ``split`` the cache holds."""
         names = {name for name, home in self.class_splits.items() if home == split}
         expected = sum(self.expected[name] for name in names)
         expected += sum(count for _, home, count in self.absent if home == split)
         return Coverage(expected, sum(video.class_name in names for video in self.good))
 
     def text(self, *, templates: bool = False) -> np.ndarray:
-        """Class-name features, float32 [C, D]: the plain mean over the templates.
+        """Class-name features, float32 [C, D]: the unweighted mean over the templates.
 
-        With ``templates=True``, each template's own, [C, P, D].
+        With ``templates=True``, one per template, [C, P, D]. Raises :class:`ClipspmError` if damaged.
         """
         with readable(self.path):
             each = self.store.array(TEXT)
@@ -156,9 +155,10 @@ class Cache:
         return each if templates else each.mean(axis=1, dtype=np.float32)
 
     def with_splits(self, class_splits: Mapping[str, Split]) -> "Cache":
-        """The same features under another class split; classes not named take no part.
+        """Return the cache under another class split; classes not named get the split ``none``.
 
-        Under other splits than its own it is not known where a class without videos would belong.
+        Absent classes are dropped if the splits change, because their new split is unknown. Raises
+        :class:`ClipspmError` for a class that the cache does not have.
         """
         unknown = sorted(set(class_splits) - set(self.class_names))
         if unknown:
@@ -206,8 +206,8 @@ class Cache:
 def open_cache(path: str | Path) -> Cache:
     """Open a Zarr directory or an HDF5 file that ``extract`` wrote.
 
-    Nothing in it is executed, and nothing outside it is read. Raises :class:`ClipspmError` in one line
-    for a path that is no cache or cannot be read.
+    Nothing in it is executed, and nothing outside it is read. Raises :class:`ClipspmError` for a path that
+    is not a cache or cannot be read.
     """
     path = Path(path)
     store = find_store(path)
@@ -228,23 +228,23 @@ def open_cache(path: str | Path) -> Cache:
 
 
 def list_caches(folder: Path | None = None) -> list[Path]:
-    """The caches under ``folder`` (default: the home's, and the demo's), newest last."""
+    """The caches under ``folder`` (default: the caches folder and the demo's cache), newest last."""
     places = [] if folder else [demo_dir() / "cache.zarr"]
     folder = folder or caches_dir()
     places += folder.iterdir() if folder.is_dir() else []
     found = [p for p in places if (p / SPEC).is_file() or (p.is_file() and format_of(p) == "hdf5")]
     return sorted(
-        (p for p in found if not p.name.endswith((".parts", ".new", ".old", ".dead"))), key=_changed
+        (p for p in found if not p.name.endswith((".parts", ".new", ".old", ".dead"))), key=_last_modified
     )
 
 
-def _changed(path: Path) -> tuple[float, str]:
+def _last_modified(path: Path) -> tuple[float, str]:
     files = [path / "ledger.jsonl", path / CLASSES, path / SPEC] if path.is_dir() else [path]
     return max(f.stat().st_mtime for f in files if f.exists()), path.name
 
 
 def describe_caches() -> list[dict[str, Any]]:
-    """One line of facts per cache under the home; what cannot be read says so."""
+    """Summaries of the caches under the home; one that cannot be read has ``error`` instead."""
     rows = []
     for path in list_caches():
         try:
@@ -258,7 +258,7 @@ def describe_caches() -> list[dict[str, Any]]:
 
 
 def home_table(rows: list[dict[str, Any]]) -> Table:
-    """:func:`describe_caches` for a terminal."""
+    """The result of :func:`describe_caches` as a table."""
     lines = []
     for row in rows:
         name = Path(row["path"]).name
@@ -274,7 +274,10 @@ def home_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def find_cache(path: str | Path | None = None, dataset: str | None = None) -> Path:
-    """``path`` if given, else the newest cache (of ``dataset``) under the home."""
+    """``path`` if given, else the newest cache (of ``dataset``) under the home.
+
+    Raises :class:`ClipspmError` if there is none.
+    """
     if path is not None:
         return Path(path)
     caches = list_caches()
@@ -294,7 +297,7 @@ def find_cache(path: str | Path | None = None, dataset: str | None = None) -> Pa
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes that a cache takes."""
+    """Bytes that a cache takes on disk."""
     if path.is_file():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -1,7 +1,7 @@
 """The seal of a finished cache: a SHA-256 of every byte, in the format that ``sha256sum -c`` reads.
 
-A Zarr cache holds it as ``SHA256SUMS``, a line per file; an HDF5 cache has it beside it, ``PATH.sha256``, and
-may be renamed with it: the name in that line counts for nothing.
+A Zarr cache holds it as ``SHA256SUMS``, one line per file. The seal of an HDF5 cache is ``PATH.sha256``
+beside it; the file name in its line is ignored, so the two may be renamed together.
 """
 
 import hashlib
@@ -14,20 +14,20 @@ from clipspm.cache.disk import check_size, write_atomically
 from clipspm.errors import ClipspmError
 
 SUMS = "SHA256SUMS"
-IRREGULAR = "no regular file"
-#: the files of a Zarr cache
+IRREGULAR = "not a regular file"
+#: the names of the files of a Zarr cache
 _BELONGS = re.compile(
     r"(spec|classes|zarr)\.json|(videos|ledger)\.jsonl|layers/zarr\.json|(layers/[^/]+|text)/(zarr\.json|c/[0-9/]+)"
 )
 
 
 def seal_path(cache: Path) -> Path:
-    """Where the seal of the cache is."""
+    """The path of the cache's seal."""
     return cache / SUMS if cache.is_dir() else cache.with_name(cache.name + ".sha256")
 
 
 def write_seal(cache: Path) -> None:
-    """Seal the cache as it is now."""
+    """Seal the cache as it is now; raises :class:`ClipspmError` for a file that does not belong there."""
     lines = []
     for name, file in _files(cache):
         digest = _digest(file)
@@ -39,9 +39,9 @@ def write_seal(cache: Path) -> None:
 
 
 def broken(cache: Path, *, metadata_only: bool = False) -> list[tuple[str, str]]:
-    """(file, what is wrong) for everything that is not as it was sealed, by name; [] without a seal.
+    """(file, what is wrong) for every file that differs from the seal, sorted by name; [] without a seal.
 
-    ``metadata_only``: leave out the features, which take long to read.
+    ``metadata_only``: skip the features, which take long to read.
     """
     seal = seal_path(cache)
     if seal.is_symlink():
@@ -56,7 +56,7 @@ def broken(cache: Path, *, metadata_only: bool = False) -> list[tuple[str, str]]
         if name:
             expected[name] = digest
         elif line:
-            wrong.append((seal.name, "holds a line that is no digest of a file"))
+            wrong.append((seal.name, "holds a line that is not a file's digest"))
     if not cache.is_dir() and len(expected) == 1:
         (sealed_as,) = expected
         expected = {cache.name: expected[sealed_as]}
@@ -68,13 +68,13 @@ def broken(cache: Path, *, metadata_only: bool = False) -> list[tuple[str, str]]
     for name in sorted(expected.keys() | files.keys()):
         found = _digest(files[name]) if name in files else None
         if found == IRREGULAR:
-            wrong.append((name, f"is {IRREGULAR}: a cache holds none"))
+            wrong.append((name, f"is {IRREGULAR}: remove it from the cache"))
         elif name not in files:
             wrong.append((name, "is missing"))
         elif name not in expected:
             wrong.append((name, "was added after the cache was finished, or its line in the seal is damaged"))
         elif expected[name] != found:
-            wrong.append((name, "is not what it was when the cache was finished"))
+            wrong.append((name, "has changed since the cache was finished"))
     if not wrong and not metadata_only:
         whole = os.fsencode("".join(_line(expected[name], sealed_as or name) for name, _ in _files(cache)))
         if whole != seal.read_bytes():
@@ -83,18 +83,18 @@ def broken(cache: Path, *, metadata_only: bool = False) -> list[tuple[str, str]]
 
 
 def irregular(cache: Path) -> list[tuple[str, Path]]:
-    """Links, pipes, devices and empty folders in a cache, by name: nothing that was ever written there."""
+    """(name, path) of the links, pipes, devices and empty folders in a cache, which never belong there."""
     return [(name, file) for name, file in _files(cache) if not _is_regular(file)]
 
 
 def check_metadata(cache: Path) -> None:
-    """Refuse a Zarr cache whose metadata is not as it was sealed."""
+    """Raise :class:`ClipspmError` if the metadata of a Zarr cache differs from its seal."""
     for name, problem in broken(cache, metadata_only=True):
         raise ClipspmError(f"{cache}: {name} {problem}; `clipspm cache verify {cache}` says what is damaged")
 
 
 def _files(cache: Path, metadata_only: bool = False) -> Iterator[tuple[str, Path]]:
-    """Every file of the cache by its name in the seal, sorted; folders that hold nothing too."""
+    """(name in the seal, path) of every file and empty folder of the cache, sorted."""
     if not cache.is_dir():
         yield cache.name, cache
         return
@@ -111,7 +111,7 @@ def _files(cache: Path, metadata_only: bool = False) -> Iterator[tuple[str, Path
 
 
 def _is_metadata(name: str) -> bool:
-    """Whether it says what the features are: shards that wait are not part of a cache yet."""
+    """Whether the file is metadata: not features, texts or staged shards (which are not in the cache yet)."""
     return not name.startswith(("layers/", "text/", "staged/")) or name.endswith("zarr.json")
 
 

@@ -1,4 +1,4 @@
-"""What a cache holds and what its numbers depend on.
+"""What a cache holds, and the settings that its features depend on.
 
 Shapes: N videos, V views, T frames, D feature width, C classes, P prompt templates.
 """
@@ -13,10 +13,10 @@ from typing import Any, Literal, get_type_hints
 from clipspm.errors import ClipspmError
 from clipspm.settings import typed
 
-#: raised whenever a reader of today could misread what a writer of tomorrow writes
+#: increased whenever older code could misread a new cache
 FORMAT_VERSION = 3
 
-#: the files of a Zarr cache, which an HDF5 one holds as arrays of the same names
+#: the metadata files of a Zarr cache; an HDF5 cache holds them as byte arrays of the same names
 SPEC, CLASSES, VIDEOS, LEDGER = "spec.json", "classes.json", "videos.jsonl", "ledger.jsonl"
 BLOBS = (SPEC, CLASSES, VIDEOS, LEDGER)
 
@@ -27,24 +27,24 @@ FINAL = "final"
 Format = Literal["zarr", "hdf5"]
 ExportFormat = Literal["npz", "safetensors"]
 Status = Literal["ok", "failed", "pending"]
-#: name, split, and how many videos there are where the data set is complete
+#: class name, split, and number of videos in the complete data set
 PlannedClass = tuple[str, Split, int]
 
-#: told for the reader's sake; the numbers do not depend on them
+#: fields for information only; the features do not depend on them
 _INFORMATIVE = frozenset({"model", "pretrained", "created_with"})
 
 
 def format_of(path: Path) -> Format:
-    """The format that a name asks for: ``.h5`` or ``.hdf5`` is HDF5, anything else Zarr."""
+    """The format for a file name: HDF5 for ``.h5`` and ``.hdf5``, else Zarr."""
     return "hdf5" if path.suffix.lower() in (".h5", ".hdf5") else "zarr"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
-    """Everything that the numbers in a cache depend on, and the names behind it.
+    """All settings that the features of a cache depend on, and the names of data set and encoder.
 
-    ``weights_sha256`` and ``architecture_sha256`` identify the encoder whatever it was called.
-    ``resized_by``: Pillow in the decoders, or torch on the encoder's device.
+    ``weights_sha256`` and ``architecture_sha256`` identify the encoder independently of its name.
+    ``resized_by``: Pillow in the decode workers, or torch on the encoder's device.
     """
 
     dataset: str
@@ -73,14 +73,14 @@ class CacheSpec:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that changes the numbers, 64 hexadecimal digits."""
+        """SHA-256 over every field that changes the features, 64 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
 
     def _identity(self) -> dict[str, Any]:
         return {k: v for k, v in asdict(self).items() if k not in _INFORMATIVE}
 
     def differences(self, other: "CacheSpec") -> list[str]:
-        """The fields in which two fingerprints differ, one readable line each."""
+        """The fields that make two fingerprints differ, each as ``name: mine != theirs``."""
         mine, theirs = self._identity(), other._identity()
         return [f"{k}: {mine[k]} != {theirs[k]}" for k in mine if mine[k] != theirs[k]]
 
@@ -90,7 +90,10 @@ class CacheSpec:
 
     @classmethod
     def from_json(cls, text: str) -> "CacheSpec":
-        """Read :meth:`to_json`'s output; a fingerprint that does not match its fields is an error."""
+        """Read :meth:`to_json`'s output.
+
+        Raises :class:`ClipspmError` for another format version or a fingerprint that does not match.
+        """
         raw = json.loads(text)
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
@@ -103,10 +106,10 @@ class CacheSpec:
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """One video: where it is, which class, how reading it went, and which frames were taken.
+    """One video: its path and class, the outcome of reading it, and the frames that were used.
 
     ``path`` is relative to the videos root; ``frames`` is the video's length; ``indices`` and
-    ``pts_seconds`` name the frames of view 0 (None: the file gives no timestamp).
+    ``pts_seconds`` are those of the frames used (None: the file gives no timestamp).
     """
 
     id: str
@@ -124,16 +127,16 @@ class VideoRecord:
 
     @property
     def repeats(self) -> bool:
-        """Whether the video has fewer frames than were asked for, so that some were taken twice."""
+        """Whether some frames are repeated because the video has fewer than were asked for."""
         return len(set(self.indices)) < len(self.indices)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a cache is to hold: the videos in row order, and the classes in the order of the text rows.
+    """What a cache will hold: the videos in row order, and the classes in the order of the text rows.
 
-    ``expected``: how many videos each class has where the data set is complete (not named: those planned).
-    ``absent``: classes of the data set of which no video is here: they have no text and take no part.
+    ``expected``: videos per class in the complete data set (default: the planned ones). ``absent``: classes
+    of the data set without any video here; they get no text.
     """
 
     videos: tuple[VideoRecord, ...]
@@ -143,7 +146,7 @@ class Plan:
     absent: tuple["PlannedClass", ...] = ()
 
     def classes(self) -> list["PlannedClass"]:
-        """Each class with its split and number of videos, in order; those that are absent come last."""
+        """Each class with its split and expected number of videos, in order; absent classes come last."""
         planned = Counter(video.class_name for video in self.videos)
         present = [(n, self.class_splits[n], self.expected.get(n, planned[n])) for n in self.class_names]
         return [*present, *self.absent]

@@ -1,9 +1,9 @@
-"""A finished shard on its way into a cache: written aside, flushed, checksummed, then renamed into view.
+"""Staging of finished shards: written to a temporary folder, checksummed, flushed, then renamed.
 
-Any number of processes on any number of machines may stage shards of one cache; its one writer takes them in
-(:meth:`clipspm.cache.writer.CacheWriter.adopt`). A staged shard is whole, or it is not there. The folder that
-shards wait in is named by what they are shards of (:func:`place_for`): what a worker of an earlier run leaves
-there late never becomes data of another.
+Any number of processes on any number of machines may stage shards of one cache; its only writer takes them in
+(:meth:`clipspm.cache.writer.CacheWriter.adopt`). A staged shard is complete or absent. The name of the
+staging folder is a digest of spec, shard size and planned videos (:func:`place_for`), so that a shard that
+arrives late from an earlier run is never taken into a different cache.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _ENTRY = "entry.jsonl"
 
 
 def place_for(cache: Path, spec: CacheSpec, planned: Sequence[tuple[str, str, Any, Any]], size: int) -> Path:
-    """Where shards of ``size`` of the ``planned`` videos (id, path, class name, split) wait."""
+    """The staging folder for shards of ``size`` of the ``planned`` videos (id, path, class name, split)."""
     facts = json.dumps([spec.fingerprint, size, [video[:2] for video in planned]])
     return cache / STAGED / hashlib.sha256(facts.encode("ascii")).hexdigest()[:16]
 
@@ -34,14 +34,14 @@ def place_for(cache: Path, spec: CacheSpec, planned: Sequence[tuple[str, str, An
 def stage(
     place: Path, shard: int, outcomes: Mapping[int, VideoRecord], features: Mapping[str, np.ndarray]
 ) -> None:
-    """Stage a shard of a growing cache at its ``place``: ``features[layer]`` [rows that are ok, V, T, D].
+    """Stage a shard in the staging folder ``place``, replacing an earlier one.
 
-    A shard that is staged already is replaced. Raises :class:`ClipspmError` where the cache is no more, and
-    :class:`clipspm.cache.disk.DiskFull`.
+    ``features[layer]`` [rows with status ok, V, T, D]. Raises :class:`ClipspmError` if the cache no longer
+    exists, and :class:`clipspm.cache.disk.DiskFull`.
     """
     cache = place.parents[1]
     if not (cache / SPEC).is_file():
-        raise ClipspmError(f"{cache} is not growing any more: this is a worker of a run that is over")
+        raise ClipspmError(f"{cache} no longer exists: the run of this worker is over")
     target = place / str(shard)
     aside = place / f".{shard}.{socket.gethostname()}.{os.getpid()}"
     with room_on(cache):
@@ -59,12 +59,12 @@ def stage(
         except OSError:
             if not is_staged(place, shard):
                 raise
-            remove(aside)  # another worker staged the same in the meantime
+            remove(aside)  # another worker has staged the same shard meanwhile
         sync(place)
 
 
 def staged(place: Path) -> list[int]:
-    """The shards that wait to be taken in."""
+    """The numbers of the staged shards, sorted."""
     if place.is_symlink() or place.parent.is_symlink() or not place.is_dir():
         return []
     names = [p.name for p in place.iterdir() if not p.is_symlink()]
@@ -72,12 +72,12 @@ def staged(place: Path) -> list[int]:
 
 
 def is_staged(place: Path, shard: int) -> bool:
-    """Whether the shard waits to be taken in."""
+    """Whether the shard is staged."""
     return (place / str(shard) / _ENTRY).is_file()
 
 
 def read_staged(place: Path, shard: int) -> tuple[Entry, dict[str, np.ndarray]]:
-    """What :func:`stage` wrote; anything else is an error."""
+    """Read what :func:`stage` wrote; raises :class:`DamagedStage` if it is damaged."""
     folder = place / str(shard)
     try:
         check_regular(folder / _ENTRY)
@@ -87,7 +87,7 @@ def read_staged(place: Path, shard: int) -> tuple[Entry, dict[str, np.ndarray]]:
             layer_key(layer)
             check_regular(folder / f"{layer}.npy")
             features[layer] = np.load(folder / f"{layer}.npy", allow_pickle=False)
-    except Exception as error:  # damaged bytes can fail in any way
+    except Exception as error:  # damaged bytes can raise anything
         raise DamagedStage(f"{folder} is damaged: run the same command again") from error
     if entry.shard != shard or any(values_digest(v) != entry.sha256[k] for k, v in features.items()):
         raise DamagedStage(f"{folder} is damaged: run the same command again")
@@ -95,9 +95,9 @@ def read_staged(place: Path, shard: int) -> tuple[Entry, dict[str, np.ndarray]]:
 
 
 class DamagedStage(ClipspmError):
-    """A staged shard that is not what was staged; it can be forgotten and done again."""
+    """A damaged staged shard; it can be removed and extracted again."""
 
 
 def unstage(place: Path, shard: int) -> None:
-    """Forget a staged shard."""
+    """Remove a staged shard."""
     remove(place / str(shard))

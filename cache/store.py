@@ -1,19 +1,19 @@
-"""The two containers of a cache, behind one small interface.
+"""The two containers of a cache, Zarr and HDF5, behind one interface.
 
-A Zarr directory is what is written, shard by shard; an HDF5 file is the same content in one piece. Both hold,
-as files or as byte arrays of the same names::
+A Zarr directory is written shard by shard; an HDF5 file is a copy of one, made at the end. Both hold, as
+files or as byte arrays of the same names::
 
     spec.json       the CacheSpec with its fingerprint
     classes.json    [[class name, split, videos], ...] in the order of the rows of ``text``, then absent ones
-    videos.jsonl    the planned videos, one a line, in row order
+    videos.jsonl    the planned videos, one per line, in row order
     ledger.jsonl    one line per committed shard (:mod:`.ledger`)
     layers/<name>, text      arrays [N, V, T, D] and [C, P, D]
 
-A finished cache also says in the container's own way what its rows are (:class:`Facts`), so that another
-program needs no more than ``zarr.open`` or ``h5py.File``. Nothing here reads that back.
+A finished cache also describes its rows in native attributes (:class:`Facts`) for programs that open it with
+plain ``zarr.open`` or ``h5py.File``. This package does not read them.
 
-Reading executes nothing that a cache holds and follows no link out of it: arrays are plain numbers behind no
-filter but checksums, and symbolic, external and virtual links are refused.
+Reading is safe with untrusted files: nothing is executed, arrays are plain numbers without filters other than
+checksums, and symbolic, external and virtual links are refused.
 """
 
 import json
@@ -73,34 +73,34 @@ from clipspm.cache.spec import (
 from clipspm.errors import ClipspmError, plain
 
 TEXT = "text"
-#: a Zarr group's own metadata
+#: the metadata file of a Zarr group
 GROUP = "zarr.json"
-#: where finished shards wait to be taken into a growing Zarr cache
+#: the folder of a growing Zarr cache with its staged shards (:mod:`.staging`)
 STAGED = "staged"
 
 _LAYER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _DTYPES = ("float16", "float32")
-#: bytes of a file of a cache that is no array; the ledger of a million videos has half of it
+#: the largest metadata file that is read (bytes); the ledger of a million videos has half of it
 _MOST_BLOB = 2**30
-#: a chunk of so many bytes is not believed to hold nothing but zeros, which Zarr leaves out
+#: the largest chunk (bytes) that may be absent; Zarr does not store chunks that are all zero
 _MOST_ZEROS = 2**30
 
 
 def layer_key(layer: str) -> str:
-    """Where a layer's array lives inside a container; a name that could lead elsewhere is an error."""
+    """The key of a layer's array in a container; raises :class:`ClipspmError` for a name that is not safe."""
     if not _LAYER_NAME.fullmatch(layer):
-        raise ClipspmError(f"{layer!r} is no name of a layer")
+        raise ClipspmError(f"{layer!r} is not a layer name")
     return f"layers/{layer}"
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while the cache at ``path`` is read into one clear line."""
+    """Turn any error while the cache at ``path`` is read into a :class:`ClipspmError` of one line."""
     try:
         yield
     except ClipspmError as error:
         raise error if str(path) in str(error) else ClipspmError(f"{path}: {error}") from error
-    except Exception as error:  # damaged bytes can fail in any way
+    except Exception as error:  # damaged bytes can raise anything
         raise ClipspmError(
             f"{path} is damaged and cannot be read as a cache ({plain(error)}); "
             "extract it again with --overwrite"
@@ -108,7 +108,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 class DamagedShard(ClipspmError):
-    """A shard that is not what was written."""
+    """A shard that does not match its digest or cannot be read; ``why`` says which."""
 
     def __init__(self, path: Path, layer: str, shard: int, why: str) -> None:
         self.path, self.layer, self.shard, self.why = path, layer, shard, why
@@ -129,11 +129,11 @@ class Store(ABC):
 
     @abstractmethod
     def blob(self, name: str) -> bytes:
-        """One of :data:`BLOBS`."""
+        """Read one of the metadata files :data:`BLOBS`."""
 
     @abstractmethod
     def rows(self, key: str, start: int, stop: int) -> np.ndarray:
-        """Rows ``start .. stop-1`` of an array; damage that the container notices is an error."""
+        """Rows ``start .. stop-1`` of an array; raises if the container's own checksum does not match."""
 
     @abstractmethod
     def shape(self, key: str) -> tuple[int, ...]:
@@ -149,11 +149,11 @@ class Store(ABC):
 
     @abstractmethod
     def stored(self, key: str, number: int) -> int:
-        """How many bytes the container holds of a chunk: values and checksum, or nothing where all are 0."""
+        """Stored bytes of a chunk: values and checksum, or 0 if it is absent because it is all zeros."""
 
     @abstractmethod
     def map_rows(self, key: str, number: int, rows: int) -> np.ndarray:
-        """The first ``rows`` rows of chunk ``number`` of an array, mapped from its file and not checked."""
+        """Memory-map the first ``rows`` rows of chunk ``number`` of an array, without checking them."""
 
     @property
     @abstractmethod
@@ -161,13 +161,13 @@ class Store(ABC):
         """Videos per shard."""
 
     def array(self, key: str) -> np.ndarray:
-        """A whole array that is one chunk."""
+        """Read an array that consists of one chunk."""
         return self.chunk(key, 0, range(self.shape(key)[0]))
 
     def chunk(self, key: str, number: int, rows: range) -> np.ndarray:
-        """The ``rows`` of a chunk, which are all of it.
+        """Read chunk ``number``, which holds ``rows``.
 
-        A shape that promises what the container does not hold is refused before memory is taken for it.
+        Raises ValueError, before allocating memory, if the container holds fewer bytes than its shape needs.
         """
         chunks = self.chunks(key)
         promised, held = math.prod(chunks) * self.dtype(key).itemsize, self.stored(key, number)
@@ -176,11 +176,11 @@ class Store(ABC):
         return self.rows(key, rows.start, rows.stop)
 
     def spec(self) -> CacheSpec:
-        """What the numbers depend on."""
+        """The settings that the features depend on."""
         return CacheSpec.from_json(self.blob(SPEC).decode())
 
     def classes(self) -> list[PlannedClass]:
-        """Class names, splits and complete numbers of videos, in the order of the rows of the text."""
+        """(name, split, number of videos when complete) of each class, in the order of the text rows."""
         return [(name, split, int(count)) for name, split, count in json.loads(self.blob(CLASSES))]
 
     def planned(self) -> list[tuple[str, str, str, Split]]:
@@ -189,7 +189,7 @@ class Store(ABC):
         return [(row["id"], row["path"], row["class_name"], row["split"]) for row in rows]
 
     def entries(self) -> list[Entry]:
-        """The ledger; a damaged line is an error."""
+        """The ledger's entries; raises :class:`ClipspmError` if a line is damaged."""
         entries, damaged = read_ledger(self.blob(LEDGER))
         if damaged:
             lines = ", ".join(map(str, damaged[:5]))
@@ -209,10 +209,10 @@ class Store(ABC):
         return shards(self.shape(layer)[0], self.shard_size)
 
     def shard(self, layer: str, number: int, rows: range, digest: str | None) -> np.ndarray:
-        """All rows of a shard, [rows, V, T, D]; :class:`DamagedShard` if it is not what its digest says."""
+        """All rows of a shard, [rows, V, T, D]; raises :class:`DamagedShard` if ``digest`` does not match."""
         try:
             block = self.chunk(layer_key(layer), number, rows)
-        except Exception as error:  # damaged bytes can fail in any way
+        except Exception as error:  # damaged bytes can raise anything
             raise DamagedShard(self.path, layer, number, plain(error)) from error
         if values_digest(block) != digest:
             raise DamagedShard(self.path, layer, number, "it does not match its digest")
@@ -221,10 +221,10 @@ class Store(ABC):
 
 @dataclass(frozen=True)
 class Facts:
-    """What rows are, for programs that know Zarr or HDF5 only.
+    """A description of the rows, for programs that know only Zarr or HDF5.
 
-    ``class_names`` and ``class_splits`` [C] go with the rows of ``text``, ``video_ids`` and ``labels`` [N]
-    with those of each layer. A label is a row of ``text``, or -1 where the video failed or is not read yet.
+    ``class_names`` and ``class_splits`` [C] describe the rows of ``text``, ``video_ids`` and ``labels`` [N]
+    those of each layer. A label is a row of ``text``, or -1 if the video failed or has not been read yet.
     """
 
     fingerprint: str
@@ -235,7 +235,7 @@ class Facts:
 
     @classmethod
     def of(cls, store: Store) -> "Facts":
-        """The facts of a cache."""
+        """Collect the facts of a cache."""
         classes = store.classes()[: store.shape(TEXT)[0]]
         rows = {name: row for row, (name, _, _) in enumerate(classes)}
         records = store.records()
@@ -257,7 +257,7 @@ class ZarrStore(Store):
 
     def blob(self, name: str) -> bytes:
         file = self.path / name
-        self._guard(file)
+        self._refuse_links(file)
         if name == LEDGER and not file.exists():
             return b""
         check_size(file, _MOST_BLOB)
@@ -297,38 +297,39 @@ class ZarrStore(Store):
         array = self._open(key, mode="r+")
         array[start:stop] = values
         chunks = self.path / key / "c"
-        if (chunk := chunks / str(start // array.chunks[0])).exists():  # nothing is written of zeros
+        if (chunk := chunks / str(start // array.chunks[0])).exists():  # Zarr does not store all-zero chunks
             sync_all(chunk)
         for folder in (chunks, chunks.parent):
             if folder.exists():
                 sync(folder)
 
     def _open(self, key: str, mode: str = "r") -> "zarr.Array[Any]":
-        """The array, looked at closely the first time."""
+        """Open an array; it is validated the first time."""
         if (key, mode) not in self._arrays:
-            self._arrays[key, mode] = self._checked(key, mode)
+            self._arrays[key, mode] = self._open_checked(key, mode)
         return self._arrays[key, mode]
 
-    def _checked(self, key: str, mode: str) -> "zarr.Array[Any]":
+    def _open_checked(self, key: str, mode: str) -> "zarr.Array[Any]":
         folder = self.path / key
-        self._guard(folder)
+        self._refuse_links(folder)
         for place, folders, files in os.walk(folder):
             for name in folders + files:
                 check_regular(Path(place, name))
         about = json.loads((folder / "zarr.json").read_bytes())
         codecs = [codec["name"] for codec in about["codecs"]]
         if about["data_type"] not in _DTYPES or not set(codecs) <= {"bytes", "crc32c"}:
-            raise ClipspmError(f"{folder} is no array of a cache ({about['data_type']}, {', '.join(codecs)})")
+            kind = f"{about['data_type']}, {', '.join(codecs)}"
+            raise ClipspmError(f"{folder} is not an array of a cache ({kind})")
         found = zarr.open_array(LocalStore(folder), mode=cast(Any, mode), zarr_format=3)
         return cast("zarr.Array[Any]", found)
 
-    def _guard(self, path: Path) -> None:
+    def _refuse_links(self, path: Path) -> None:
         inside = path.relative_to(self.path)
         for part in (inside, *inside.parents[:-1]):
             check_regular(self.path / part)
 
     def create(self, spec: CacheSpec, plan: Plan, text: np.ndarray, shard_size: int) -> None:
-        """Lay out an empty cache in an empty folder: a chunk per shard of videos, each with its checksum."""
+        """Create an empty cache in an empty folder, with one checksummed chunk per shard and layer."""
         group = zarr.open_group(LocalStore(self.path), mode="a")
         videos = len(plan.videos)
         for layer in spec.layers:
@@ -345,9 +346,9 @@ class ZarrStore(Store):
         sync_all(self.path)
 
     def write_plan(self, plan: Plan, text: np.ndarray) -> None:
-        """Write videos, classes and text (float32 [C, P, D]) where they are not what they were.
+        """Write videos, classes and text (float32 [C, P, D]) if they have changed.
 
-        Text that is there and matches its digest stays: another device may compute other last bits.
+        Undamaged text of the same classes is kept: another device may compute different last bits.
         """
         keep = ("id", "path", "class_name", "split")
         blobs = {
@@ -359,7 +360,7 @@ class ZarrStore(Store):
         if changed or new_text:
             self.begin_change()
         if new_text:
-            remove(self.path / TEXT)  # first: whole texts under other classes would be believed
+            remove(self.path / TEXT)  # first: under new classes, the old text would still match its digest
         for name, data in changed.items():
             write_atomically(self.path / name, data)
         if new_text:
@@ -380,16 +381,16 @@ class ZarrStore(Store):
         sums = digests(read_ledger(self.blob(LEDGER))[0])
         try:
             return values_digest(self.array(TEXT)) == sums[TEXT_SHARD][TEXT]
-        except Exception:  # not there yet, or damaged in any way
+        except Exception:  # missing or damaged
             return False
 
     def _holds(self, name: str, data: bytes) -> bool:
         return (self.path / name).exists() and (self.path / name).read_bytes() == data
 
     def describe(self) -> None:
-        """Write :class:`Facts` as attributes of the group, with the metadata of all arrays.
+        """Write :class:`Facts` as attributes of the group, and the consolidated metadata of all arrays.
 
-        With that at hand, Zarr lists arrays without stumbling over the files beside them.
+        With the latter, Zarr can list the arrays without opening the other files in the folder.
         """
         keys = ["layers", *(layer_key(layer) for layer in self.spec().layers), TEXT]
         inside = {key: json.loads((self.path / key / GROUP).read_bytes()) for key in keys}
@@ -399,7 +400,7 @@ class ZarrStore(Store):
         )
 
     def begin_change(self) -> None:
-        """Take back what only a finished cache has: its seal and :meth:`describe`."""
+        """Remove what only a finished cache has: its seal and what :meth:`describe` wrote."""
         remove(seal_path(self.path))
         self._write_group({"attributes": {}})
         sync(self.path)
@@ -411,7 +412,7 @@ class ZarrStore(Store):
             write_atomically(self.path / GROUP, data)
 
     def remove_strays(self) -> None:
-        """Remove what a killed writer left of files that were never moved into place."""
+        """Remove staged shards and temporary files that a killed writer left behind."""
         remove(self.path / STAGED)
         for file in [*self.path.rglob("*.partial"), *self.path.glob("*.new")]:
             remove(file)
@@ -422,14 +423,14 @@ def _consolidated(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse links, pipes and devices; what is not there is another's business."""
+    """Raise :class:`ClipspmError` if ``path`` is a link, pipe or device; a missing path is accepted."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        what = "a link" if stat.S_ISLNK(mode) else "no regular file"
-        raise ClipspmError(f"{path} is {what}: a cache holds none")
+        what = "a link" if stat.S_ISLNK(mode) else "not a regular file"
+        raise ClipspmError(f"{path} is {what}: remove it from the cache")
 
 
 class Hdf5Store(Store):
@@ -457,16 +458,16 @@ class Hdf5Store(Store):
 
     def stored(self, key: str, number: int) -> int:
         with h5py.File(self.path, "r") as file:
-            return int(self._chunk(self._dataset(file, key), number).size or 0)
+            return int(self._chunk_info(self._dataset(file, key), number).size or 0)
 
     @staticmethod
-    def _chunk(array: h5py.Dataset, number: int) -> Any:
+    def _chunk_info(array: h5py.Dataset, number: int) -> Any:
         return array.id.get_chunk_info_by_coord((number * array.chunks[0], *[0] * (array.ndim - 1)))
 
     def map_rows(self, key: str, number: int, rows: int) -> np.ndarray:
         with h5py.File(self.path, "r") as file:
             array = self._dataset(file, key)
-            place = self._chunk(array, number)
+            place = self._chunk_info(array, number)
             shape, kind = (rows, *array.shape[1:]), np.dtype(array.dtype)
         if place.byte_offset is None:
             raise KeyError(f"{key} has no chunk {number}")
@@ -488,22 +489,22 @@ class Hdf5Store(Store):
             if not isinstance(place, h5py.Group) or part not in place:
                 raise KeyError(f"{key} is not there")
             if not isinstance(place.get(part, getlink=True), h5py.HardLink):
-                raise ClipspmError(f"{part} is a link: a cache holds none")
+                raise ClipspmError(f"{part} is a link, which a cache may not hold")
             place = place[part]
         if not isinstance(place, h5py.Dataset) or place.is_virtual or place.external:
-            raise ClipspmError(f"{key} is no array of its own")
+            raise ClipspmError(f"{key} is not an array stored in this file")
         settings = place.id.get_create_plist()
         filters = {settings.get_filter(i)[0] for i in range(settings.get_nfilters())}
         if place.dtype.name not in dtypes or not filters <= {h5py.h5z.FILTER_FLETCHER32}:
-            raise ClipspmError(f"{key} is no array of a cache ({place.dtype})")
+            raise ClipspmError(f"{key} is not an array of a cache ({place.dtype})")
         return place
 
     @staticmethod
     def write(path: Path, source: ZarrStore) -> None:
-        """Copy a store into one HDF5 file, shard by shard: written aside, flushed, renamed.
+        """Copy a store into one HDF5 file, shard by shard: written to a temporary file, flushed, renamed.
 
-        Raises :class:`~.disk.DiskFull` before it begins where there is no room: the HDF5 library does not
-        always survive a full disk.
+        Raises :class:`~.disk.DiskFull` before writing if there is no room: the HDF5 library can crash on a
+        full disk.
         """
         size_needed = sum(file.stat().st_size for file in source.path.rglob("*") if file.is_file())
         if free_bytes(path) < 1.02 * size_needed + 200_000:
@@ -536,7 +537,7 @@ class Hdf5Store(Store):
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    """Numbers as int64, text in UTF-8 (bytes of file names that are no text as they are)."""
+    """Numbers as int64, text as UTF-8; file name bytes that do not decode stay as they are."""
     if not values or isinstance(values[0], int):
         return np.asarray(values, np.int64)
     data = [_utf8(value) for value in values]
@@ -546,12 +547,12 @@ def _column(values: list[Any]) -> np.ndarray:
 def _utf8(value: str) -> bytes:
     try:
         return value.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half of a character, as only JSON can bring it
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold
         return value.encode("utf-8", "surrogatepass")
 
 
 def find_store(path: Path) -> ZarrStore | Hdf5Store:
-    """The container at ``path``; one clear error if there is none."""
+    """The container at ``path``; raises :class:`ClipspmError` if there is none."""
     if not path.exists():
         raise ClipspmError(f"no cache at {path}: run `clipspm extract`, or see `clipspm cache list`")
     if path.is_dir():

@@ -1,6 +1,6 @@
-"""Caches out of caches: another format, several made one, failures left out, other people's formats.
+"""Make new caches from existing ones: convert, merge and pack them, and export them to other formats.
 
-None of these computes a feature: values are copied bit for bit and compared with their digests on the way.
+No feature is computed again: values are checked against their digests and copied bit for bit.
 """
 
 import json
@@ -29,7 +29,7 @@ from clipspm.progress import track
 
 @dataclass(frozen=True)
 class _Row:
-    """A video of the new cache: its record, and the cache and row that it comes from."""
+    """A video of the new cache: its record, and its cache and row there."""
 
     record: VideoRecord
     source: Cache
@@ -37,7 +37,7 @@ class _Row:
 
 
 def convert(source: str | Path, target: str | Path, *, format: Format | None = None) -> Path:
-    """Write the same cache in the other format (or ``format``); the result is verified. Returns its path."""
+    """Copy a cache to ``target`` in ``format`` (default: by its name) and verify it. Returns the path."""
     cache = open_cache(source)
     target = Path(target)
     rows = [_Row(record, cache, row) for row, record in enumerate(cache.videos)]
@@ -45,10 +45,10 @@ def convert(source: str | Path, target: str | Path, *, format: Format | None = N
 
 
 def merge(sources: Sequence[str | Path], target: str | Path, *, format: Format | None = None) -> Path:
-    """One cache of several with equal fingerprints, such as parts extracted on different machines.
+    """Merge caches with equal fingerprints, such as parts extracted on different machines. Returns the path.
 
-    A video that several hold is taken from the first that read it; two that read it differently are an error,
-    and so are classes with other splits or texts. Returns the path.
+    A video in several of them is taken from the first that read it. Raises :class:`ClipspmError` if two hold
+    different features of a video, or different splits or texts of a class.
     """
     caches = [open_cache(source) for source in sources]
     if len(caches) < 2:
@@ -67,24 +67,26 @@ def merge(sources: Sequence[str | Path], target: str | Path, *, format: Format |
             split = cache.class_splits[name]
             if splits.setdefault(name, split) != split:
                 raise ClipspmError(
-                    f"class {name!r} is in split {split} in {cache.path}, in {splits[name]} before"
+                    f"class {name!r} is in split {split} in {cache.path}, in {splits[name]} in another cache"
                 )
             if not np.allclose(texts.setdefault(name, text), text, rtol=1e-3, atol=1e-5):
-                raise ClipspmError(f"class {name!r} has another text feature in {cache.path} than before")
+                raise ClipspmError(
+                    f"class {name!r} has a different text feature in {cache.path} than in another cache"
+                )
         for row, record in enumerate(cache.videos):
             new, old = _Row(record, cache, row), found.get(record.id)
             if old is None or _WORTH[old.record.status] < _WORTH[record.status]:
                 found[record.id] = new
             elif old.record.status == record.status == "ok" and not _same(old, new):
                 raise ClipspmError(
-                    f"video {record.id!r} has other features in {cache.path} than in {old.source.path}"
+                    f"video {record.id!r} has different features in {cache.path} and {old.source.path}"
                 )
     order = {"train": 0, "val": 1, "test": 2, "none": 3}
     rows = sorted(found.values(), key=lambda r: (order[r.record.split], r.record.class_name, r.record.id))
     return _write(target, format or format_of(target), rows, caches, max(len(c.shards[0]) for c in caches))
 
 
-#: of two records of a video, the one to keep
+#: of two records of a video, the one with the higher value is kept
 _WORTH = {"pending": 0, "failed": 1, "ok": 2}
 
 
@@ -100,15 +102,15 @@ def _values(row: _Row, layer: str) -> np.ndarray:
 def pack(
     source: str | Path, target: str | Path, *, format: Format | None = None, allow_partial: bool = False
 ) -> Path:
-    """A finished cache without the videos that failed, in one shard. Returns the path.
+    """Copy a finished cache into one shard, without failed videos. Returns the path.
 
-    ``allow_partial``: also one that is not finished, without what is missing or damaged.
+    ``allow_partial``: accept an unfinished cache and leave out what is missing or damaged.
     """
     cache = open_cache(source).require(SPLITS, allow_partial=allow_partial)
     target = Path(target)
     rows = [_Row(record, cache, row) for row, record in enumerate(cache.videos) if record.status == "ok"]
     if not rows:
-        raise ClipspmError(f"{cache.path} holds no video that was read: there is nothing to pack")
+        raise ClipspmError(f"{cache.path} has no features of any video: there is nothing to pack")
     return _write(target, format or format_of(target), rows, [cache], len(rows))
 
 
@@ -119,11 +121,12 @@ def export(
     format: ExportFormat | None = None,
     allow_partial: bool = False,
 ) -> Path:
-    """The good videos as one file for other people's code, ``.npz`` or ``.safetensors``. Returns the path.
+    """Write the good videos to one ``.npz`` or ``.safetensors`` file for other programs. Returns the path.
 
     ``features.<layer>`` [N, V, T, D], ``text`` [C, P, D], ``labels`` [N] (rows of ``class_names``); ids,
     class names, splits and spec as text arrays in ``.npz``, as JSON in ``.safetensors``' metadata. No pickle.
-    ``allow_partial``: leave out what is missing or damaged.
+    ``allow_partial``: leave out what is missing or damaged. Raises :class:`ClipspmError` for NaN or infinite
+    features, :class:`UsageError` if ``target`` exists or has another suffix.
     """
     cache, target = open_cache(source).require(SPLITS, allow_partial=allow_partial), Path(target)
     kind = format or target.suffix.removeprefix(".")
@@ -202,12 +205,12 @@ def _write(
     report = verify(target)
     if report.sealed and not report.ok:
         first = report.findings[0]
-        raise ClipspmError(f"{target} was not written as it should be: {first.where} {first.problem}")
+        raise ClipspmError(f"{target} was not written correctly: {first.where} {first.problem}")
     return target
 
 
 def _copy(store: ZarrStore, rows: Sequence[_Row]) -> None:
-    """Copy the values of ``rows`` shard by shard; every source shard is compared with its digest once."""
+    """Copy the values of ``rows`` shard by shard, checking source shards against their digests."""
     spec = store.spec()
     ledger: list[bytes] = []
     read: dict[tuple[int, str], tuple[int, np.ndarray]] = {}

@@ -1,7 +1,7 @@
-"""Read a cache again, every byte of it, and say what is not as it should be.
+"""Check every byte of a cache and report the damage; queue damaged shards for extraction.
 
-Damage is looked for at three levels: the seal (any byte of any file), the ledger's own digests (which shard),
-and the values (NaN, infinity, vectors that are one number throughout).
+Damage is looked for at three levels: the seal (any byte of any file), the ledger's digests (which shard), and
+the values (NaN, infinity, vectors whose values are all equal).
 """
 
 from collections import Counter
@@ -36,12 +36,12 @@ from clipspm.cache.writer import carry_over, parts_path
 from clipspm.errors import ClipspmError, plain
 from clipspm.progress import track
 
-_LOOK_LIMIT = 3600.0  # seconds that looking into a damaged HDF5 file may take
+_INSPECT_SECONDS = 3600.0  # time limit for inspecting a damaged HDF5 file
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: ``where`` (file, ledger line, shard or video) and what."""
+    """One problem, and the file, ledger line, shard or video ``where`` it was found."""
 
     where: str
     problem: str
@@ -49,8 +49,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`verify` found. ``shards``: the damaged ones; ``lines``: damaged lines of the ledger;
-    ``statuses``: videos by status; ``readable``: whether the metadata could be understood."""
+    """The result of :func:`verify`.
+
+    ``shards``: the damaged ones; ``lines``: damaged ledger lines; ``statuses``: number of videos by status;
+    ``readable``: whether the metadata could be read.
+    """
 
     path: Path
     sealed: bool
@@ -62,11 +65,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Complete, sealed and undamaged."""
+        """Whether the cache is complete, sealed and undamaged."""
         return self.sealed and not self.findings
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """The report in plain JSON types."""
         return {
             "path": str(self.path),
             "ok": self.ok,
@@ -79,8 +82,8 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Inside:
-    """What looking into the container found."""
+class _Inspection:
+    """The problems found inside the container; the fields are those of :class:`Report`."""
 
     findings: tuple[Finding, ...]
     shards: tuple[int, ...] = ()
@@ -90,59 +93,63 @@ class _Inside:
 
 
 def verify(path: str | Path) -> Report:
-    """Re-read everything of the cache at ``path``; a cache that is still growing is looked at as it is."""
-    path = grown(Path(path))
+    """Read and check the whole cache at ``path``; of a growing cache, what is there so far."""
+    path = path_or_parts(Path(path))
     store = find_store(path)
     sealed = seal_path(path).is_file()
     findings = [Finding(name, problem) for name, problem in broken(path)]
     if not sealed:
         links = [name for name, file in irregular(path) if file.is_symlink() or not file.is_dir()]
-        findings += [Finding(name, f"is {IRREGULAR}: a cache holds none") for name in links]
-    inside = _look_apart(path) if findings and isinstance(store, Hdf5Store) else _look(path)
-    findings += inside.findings
+        findings += [Finding(name, f"is {IRREGULAR}: remove it from the cache") for name in links]
+    inspection = _inspect_in_subprocess(path) if findings and isinstance(store, Hdf5Store) else _inspect(path)
+    findings += inspection.findings
     if not sealed:
-        pending = dict(inside.statuses).get("pending", 0)
+        pending = dict(inspection.statuses).get("pending", 0)
         todo = f"{pending} videos are still to be extracted" if pending else "it was never finished"
         findings.append(
             Finding(seal_path(path).name, f"is missing ({todo}): run the same `clipspm extract` again")
         )
     return Report(
-        path, sealed, tuple(findings), inside.shards, inside.lines, dict(inside.statuses), inside.readable
+        path,
+        sealed,
+        tuple(findings),
+        inspection.shards,
+        inspection.lines,
+        dict(inspection.statuses),
+        inspection.readable,
     )
 
 
-def grown(path: Path) -> Path:
-    """``path``, or the parts of an HDF5 cache that is not assembled yet."""
+def path_or_parts(path: Path) -> Path:
+    """``path``, or the parts folder of an HDF5 cache that is not assembled yet."""
     return parts_path(path) if not path.exists() and parts_path(path).is_dir() else path
 
 
-def _look_apart(path: Path) -> _Inside:
-    """:func:`_look` in a process of its own: a damaged HDF5 file can take the library down."""
+def _inspect_in_subprocess(path: Path) -> _Inspection:
+    """Run :func:`_inspect` in a subprocess, because a damaged HDF5 file can crash the library."""
     with ProcessPool(max_workers=1, context=get_context("spawn")) as pool:
         try:
-            found: _Inside = pool.schedule(_look, args=[path], timeout=_LOOK_LIMIT).result()
+            found: _Inspection = pool.schedule(_inspect, args=[path], timeout=_INSPECT_SECONDS).result()
         except (ProcessExpired, FutureTimeout, BrokenProcessPool):
-            found = _Inside((Finding(path.name, "is damaged so that it cannot be looked into"),))
+            found = _Inspection((Finding(path.name, "is too damaged to be inspected"),))
     return found
 
 
-def _look(path: Path) -> _Inside:
+def _inspect(path: Path) -> _Inspection:
     store = find_store(path)
     try:
         entries, lines = read_ledger(store.blob(LEDGER))
         spec, ranges = store.spec(), store.shards()
         records = apply(entries, store.planned())
         unsound = tuple(Finding(*found) for found in problems(store, spec, records, store.classes()))
-    except Exception as error:  # damaged bytes can fail in any way
+    except Exception as error:  # damaged bytes can raise anything
         why = plain(error)
-        return _Inside((Finding(path.name, f"its metadata cannot be read ({why})"),))
+        return _Inspection((Finding(path.name, f"its metadata cannot be read ({why})"),))
     if unsound:
-        return _Inside(unsound)
-    findings = [
-        Finding(f"{LEDGER}, line {line}", "is damaged: what it said is not data any more") for line in lines
-    ]
+        return _Inspection(unsound)
+    findings = [Finding(f"{LEDGER}, line {line}", "is damaged: what it committed is lost") for line in lines]
     sums, bad = digests(entries), []
-    findings += _look_at_text(store, spec, sums.get(TEXT_SHARD, {}).get(TEXT))
+    findings += _inspect_text(store, spec, sums.get(TEXT_SHARD, {}).get(TEXT))
     for shard, rows in track(enumerate(ranges), "verifying", len(ranges), "shards"):
         good = [row for row in rows if records[row].status == "ok"]
         if not good:
@@ -150,21 +157,21 @@ def _look(path: Path) -> _Inside:
         found = [
             finding
             for layer in spec.layers
-            for finding in _look_at_shard(store, layer, shard, rows, good, records, sums.get(shard, {}))
+            for finding in _inspect_shard(store, layer, shard, rows, good, records, sums.get(shard, {}))
         ]
         findings += found
         if found:
             bad.append(shard)
     for shard in _damaged_stages(store):
         findings.append(
-            Finding(f"{STAGED}, shard {shard}", "is not what a worker left there: it is done again")
+            Finding(f"{STAGED}, shard {shard}", "is damaged: the next `clipspm extract` does it again")
         )
     statuses = Counter(record.status for record in records)
-    return _Inside(tuple(findings), tuple(bad), tuple(lines), tuple(statuses.items()), True)
+    return _Inspection(tuple(findings), tuple(bad), tuple(lines), tuple(statuses.items()), True)
 
 
 def _damaged_stages(store: Store) -> Iterator[int]:
-    """The shards that wait to be taken in and are not what was staged."""
+    """The staged shards that are damaged."""
     place = place_for(store.path, store.spec(), store.planned(), store.shard_size)
     for shard in staged(place):
         try:
@@ -173,7 +180,7 @@ def _damaged_stages(store: Store) -> Iterator[int]:
             yield shard
 
 
-def _look_at_text(store: Store, spec: CacheSpec, digest: str | None) -> list[Finding]:
+def _inspect_text(store: Store, spec: CacheSpec, digest: str | None) -> list[Finding]:
     try:
         for found in text_problems(store, spec, store.classes()):
             return [Finding(*found)]
@@ -185,7 +192,7 @@ def _look_at_text(store: Store, spec: CacheSpec, digest: str | None) -> list[Fin
     return [] if np.isfinite(text).all() else [Finding(TEXT, "holds NaN or infinite values")]
 
 
-def _look_at_shard(
+def _inspect_shard(
     store: Store,
     layer: str,
     shard: int,
@@ -215,27 +222,27 @@ def _look_at_shard(
 
 
 def repair(report: Report) -> str:
-    """Queue what ``report`` found damaged for extraction; returns what to do next, in one line.
+    """Queue the damaged shards of ``report`` for extraction. Returns one line with what to do next.
 
-    A damaged Zarr cache is changed in place; of a damaged HDF5 cache, the good shards are copied to
-    ``PATH.parts``, where ``extract`` goes on. Raises :class:`ClipspmError` where the metadata is lost.
+    A Zarr cache is repaired in place; the good shards of an HDF5 cache are copied to ``PATH.parts``, where
+    ``extract`` continues. Raises :class:`ClipspmError` if the metadata is damaged.
     """
     if report.ok:
-        return f"{report.path} is whole: nothing to repair"
+        return f"{report.path} is undamaged: nothing to repair"
     store = find_store(report.path)
     strays = {name for name, _ in irregular(report.path)}
     metadata = [f.where for f in report.findings if _is_metadata(f.where) and f.where not in strays]
     if not report.readable or (isinstance(store, ZarrStore) and metadata):
         what = metadata[0] if metadata else "its metadata"
         raise ClipspmError(
-            f"{report.path}: {what} is damaged, and the shards mean nothing without it: extract again with "
-            "--overwrite"
+            f"{report.path}: {what} is damaged, and the shards cannot be used without it: extract again "
+            "with --overwrite"
         )
     cache, parts = report.path, parts_path(report.path)
     if isinstance(store, Hdf5Store) and parts.exists():
         return (
-            f"{parts} grows already, extended or repaired: run the same `clipspm extract` again, it goes on "
-            f"there; `clipspm cache verify {parts}` looks at it"
+            f"{parts} exists already, from a repair or an unfinished extraction: run the same `clipspm "
+            f"extract` to continue there; `clipspm cache verify {parts}` checks it"
         )
     with writing(cache.with_name(cache.name.removesuffix(".parts"))):
         entries, _ = read_ledger(store.blob(LEDGER))
@@ -248,7 +255,7 @@ def repair(report: Report) -> str:
         if isinstance(store, ZarrStore):
             store.begin_change()
             if any(f.where == TEXT or f.where.startswith(f"{TEXT}/") for f in report.findings):
-                remove(cache / TEXT)  # extract makes it again
+                remove(cache / TEXT)  # extract writes it again
             for _, stray in irregular(cache):
                 remove(stray)
             place = place_for(cache, store.spec(), planned, store.shard_size)
@@ -271,7 +278,7 @@ def _is_metadata(where: str) -> bool:
 
 
 def _to_parts(store: Hdf5Store, records: list[VideoRecord], lost: set[int]) -> None:
-    """Copy what is good of an HDF5 cache into its parts; the text is left out, ``extract`` makes it again."""
+    """Copy the good shards of an HDF5 cache into its parts folder; ``extract`` writes the text again."""
     parts = parts_path(store.path)
     aside = hidden(parts, "new")
     discard(parts)

@@ -1,9 +1,9 @@
 """Write a cache shard by shard, so that a killed run loses at most the shards in flight.
 
 The unit of writing is a shard: consecutive rows whose features fill exactly one chunk per layer. It is staged
-aside first (:mod:`.staging`); then its chunks are put into place, and a line in the ledger, flushed to disk,
-makes them data. Rows that no ledger line names do not exist for a reader, whatever the arrays hold. A kill
-anywhere in between leaves the staged shard, and the next run takes it in again.
+first (:mod:`.staging`); then its chunks are written, and a ledger line, flushed to disk, commits them.
+Readers ignore rows without a ledger line, whatever the arrays hold. A kill at any point in between leaves the
+staged shard, which the next run takes in again.
 
 An HDF5 cache grows as a Zarr directory beside it (``PATH.parts``) and is assembled at the end.
 """
@@ -26,15 +26,15 @@ from clipspm.errors import ClipspmError, UsageError
 
 
 def parts_path(cache: Path) -> Path:
-    """Where an HDF5 cache grows."""
+    """The folder in which an HDF5 cache grows."""
     return cache.with_name(cache.name + ".parts")
 
 
 class CacheWriter:
-    """Extends the cache at ``path``, or starts it. Hold :func:`clipspm.cache.lock.writing` around it.
+    """Extends the cache at ``path``, or starts it. Use it inside :func:`clipspm.cache.lock.writing`.
 
     A cache of the same videos keeps its shard size. Raises :class:`ClipspmError` if ``path`` holds a cache
-    with another fingerprint, or holds videos that the plan does not know: nothing is ever dropped silently.
+    with another fingerprint, or with videos that are not in the plan and would be lost.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class CacheWriter:
     ) -> None:
         self.path, self.format, self.spec = path, format, spec
         self.work = path if format == "zarr" else parts_path(path)
-        self._todo = to_do(retry_failed)
+        self._todo = statuses_to_do(retry_failed)
         if overwrite:
             places = [place for place in dict.fromkeys((path, self.work)) if place.exists()]
             for place in places:
-                check_ours(place)
+                check_removable(place)
             for place in places:
                 remove(seal_path(place))
                 discard(place)
@@ -69,7 +69,7 @@ class CacheWriter:
             if previous is not None:
                 if previous.path.is_dir():
                     check_metadata(previous.path)
-                check_same(path, previous.spec(), spec)
+                check_fingerprint(path, previous.spec(), spec)
                 old = read_records(previous)
             self.assembled = isinstance(previous, Hdf5Store) and self._holds_all(previous, old, plan)
         if self.assembled and previous is not None:
@@ -86,10 +86,10 @@ class CacheWriter:
             try:
                 self.adopt(shard)
             except DamagedStage:
-                unstage(self.staging, shard)  # it is done again
+                unstage(self.staging, shard)  # it is extracted again
 
     def _recover(self) -> None:
-        """Put back what a kill left between the two renames of :meth:`_prepare`; forget what is dead."""
+        """Undo a kill between the two renames of :meth:`_prepare`, and remove leftovers."""
         old = hidden(self.work, "old")
         if old.exists() and not self.work.exists():
             move(old, self.work)
@@ -103,7 +103,7 @@ class CacheWriter:
         return None
 
     def _holds_all(self, store: Store, records: list[VideoRecord], plan: Plan) -> bool:
-        """Whether a finished cache already is what the plan asks for."""
+        """Whether a finished cache already holds everything in the plan."""
         return (
             [(r.id, r.path, r.class_name, r.split) for r in records]
             == [(v.id, v.path, v.class_name, v.split) for v in plan.videos]
@@ -119,10 +119,10 @@ class CacheWriter:
         text: np.ndarray,
         shard_size: int,
     ) -> None:
-        """Bring the working directory to the plan, with every row already read carried over."""
+        """Make the working directory match the plan, keeping every row that is already done."""
         if isinstance(previous, ZarrStore):
             self._drop_torn_line(previous)
-        check_known(self.path, old, plan)
+        check_nothing_dropped(self.path, old, plan)
         in_place = isinstance(previous, ZarrStore) and previous.path == self.work
         if in_place and [r.id for r in old] == [v.id for v in plan.videos]:
             ZarrStore(self.work).write_plan(plan, text)
@@ -147,7 +147,7 @@ class CacheWriter:
             write_atomically(store.path / LEDGER, whole)
 
     def pending_shards(self) -> list[tuple[int, list[int]]]:
-        """The shards with rows still to do: (shard number, those rows)."""
+        """(shard number, rows still to do) of each shard that has some."""
         found = []
         for shard, rows in enumerate(self.shards):
             todo = [row for row in rows if self.records[row].status in self._todo]
@@ -158,14 +158,15 @@ class CacheWriter:
     def commit(
         self, shard: int, outcomes: Mapping[int, VideoRecord], features: Mapping[str, np.ndarray]
     ) -> None:
-        """Stage a shard and take it in: ``features[layer]`` [rows that are ok, V, T, D]."""
+        """Stage a shard and take it in: ``features[layer]`` [rows with status ok, V, T, D]."""
         stage(self.staging, shard, outcomes, features)
         self.adopt(shard)
 
     def adopt(self, shard: int) -> None:
-        """Make a staged shard data. Rows that the shard already held stay.
+        """Take a staged shard into the cache, keeping the good rows that the shard already held.
 
-        While its chunks are written over, the ledger claims nothing of them: what was held waits staged too.
+        While the chunks are overwritten, the ledger marks those rows as pending and their features are staged
+        together with the new ones: a kill loses nothing.
         """
         entry, features = read_staged(self.staging, shard)
         outcomes = entry.records(self.records)
@@ -173,26 +174,26 @@ class CacheWriter:
         with room_on(self.work):
             self.store.begin_change()
             if held:
-                features = self._joined(shard, held, outcomes, features)
+                features = self._with_held_rows(shard, held, outcomes, features)
                 pending = {row: _pending(self.records[row]) for row in held}
                 outcomes = {**{row: self.records[row] for row in held}, **outcomes}
                 stage(self.staging, shard, outcomes, features)
                 append(self.work / LEDGER, Entry.of(shard, pending, {}).to_line())
-            sums = self._put(shard, outcomes, features)
+            sums = self._write_chunks(shard, outcomes, features)
             append(self.work / LEDGER, Entry.of(shard, outcomes, sums).to_line())
         self._digests[shard] = sums
         for row, record in outcomes.items():
             self.records[row] = record
         unstage(self.staging, shard)
 
-    def _joined(
+    def _with_held_rows(
         self,
         shard: int,
         held: list[int],
         outcomes: Mapping[int, VideoRecord],
         features: Mapping[str, np.ndarray],
     ) -> dict[str, np.ndarray]:
-        """The features of the rows that the shard held and of the new ones, in the order of the rows."""
+        """The features of the ``held`` rows and of the new ones, in row order."""
         rows, sums = self.shards[shard], self._digests.get(shard, {})
         new = [row for row in sorted(outcomes) if outcomes[row].status == "ok"]
         order = np.argsort([*held, *new], kind="stable")
@@ -202,10 +203,10 @@ class CacheWriter:
             joined[layer] = np.concatenate([old, features[layer]])[order] if new else old
         return joined
 
-    def _put(
+    def _write_chunks(
         self, shard: int, outcomes: Mapping[int, VideoRecord], features: Mapping[str, np.ndarray]
     ) -> dict[str, str]:
-        """Write the shard's chunks; returns the digest of each layer's values."""
+        """Write the shard's chunks. Returns the digest of each layer's values."""
         rows = self.shards[shard]
         good = [row - rows.start for row in sorted(outcomes) if outcomes[row].status == "ok"]
         sums = {}
@@ -219,9 +220,9 @@ class CacheWriter:
         return sums
 
     def finish(self) -> Path:
-        """Put the ledger in order and seal the cache; assemble an HDF5 one. Returns the cache's path.
+        """Sort the ledger, assemble an HDF5 cache, and write the seal. Returns the cache's path.
 
-        Whatever the engine, its workers or interruptions: the same videos give the same bytes.
+        The same videos give the same bytes, independent of engine, workers and interruptions.
         """
         if self.assembled:
             return self.path
@@ -241,7 +242,7 @@ class CacheWriter:
         return self.path
 
     def _ordered_ledger(self) -> bytes:
-        """The line of the texts, then one per shard, in order."""
+        """The ledger with the text line first, then one line per shard, in order."""
         lines = [Entry(TEXT_SHARD, (), (), self._digests[TEXT_SHARD]).to_line()]
         for shard, rows in enumerate(self.shards):
             outcomes = {row: self.records[row] for row in rows if self.records[row].status != "pending"}
@@ -254,8 +255,8 @@ def _pending(record: VideoRecord) -> VideoRecord:
     return VideoRecord(record.id, record.path, record.class_name, record.split)
 
 
-def check_ours(place: Path) -> None:
-    """Refuse to remove what does not look like a cache, damaged or not."""
+def check_removable(place: Path) -> None:
+    """Raise :class:`ClipspmError` if ``place`` does not look like a (possibly damaged) cache."""
     store, found = find_store(place), set()
     if isinstance(store, ZarrStore):
         found = {p.name for p in place.iterdir()} & {*BLOBS, "layers"}
@@ -265,37 +266,37 @@ def check_ours(place: Path) -> None:
         with suppress(OSError), h5py.File(place, "r") as file:
             found = set(file) & {*BLOBS, "layers"}
     if len(found) < 3:
-        raise ClipspmError(f"{place} does not look like a cache: it is not removed; choose another --out")
+        raise ClipspmError(f"{place} does not look like a cache and is not removed: choose another --out")
 
 
 def check_format(path: Path, format: Format) -> None:
-    """Refuse to go on with a cache of the other container."""
+    """Raise :class:`UsageError` if ``path`` holds a cache of the other format."""
     if path.exists() and path.is_dir() != (format == "zarr"):
         raise UsageError(
-            f"{path} is a cache of the other format than --format {format}: choose another --out, or "
+            f"{path} is not in the format --format {format}: choose another --out, or use "
             "`clipspm cache convert`"
         )
 
 
-def check_known(path: Path, held: Sequence[VideoRecord], plan: Plan) -> None:
-    """Refuse a plan without some video that the cache holds: nothing is ever dropped silently."""
+def check_nothing_dropped(path: Path, held: Sequence[VideoRecord], plan: Plan) -> None:
+    """Raise :class:`ClipspmError` if the cache holds a video that is not in the plan and would be lost."""
     lost = {record.id for record in held} - {video.id for video in plan.videos}
     if lost:
         raise ClipspmError(
             f"{path} holds {len(lost)} videos that are not among the videos now (first: "
-            f"{min(lost)}): choose another --out, or --overwrite to start again"
+            f"{min(lost)}): choose another --out, or start again with --overwrite"
         )
 
 
-def to_do(retry_failed: bool) -> tuple[str, ...]:
-    """The statuses of videos that an extraction does."""
+def statuses_to_do(retry_failed: bool) -> tuple[str, ...]:
+    """The statuses of the videos that an extraction has to do."""
     return ("pending", "failed") if retry_failed else ("pending",)
 
 
 def carry_over(previous: Store, old: list[VideoRecord], store: ZarrStore, plan: Plan) -> None:
-    """Copy every row that is done from ``previous`` to its place in ``store``, shard by shard.
+    """Copy every row that is not pending from ``previous`` to its place in ``store``, shard by shard.
 
-    Raises :class:`~.store.DamagedShard` where a row comes from a shard that does not match its digest.
+    Raises :class:`~.store.DamagedShard` if a source shard does not match its digest.
     """
     where = {r.id: i for i, r in enumerate(old) if r.status != "pending"}
     spec, ranges, known = store.spec(), previous.shards(), digests(read_ledger(previous.blob(LEDGER))[0])
@@ -324,11 +325,11 @@ def carry_over(previous: Store, old: list[VideoRecord], store: ZarrStore, plan: 
     append(store.path / LEDGER, b"".join(ledger))
 
 
-def check_same(path: Path, found: CacheSpec, wanted: CacheSpec) -> None:
-    """Refuse to mix numbers of two settings in one cache."""
+def check_fingerprint(path: Path, found: CacheSpec, wanted: CacheSpec) -> None:
+    """Raise :class:`ClipspmError` if the cache at ``path`` was made with other settings than ``wanted``."""
     if found.fingerprint != wanted.fingerprint:
         raise ClipspmError(
             f"{path} was extracted with other settings (fingerprint {found.fingerprint[:16]}, this run "
             f"{wanted.fingerprint[:16]}); they differ in {'; '.join(found.differences(wanted))}. "
-            "Choose another --out, or --overwrite"
+            "Choose another --out, or start again with --overwrite"
         )

@@ -1,7 +1,7 @@
-"""Where work is done: in this process, on several devices, on a Slurm cluster, on Ray.
+"""Engines: run work in this process, on several devices, on a Slurm cluster, or on Ray.
 
-An engine maps the items of a task over workers and yields results as they come, in any order; what an item
-is, and what is done with it, it does not know. Tasks must be such that doing an item twice does no harm.
+An engine maps the items of a task over workers and yields the results in the order they finish. It knows
+nothing about the items. It may repeat an item after a failure, so tasks must be idempotent.
 """
 
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ _PACKAGES = {"slurm": "submitit", "ray": "ray"}
 
 
 def check_installed(config: EngineConfig) -> None:
-    """:class:`UsageError` if the engine's package is not installed; imports nothing."""
+    """Raise :class:`UsageError` if the engine's package is not installed, without importing it."""
     package = _PACKAGES.get(config.name)
     if package and find_spec(package) is None:
         raise _missing(config.name, f"no package {package}")
@@ -26,7 +26,7 @@ def _missing(name: EngineName, why: object) -> UsageError:
 
 
 def make_engine(config: EngineConfig) -> Engine:
-    """The engine that ``config`` names; one whose package is not installed says which extra brings it."""
+    """Create the engine that ``config`` names; raises :class:`UsageError` if its package is not installed."""
     try:
         if config.name == "slurm":
             from clipspm.engines.slurm import SlurmEngine

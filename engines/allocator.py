@@ -1,7 +1,7 @@
-"""Memory that is freed stays with the process.
+"""Keep freed memory in the process, which saves page faults.
 
-A training step, like a batch of an encoder, allocates and frees the same large tensors again and again. By
-default glibc hands each of them back to the system at once, and every page of the next one is a page fault.
+A training step, like an encoder's batch, allocates and frees the same large tensors again and again. By
+default glibc returns each of them to the system at once, so that every page of the next one faults.
 """
 
 import ctypes
@@ -12,9 +12,9 @@ _LARGE = 2**30
 
 
 def keep_pages() -> bool:
-    """Tell glibc's malloc to keep what is freed, up to 1 GiB apiece; False where there is no glibc.
+    """Tell glibc's malloc to keep freed blocks of up to 1 GiB. Returns False where there is no glibc.
 
-    The process then holds on to the most that it ever used.
+    The process then stays at its peak memory.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""What engines and tasks promise each other, and the choice of an engine by name."""
+"""The interface between engines and tasks, and the engine settings."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,25 +22,28 @@ Work = Callable[[Iterable[Item]], Iterator[Done]]
 
 
 class Task(Protocol[Done_co]):
-    """A job that a worker process can be given: picklable, and opened there once."""
+    """Work for a worker process: picklable, and opened once in each worker."""
 
     def open(
         self, device: str | None
     ) -> AbstractContextManager[Callable[[Iterable[Any]], Iterator[Done_co]]]:
-        """Load what the items need onto ``device`` (None: the task's own choice)."""
+        """Load what the items need onto ``device`` (None: the task chooses) and yield the work function."""
         ...
 
 
 class Engine(Protocol):
-    """Runs tasks."""
+    """Runs tasks on workers."""
 
     def map(self, task: Task[Done], items: Sequence[Any]) -> Iterator[Done]:
-        """Each item once (or again after a worker died), results as they come."""
+        """Do each item once (again if its worker dies), and yield the results in the order they finish."""
         ...
 
 
 def parse_devices(text: str | None) -> tuple[str, ...]:
-    """The devices of an option like ``cuda:0,cuda:1``; none where it was not given."""
+    """Split an option such as ``cuda:0,cuda:1`` into devices; ``()`` for None.
+
+    Raises :class:`UsageError` if it names no device.
+    """
     names = tuple(part.strip() for part in (text or "").split(",") if part.strip())
     if text is not None and not names:
         raise UsageError(f"--device {text!r} names no device")

@@ -1,4 +1,4 @@
-"""This process, or one process per device of this machine."""
+"""The local engine: this process, or one process per device."""
 
 import multiprocessing
 import os
@@ -14,17 +14,17 @@ from typing import Any
 
 from clipspm.engines.base import Done, EngineConfig, Task, Work
 from clipspm.errors import ClipspmError
-from clipspm.interrupts import children_unaware
+from clipspm.interrupts import children_ignore_interrupts
 
 
 class LocalEngine:
-    """One worker per device; with one device or none, the worker is this process and nothing is pickled."""
+    """One worker per device; with at most one device, this process does the work and nothing is pickled."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.devices = config.devices
 
     def map(self, task: Task[Done], items: Sequence[Any]) -> Iterator[Done]:
-        """Results as they come. Raises :class:`ClipspmError` if a worker process dies."""
+        """Yield results in the order they finish; raises :class:`ClipspmError` if a worker process dies."""
         if len(self.devices) < 2:
             with task.open(self.devices[0] if self.devices else None) as work:
                 yield from work(items)
@@ -35,34 +35,34 @@ class LocalEngine:
         for device in self.devices:
             free.put(device)
         with ProcessPoolExecutor(
-            len(self.devices), mp_context=context, initializer=_begin, initargs=(task, free)
+            len(self.devices), mp_context=context, initializer=_start_worker, initargs=(task, free)
         ) as pool:
             waiting = iter(items)
-            with children_unaware():
-                busy = {pool.submit(_one, item) for item in islice(waiting, len(self.devices))}
+            with children_ignore_interrupts():
+                busy = {pool.submit(_do, item) for item in islice(waiting, len(self.devices))}
             try:
-                while busy:  # one item per worker: no others are begun once something goes wrong
+                while busy:  # one item per worker, so that no other starts after an error
                     done, busy = wait(busy, return_when=FIRST_COMPLETED)
                     for future in done:
                         result = future.result()
-                        busy |= {pool.submit(_one, item) for item in islice(waiting, 1)}
+                        busy |= {pool.submit(_do, item) for item in islice(waiting, 1)}
                         yield result
-            except KeyboardInterrupt:  # workers never see Ctrl-C: what they are at is not waited for
+            except KeyboardInterrupt:  # workers ignore Ctrl-C: do not wait for their items
                 for worker in set(multiprocessing.active_children()) - others:
                     worker.terminate()
                 raise
             except BrokenProcessPool as error:
                 raise ClipspmError(
-                    "a worker process died (killed, or out of memory): run the same command again, it goes "
-                    "on where it stopped"
+                    "a worker process died (killed, or out of memory): run the same command again to "
+                    "continue where it stopped"
                 ) from error
             finally:
                 pool.shutdown(cancel_futures=True)
 
 
 @dataclass
-class _Process:
-    """What a worker process holds: its task and device, and the work once the first item opened it."""
+class _Worker:
+    """The state of a worker process: task and device, and the opened task after the first item."""
 
     task: Task[Any]
     device: str
@@ -70,14 +70,14 @@ class _Process:
     work: Work[Any, Any] | None = None
 
 
-_process: _Process | None = None
+_worker: _Worker | None = None
 
 
-def _begin(task: Task[Any], free: Any) -> None:
-    """In a new worker process: take a device, and end when the parent does."""
-    global _process
-    _process = _Process(task, free.get())
-    Finalize(None, _process.stack.close, exitpriority=100)
+def _start_worker(task: Task[Any], free: Any) -> None:
+    """Set up a new worker process: take a free device, and exit when the parent does."""
+    global _worker
+    _worker = _Worker(task, free.get())
+    Finalize(None, _worker.stack.close, exitpriority=100)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -88,8 +88,8 @@ def _begin(task: Task[Any], free: Any) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _one(item: Any) -> Any:
-    here = _process
+def _do(item: Any) -> Any:
+    here = _worker
     assert here is not None
     if here.work is None:
         here.work = here.stack.enter_context(here.task.open(here.device))

@@ -1,4 +1,4 @@
-"""Ray actors: each opens the task once and is given one item after the other; one that dies is replaced."""
+"""The Ray engine: each actor opens the task once and does one item at a time; dead actors are replaced."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ from ray.exceptions import RayActorError, RayTaskError
 from clipspm.engines.base import Done, EngineConfig, Task, Work
 from clipspm.errors import ClipspmError
 
-#: how often one item may take its actor down before it is given up
+#: how often an item is tried again after its actor died
 RETRIES = 3
-_OBJECT_STORE = 100 * 2**20  # items and results are small: features go through the file system
+_OBJECT_STORE = 100 * 2**20  # bytes; enough, because features go through the file system
 
 
 class Actor:
@@ -24,24 +24,27 @@ class Actor:
         self._work: Work[Any, Any] | None = None
 
     def do(self, item: Any) -> Any:
-        """The result of one item; the first one opens the task."""
+        """Do one item; the first one opens the task."""
         if self._work is None:
             self._work = self._stack.enter_context(self._task.open(None))
         return next(self._work([item]))
 
     def close(self) -> None:
-        """End what the task opened."""
+        """Close the task."""
         self._stack.close()
 
 
 class RayEngine:
-    """Actors on the cluster at ``ray_address``, or on a Ray of this machine's own that ends with the work."""
+    """Actors on the cluster at ``ray_address``, or on a local Ray that is started for the work."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
 
     def map(self, task: Task[Done], items: Sequence[Any]) -> Iterator[Done]:
-        """Results as they come. Raises :class:`ClipspmError` for an item that fails, or takes actors down."""
+        """Yield results in the order they finish.
+
+        Raises :class:`ClipspmError` for an item that fails, or whose actor dies more than ``RETRIES`` times.
+        """
         config = self.config
         own = not ray.is_initialized()
         if own:
@@ -84,15 +87,17 @@ class RayEngine:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ClipspmError(f"Ray cannot be used: {' '.join(str(error).split())}") from error
         there = ray.cluster_resources().get("GPU", 0)
-        if not config.ray_address and there < config.gpus:  # a cluster may still grow, this machine does not
+        if (
+            not config.ray_address and there < config.gpus
+        ):  # a cluster may add GPUs later, this machine cannot
             ray.shutdown()
             raise ClipspmError(
-                f"--gpus {config.gpus:g} for each actor, and Ray finds {there:g} on this machine: use fewer, "
-                "or name a cluster with --ray-address"
+                f"--gpus {config.gpus:g} per actor, but Ray finds {there:g} on this machine: use fewer, or "
+                "name a cluster with --ray-address"
             )
 
     def _fitting(self) -> int:
-        """How many actors the cluster has room for."""
+        """The number of actors that fit on the cluster."""
         there = ray.cluster_resources()
         by_cpu = int(there.get("CPU", 1) // max(self.config.cpus, 1))
         by_gpu = int(there.get("GPU", 0) // self.config.gpus) if self.config.gpus else by_cpu

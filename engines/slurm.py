@@ -1,4 +1,4 @@
-"""Slurm job arrays through submitit: each job does a share of the items, and is requeued when preempted."""
+"""The Slurm engine: a submitit job array; each job does a share of the items and is requeued if preempted."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _GENERIC = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", 
 
 @dataclass(frozen=True)
 class Share:
-    """What one job does; called again from the start when it is requeued, so items must bear repetition."""
+    """The items of one job; a requeued job does them again from the start."""
 
     task: Task[Any]
     items: tuple[Any, ...]
@@ -26,18 +26,18 @@ class Share:
             return list(work(self.items))
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit queues when the scheduler takes the node away or the time is up."""
+        """The job that submitit queues again when this one is preempted or times out."""
         return submitit.helpers.DelayedSubmission(self)
 
 
 class SlurmEngine:
-    """Jobs of one array; ``cluster=local`` among the Slurm settings runs them on this machine."""
+    """One job array; the Slurm setting ``cluster=local`` runs its jobs on this machine."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
 
     def map(self, task: Task[Done], items: Sequence[Any]) -> Iterator[Done]:
-        """Results job by job. Jobs that fail are named at the end, with their logs."""
+        """Yield results job by job; raises :class:`ClipspmError` at the end if jobs failed, naming a log."""
         config = self.config
         settings: dict[str, Any] = {"timeout_min": 240, "cpus_per_task": config.cpus, **config.slurm}
         cluster = settings.pop("cluster", "slurm")
@@ -72,5 +72,5 @@ class SlurmEngine:
         if failed:
             raise ClipspmError(
                 f"{len(failed)} of {len(jobs)} jobs failed, the first is {failed[0]}; run the same command "
-                "again, it goes on where it stopped"
+                "again to continue where it stopped"
             )

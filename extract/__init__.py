@@ -1,4 +1,4 @@
-"""Stage one: video files and class names in, cached encoder features out.
+"""Stage one: from video files and class names to cached encoder features.
 
 Importing this package loads no deep-learning library, so that decode workers stay small;
 ``extract`` and ``Encoder`` are resolved on first use.

@@ -1,8 +1,8 @@
-"""Which videos there are, of which class, in which split.
+"""Find the videos of a data set, with their classes and splits.
 
-Every data set is indexed to the same thing: an :class:`Index` of planned videos, sorted by split, class
-and path, so that it does not depend on the order of the files on disk. File names are never globbed or
-parsed: they hold ``( ) [ ] # & ! + ;``.
+Every data set becomes an :class:`Index` of planned videos, sorted by split, class and path, so that it does
+not depend on the order of the files on disk. File names are not used as glob patterns: they may hold
+``( ) [ ] # & ! + ;``.
 """
 
 import csv
@@ -29,7 +29,7 @@ Benchmark = Literal["hmdb51", "ucf101", "kinetics100", "ssv2-full", "ssv2-small"
 BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
 DATASETS: tuple[str, ...] = (*BENCHMARKS, "folder", "manifest", "demo")
 
-#: data sets in which a mirrored clip has another label
+#: data sets in which mirroring a clip changes its class
 NO_FLIP = frozenset({"ssv2-full", "ssv2-small", "demo"})
 
 
@@ -46,9 +46,9 @@ class BenchmarkClasses:
 
 @dataclass(frozen=True)
 class Index:
-    """The videos found under ``root``; ``notes`` says what a user should know about the finding.
+    """The videos found under ``root``; ``notes``: warnings for the user.
 
-    ``copies``: by class, files that are another copy of a video that is in the plan.
+    ``copies``: by class, files that are further copies of a video in the plan.
     """
 
     dataset: str
@@ -72,7 +72,7 @@ def benchmark(name: str) -> BenchmarkClasses:
 
 
 def check_name(dataset: str) -> None:
-    """:class:`UsageError` with the closest name for what is no data set."""
+    """Raise :class:`UsageError`, suggesting the closest name, if ``dataset`` is unknown."""
     if dataset not in DATASETS:
         close = get_close_matches(dataset, DATASETS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -86,9 +86,8 @@ def index_dataset(
 
     ``videos`` defaults to ``$CLIPSPM_DATA/<dataset>``, then ``./data/<dataset>``; for ``manifest`` it is
     the CSV file. ``splits`` (JSON or TOML, ``{"train": [class, ...], "val": [...], "test": [...]}``)
-    replaces the split that the data set comes with. ``split_files``: a folder with the lists that circulate
-    (:mod:`.lists`), which then say what belongs to a benchmark. Raises :class:`ClipspmError` where nothing is
-    found.
+    replaces the data set's own split. ``split_files``: a folder of published video lists (:mod:`.lists`),
+    which then define the videos of a benchmark. Raises :class:`ClipspmError` if nothing is found.
     """
     check_name(dataset)
     if dataset == "demo":
@@ -104,18 +103,18 @@ def index_dataset(
             raise UsageError(f"--split-files is for the benchmarks; --dataset {dataset} takes --splits")
         return _index_listed(benchmark(dataset), root, read_lists(split_files), splits)
     if dataset == "manifest":
-        return _finish(dataset, root.parent, _read_manifest(root), (), splits)
+        return _make_index(dataset, root.parent, _read_manifest(root), (), splits)
     if dataset == "folder":
-        return _finish(dataset, root, *_index_folder(root), splits)
+        return _make_index(dataset, root, *_index_folder(root), splits)
     about = benchmark(dataset)
     rows, notes, copies = _index_benchmark(about, root)
     expected = {name: count for listed in about.classes.values() for _, name, count in listed}
     homes = {name: split for split, listed in about.classes.items() for _, name, _ in listed}
-    return _finish(dataset, root, rows, notes, splits, expected, copies, homes)
+    return _make_index(dataset, root, rows, notes, splits, expected, copies, homes)
 
 
 def index_demo(root: Path, files: Iterable[Path], splits: Path | None = None) -> Index:
-    """The demo's videos, rendered or still to be: ``root/<class folder>/<clip>``."""
+    """Index the demo's videos, ``root/<class folder>/<clip>``, which need not be rendered yet."""
     from clipspm.extract.demo import CLASSES, demo_splits
 
     split_of = {folder: split for split, folders in demo_splits(0).items() for folder in folders}
@@ -127,7 +126,7 @@ def index_demo(root: Path, files: Iterable[Path], splits: Path | None = None) ->
         )
         for path in files
     ]
-    return _finish("demo", root, rows, (), splits)
+    return _make_index("demo", root, rows, (), splits)
 
 
 # --------------------------------------------------------------------------------------------- where
@@ -167,7 +166,7 @@ Row = tuple[Path, str, Split]
 
 
 def _index_folder(root: Path) -> tuple[list[Row], tuple[str, ...]]:
-    """Videos in class folders under ``root`` (or its ``train``, ``val`` and ``test``), and notes on them."""
+    """The videos in class folders under ``root`` or its ``train``, ``val`` and ``test``, and notes."""
     folders = _subfolders(root)
     above = [f for f in folders if f.name in ("train", "val", "test")]
     if above and len(above) == len(folders):
@@ -187,22 +186,22 @@ def _index_folder(root: Path) -> tuple[list[Row], tuple[str, ...]]:
                 spelt.setdefault(name, set()).add(folder.name)
     if not rows:
         raise ClipspmError(
-            f"no videos under {root}: {_how_to_sort(loose)}"
+            f"no videos under {root}: {_advice_on_loose(loose)}"
             if loose
             else f"no videos under {root}: expected one folder per class, each holding video files "
             "(.mp4, .avi, .mkv, .webm, ...) or folders of frames"
         )
-    notes = [f"left out: {_how_to_sort(loose)}"] if loose else []
+    notes = [f"left out: {_advice_on_loose(loose)}"] if loose else []
     notes += [
-        f"the folders {_quoted(folders)} are taken for one class, {name!r}: rename one if they are not"
+        f"the folders {_quoted(folders)} are treated as one class, {name!r}: rename one if they are not"
         for name, folders in sorted(spelt.items())
         if len(folders) > 1
     ]
     return rows, tuple(notes)
 
 
-def _how_to_sort(loose: list[Path]) -> str:
-    """What to do with video files that lie beside the class folders instead of in them."""
+def _advice_on_loose(loose: list[Path]) -> str:
+    """Advice for video files that lie beside the class folders instead of in them."""
     first = loose[0]
     word = re.match(r"[^\W\d_]{2,}(?:[ _-]+[^\W\d_]{2,})*", first.stem)
     where = first.parent.name
@@ -223,7 +222,7 @@ def _display_name(folder: str) -> str:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What a folder holds, sorted, without hidden names."""
+    """The entries of a folder, sorted, without hidden ones."""
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
@@ -251,7 +250,10 @@ def _holds_images(folder: Path) -> bool:
 def _index_benchmark(
     about: BenchmarkClasses, root: Path
 ) -> tuple[list[Row], tuple[str, ...], dict[str, tuple[Path, ...]]]:
-    """Videos in a benchmark's class folders, whatever their case and separators, and copies of a video."""
+    """The videos in a benchmark's class folders, notes, and further copies of videos by class.
+
+    Case and separators of folder names are ignored.
+    """
     folders: dict[str, list[Path]] = {}
     for each in _subfolders(root):
         folders.setdefault(_key(each.name), []).append(each)
@@ -279,18 +281,18 @@ def _index_benchmark(
         loose = [file for file in _entries(root) if is_video_name(file.name) and not file.is_dir()]
         raise ClipspmError(
             f"no class folder of {about.name} under {root}: expected {about.layout}; "
-            + (_how_to_sort(loose) if loose else f"the data set is published at {about.home}")
+            + (_advice_on_loose(loose) if loose else f"the data set is published at {about.home}")
         )
     notes = []
     if absent:
         notes.append(f"{len(absent)} of {total} classes have no videos, for example {', '.join(absent[:3])}")
     if fewer:
-        notes.append(f"{fewer} videos fewer than published: results carry the coverage")
+        notes.append(f"{fewer} videos fewer than published: results state the coverage")
     return rows, tuple(notes), copies
 
 
 def _index_listed(about: BenchmarkClasses, root: Path, lists: VideoList, splits_file: Path | None) -> Index:
-    """The videos that lists name, wherever they lie under ``root``."""
+    """Index the videos named in ``lists``, wherever they are under ``root``."""
     by_key: dict[str, tuple[str, Split]] = {}
     for split, classes in about.classes.items():
         for folder, name, _ in classes:
@@ -333,26 +335,26 @@ def _index_listed(about: BenchmarkClasses, root: Path, lists: VideoList, splits_
             f"example {first.label}/{first.stem} ({first.where})"
         )
     missing = sum(expected.values()) - len(rows)
-    notes = [f"split files: {lists}", *_family(about, lists, expected)]
+    notes = [f"split files: {lists}", *_describe_lists(about, lists, expected)]
     if missing:
         listed = sum(expected.values())
-        notes.append(f"{missing} of {listed} listed videos are missing: results carry the coverage")
+        notes.append(f"{missing} of {listed} listed videos are missing: results state the coverage")
     if twice:
         notes.append(f"{twice} lines repeat a video and count once")
     if outside:
-        notes.append(f"{outside} listed videos are of classes that take no part")
+        notes.append(f"{outside} listed videos belong to classes without a split and are left out")
     plain = {name: tuple(paths) for name, paths in copies.items() if paths}
-    return _finish(about.name, root, rows, tuple(notes), splits_file, expected, plain, homes)
+    return _make_index(about.name, root, rows, tuple(notes), splits_file, expected, plain, homes)
 
 
-def _family(about: BenchmarkClasses, lists: VideoList, expected: Mapping[str, int]) -> list[str]:
-    """Which of the lists in circulation this is, told by its classes and counts."""
+def _describe_lists(about: BenchmarkClasses, lists: VideoList, expected: Mapping[str, int]) -> list[str]:
+    """A note on which published lists these are, judged by their classes and counts."""
     published = {name for classes in about.classes.values() for _, name, _ in classes}
     others = sorted(set(expected) - published)
     if others:
         return [
-            f"another family of {about.name} than the published split: {len(others)} of {len(expected)} "
-            f"classes are not in it, for example {others[0]!r}"
+            f"not the published split of {about.name}: {len(others)} of {len(expected)} classes are not in "
+            f"it, for example {others[0]!r}"
         ]
     if about.name == "ssv2-full" and lists.counts.get("train") == 67_013:
         return ["the training list with 67,013 videos, the shorter of the two in circulation"]
@@ -364,7 +366,7 @@ def _family(about: BenchmarkClasses, lists: VideoList, expected: Mapping[str, in
 
 
 def _all_videos(root: Path) -> list[Path]:
-    """Video files, and folders that hold images, under ``root``; each folder once, whatever links do."""
+    """Video files, and folders that hold images, under ``root``; each folder once, even if it is linked."""
     found: list[Path] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(root, followlinks=True):
@@ -381,6 +383,7 @@ def _all_videos(root: Path) -> list[Path]:
 
 
 def _key(name: str) -> str:
+    """Letters and digits of a name, casefolded: compares names without case and separators."""
     return "".join(ch for ch in name.casefold() if ch.isalnum())
 
 
@@ -388,7 +391,7 @@ def _key(name: str) -> str:
 
 
 def _read_manifest(path: Path) -> list[Row]:
-    """A CSV file with the columns path, class, split; relative paths start at the CSV's folder."""
+    """Read a CSV file with the columns path, class, split; paths are relative to the CSV's folder."""
     rows: list[Row] = []
     with reading(path, "is not a readable CSV file"):
         check_size(path)
@@ -408,7 +411,7 @@ def _read_manifest(path: Path) -> list[Row]:
                     raise ClipspmError(f"{where}: path and class must not be empty")
                 split = (row["split"] or "none").strip()
                 if split not in SPLITS:
-                    raise ClipspmError(f"{where}: split {split!r} is none of train, val, test")
+                    raise ClipspmError(f"{where}: split {split!r} is not train, val, test or none")
                 rows.append((path.parent / row["path"], row["class"], cast(Split, split)))
     if not rows:
         raise ClipspmError(f"{path} lists no videos")
@@ -418,18 +421,18 @@ def _read_manifest(path: Path) -> list[Row]:
 # --------------------------------------------------------------------------------------------- splits
 
 
-#: bytes of a file of class splits
+#: the largest file of class splits that is read (bytes)
 _MOST_SPLITS = 2**24
 
 
 def read_splits(path: Path) -> dict[str, Split]:
-    """Class splits from a JSON or TOML file, as class name -> split."""
+    """Read class splits from a JSON or TOML file: class name -> split. Raises :class:`ClipspmError`."""
     with reading(path):
         check_size(path, _MOST_SPLITS)
         text = path.read_text(encoding="utf-8")
     is_toml = path.suffix.lower() == ".toml"
-    with reading(path, f"is no valid {'TOML' if is_toml else 'JSON'}"):
-        raw: Any = tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=_each_once)
+    with reading(path, f"is not valid {'TOML' if is_toml else 'JSON'}"):
+        raw: Any = tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=_without_duplicates)
     form = '{"train": [class, ...], "val": [...], "test": [...]}'
     if not isinstance(raw, dict) or not raw:
         raise ClipspmError(f"{path} must hold {form}")
@@ -446,15 +449,19 @@ def read_splits(path: Path) -> dict[str, Split]:
     return found
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, count in Counter(name for name, _ in pairs).items():
         if count > 1:
-            raise ValueError(f"{name!r} is there {count} times")
+            raise ValueError(f"the key {name!r} occurs {count} times")
     return dict(pairs)
 
 
 def apply_splits(class_names: Iterable[str], wanted: Mapping[str, Split], source: Path) -> dict[str, Split]:
-    """Each known class's split, names matched whatever their case and separators if that names one class."""
+    """The split of every class in ``class_names``, ``none`` if ``wanted`` does not name it.
+
+    Names that differ only in case and separators match if that is unambiguous. Raises :class:`ClipspmError`
+    for ambiguous and unknown names; ``source`` is the file named in the message.
+    """
     names = list(class_names)
     splits: dict[str, Split] = dict.fromkeys(names, "none")
     known: dict[str, list[str]] = {}
@@ -466,7 +473,9 @@ def apply_splits(class_names: Iterable[str], wanted: Mapping[str, Split], source
         near = [name] if name in splits else known.get(_key(name), [])
         match = near[0] if len(near) == 1 else None
         if len(near) > 1:
-            raise ClipspmError(f"{source}: class {name!r} can be {' or '.join(map(repr, near))}: write it so")
+            raise ClipspmError(
+                f"{source}: class {name!r} can be {' or '.join(map(repr, near))}: use the exact name"
+            )
         if match in named:
             raise ClipspmError(f"{source}: {named[match]!r} and {name!r} are both class {match!r}")
         if match is None:
@@ -478,7 +487,7 @@ def apply_splits(class_names: Iterable[str], wanted: Mapping[str, Split], source
     return splits
 
 
-def _finish(
+def _make_index(
     dataset: str,
     root: Path,
     rows: list[Row],
@@ -488,7 +497,11 @@ def _finish(
     copies: Mapping[str, tuple[Path, ...]] | None = None,
     homes: Mapping[str, Split] | None = None,
 ) -> Index:
-    """Sort, name and split the rows; a class in two splits is a leak and is refused."""
+    """Sort the rows, give them ids and splits, and make the index.
+
+    Raises :class:`ClipspmError` for a class in two splits, which would leak test classes, and for a video
+    listed twice.
+    """
     by_class: dict[str, Split] = {}
     for path, name, split in rows:
         if by_class.setdefault(name, split) != split:
@@ -513,7 +526,7 @@ def _finish(
         raise ClipspmError(f"{root}: the video {repeated[0]!r} is listed twice")
     found = Counter(video.class_name for video in videos)
     counts = {name: max((expected or {}).get(name, 0), found[name]) for name in names}
-    # under other splits than the data set's own it is not known where an absent class would belong
+    # with a splits file, the split of an absent class is unknown
     absent = (
         ()
         if splits_file
@@ -524,11 +537,11 @@ def _finish(
         )
     )
     plan = Plan(tuple(videos), tuple(names), {name: by_class[name] for name in names}, counts, absent)
-    return Index(dataset, root, plan, (*notes, *_advice(plan)), copies or {})
+    return Index(dataset, root, plan, (*notes, *_warnings(plan)), copies or {})
 
 
-def _advice(plan: Plan) -> list[str]:
-    """What would spoil training later and is easily put right now."""
+def _warnings(plan: Plan) -> list[str]:
+    """Notes on what would cause problems in training."""
     names = plan.class_names
     notes = []
     if len(names) == 1:
@@ -550,9 +563,11 @@ def _advice(plan: Plan) -> list[str]:
 
 
 def _video_id(dataset: str, root: Path, place: str, class_name: str) -> str:
-    """Of a benchmark: class and file name, wherever a copy keeps its files, as episodes are named by ids.
+    """The id of the video at ``place``, its path relative to ``root``: that path without extension.
 
-    A folder of frames is a name without an extension: ``clip.v2`` and ``clip.v2.mp4`` are the same video.
+    In benchmarks, class and file name, so that ids (and episodes, which refer to them) are equal for copies
+    of the data set with different folders. The folder of frames ``clip.v2`` and the file ``clip.v2.mp4`` are
+    the same video.
     """
     name, bare = stem(place), os.path.splitext(place)[0]
     if name == place != bare and not (root / place).is_dir():

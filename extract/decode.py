@@ -1,15 +1,14 @@
-"""Right frames out of video files.
+"""Read frames from video files.
 
-The frame at index ``i`` is, always, the ``i``-th frame that a sequential decode of the file yields.
-Indexed decoding (decord) breaks that promise without a word on streams with missing packet timestamps,
-edit lists, open groups of pictures or state that outlives a keyframe, repeats frames of damaged files,
-and can even hang. So the packets are inspected first (no decoding, milliseconds); where nothing speaks
-against an index *and* the clip is long enough for it to pay, the decoder seeks to the keyframe before each
-frame; everything else is decoded from the start. decord is there for those who ask for it, under the same
-conditions.
+Frame ``i`` is always the ``i``-th frame that a sequential decode of the file yields. Indexed decoding
+(decord) silently returns other frames on streams with missing packet timestamps, edit lists, open groups of
+pictures or state that outlives a keyframe, repeats frames of damaged files, and can even hang. Therefore the
+packets are inspected first (no decoding, milliseconds). If the index can be trusted and the clip is long
+enough to gain from it, the decoder seeks to the keyframe before each frame; otherwise the file is decoded
+from the start. decord is optional and used only if the index can be trusted.
 
-A file that is cut off, or whose decoder reports damage in a frame that is taken or one that it builds on,
-is refused. Damage that leaves a valid stream cannot be seen: most formats hold no checksums.
+Refused are truncated files, and files whose decoder reports damage in a frame that is used or that it
+depends on. Damage that leaves a valid stream goes unnoticed: most formats hold no checksums.
 
 Shapes: T frames, H rows, W columns.
 """
@@ -36,16 +35,16 @@ from clipspm.extract.suffixes import is_frame_name
 
 Backend = Literal["auto", "pyav", "decord"]
 
-#: codecs whose keyframes restart the decoder bit for bit (MPEG-4 part 2 was seen not to)
+#: codecs that decode bit for bit the same from any keyframe (MPEG-4 part 2 was seen not to)
 _SEEKABLE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
-#: clips shorter than this decode from the start about as fast as they seek
+#: clips of fewer frames decode from the start about as fast as by seeking
 _SEEK_PAYS_FRAMES = 240
-#: bytes of decoded frames that are held until it is known which of them are taken
+#: bytes of decoded frames that are held until it is known which of them are used
 _MOST_HELD = 2**28
-#: kinds of image that frame folders hold, as Pillow calls them: it knows others that start other programs
+#: Pillow's names of the image formats accepted in frame folders; some of its others start other programs
 _IMAGE_KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-#: what is kept of a frame, from upright RGB, uint8 [H, W, 3]
+#: makes what is kept of a frame from upright RGB, uint8 [H, W, 3]
 Each = Callable[[np.ndarray], np.ndarray]
 
 
@@ -53,8 +52,8 @@ Each = Callable[[np.ndarray], np.ndarray]
 class Frames:
     """Decoded frames of one video and where they came from.
 
-    ``frames`` uint8 [T, H, W, 3] upright RGB, or what was made of each; ``indices`` int64 [T], counted in
-    sequentially decoded frames; ``pts_seconds`` float64 [T], NaN where the file gives no timestamp;
+    ``frames`` uint8 [T, H, W, 3] upright RGB, or the results of ``each``, stacked; ``indices`` int64 [T], in
+    order of sequential decoding; ``pts_seconds`` float64 [T], NaN where the file gives no timestamp;
     ``backend`` is ``pyav``, ``decord`` or ``images``; ``total`` frames in the video; ``fps`` if known.
     """
 
@@ -69,7 +68,8 @@ class Frames:
 def segment_middles(total: int, count: int) -> np.ndarray:
     """The middle frame of each of ``count`` equal segments of ``total`` frames, int64 [count].
 
-    With fewer frames than segments, frames repeat: ``segment_middles(2, 4)`` is ``[0, 0, 1, 1]``.
+    With fewer frames than segments, frames repeat: ``segment_middles(2, 4)`` is ``[0, 0, 1, 1]``. Raises
+    ValueError if either is below 1.
     """
     if total < 1 or count < 1:
         raise ValueError(f"need at least one frame and one segment, got {total} frames, {count} segments")
@@ -86,45 +86,49 @@ def read_frames(
 ) -> Frames:
     """Read ``count`` frames of a video, one from the middle of each of as many equal segments.
 
-    ``path`` is a video file or a directory of already extracted frames (images in natural order).
-    ``backend="pyav"`` forces a sequential decode; ``"decord"`` is a preference that gives way to a
-    sequential decode wherever the index cannot be trusted. ``each`` is given every frame that is taken, as
-    upright RGB, and what it returns is kept instead: frames need not be held together at their full size.
+    ``path`` is a video file or a directory of extracted frames (images in natural order). ``backend="pyav"``
+    forces a sequential decode; ``"decord"`` uses decord where the index can be trusted, else a sequential
+    decode. ``each`` maps every frame that is used (upright RGB) to what is kept of it, such as a smaller
+    image, so that full-size frames need not be held at once.
 
-    Raises :class:`DecodeError`.
+    Raises :class:`DecodeError`, also if the video has fewer than ``min_frames`` frames.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     path = Path(path)
-    take = _Take(path, each)
-    with _failures(path):
-        result = _read_images(path, count, take) if path.is_dir() else _read_video(path, count, backend, take)
+    convert = _Converter(path, each)
+    with _as_decode_errors(path):
+        result = (
+            _read_images(path, count, convert)
+            if path.is_dir()
+            else _read_video(path, count, backend, convert)
+        )
     if result.total < min_frames:
-        raise DecodeError("too short", path, f"{result.total} frames, at least {min_frames} asked for")
+        raise DecodeError("too short", path, f"{result.total} frames, at least {min_frames} required")
     return result
 
 
 def count_frames(path: Path) -> int:
-    """How many frames the packets of a video promise, without decoding one; raises :class:`DecodeError`."""
-    with _failures(path):
+    """The number of frames of a video by its packets, without decoding; raises :class:`DecodeError`."""
+    with _as_decode_errors(path):
         return len(_image_files(path)) if path.is_dir() else _inspect(path).shown
 
 
 @contextmanager
-def _failures(path: Path) -> Iterator[None]:
-    """Whatever goes wrong as a :class:`DecodeError`."""
+def _as_decode_errors(path: Path) -> Iterator[None]:
+    """Turn errors inside the block into :class:`DecodeError`."""
     try:
         yield
     except MemoryError as error:
-        raise DecodeError("out of memory", path, "it takes more memory than this process may have") from error
+        raise DecodeError("out of memory", path, "it needs more memory than this process may use") from error
     except FileNotFoundError:
         raise DecodeError("missing", path, "no such file") from None
-    except (OSError, FFmpegError) as error:  # FFmpeg's errors are OSErrors or ValueErrors, by their code
+    except (OSError, FFmpegError) as error:  # some of FFmpeg's errors are ValueErrors
         raise DecodeError("unreadable", path, plain(error)) from error
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key in which ``frame_2`` comes before ``frame_10``."""
+    """Sort key that puts ``frame_2`` before ``frame_10``."""
     return [
         (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part)
         for part in re.split(r"([0-9]+)", name)
@@ -136,10 +140,10 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 @dataclass(frozen=True)
 class _Packets:
-    """What the container says of its video packets, without decoding one."""
+    """The video packets of a container, read without decoding."""
 
     shown: int  # packets that should give a frame
-    trusted: bool  # an index over them is the index of a sequential decode
+    trusted: bool  # whether packets sorted by pts are the frames of a sequential decode
     pts: tuple[int, ...] = ()  # sorted, in units of time_base; these three only if trusted
     keyframes: tuple[int, ...] = ()  # their pts, sorted
     time_base: float = 1.0
@@ -163,17 +167,17 @@ def _inspect(path: Path) -> _Packets:
             if packet.size == 0:
                 continue
             if packet.is_corrupt:
-                raise DecodeError("unreadable", path, f"damaged or cut off after {len(pts)} packets")
-            if packet.is_discard:  # an edit list hides these from a viewer
+                raise DecodeError("unreadable", path, f"damaged or truncated after {len(pts)} packets")
+            if packet.is_discard:  # hidden by an edit list
                 clean = False
                 continue
             pts.append(packet.pts)
             keyframes.append(packet.is_keyframe)
             clean = clean and packet.pts is not None and packet.pts >= 0
         start_time = stream.start_time
-    # where headers give no size, their number of frames is all there is to hold the file to
+    # without a stated file size, only the stated number of frames can reveal a truncated file
     if not whole and clean and len(pts) < 0.9 * promised and (there := _all_packets(path)) < 0.9 * promised:
-        detail = f"cut off: its header promises {promised} frames, {there} are there"
+        detail = f"truncated: {there} frames, its header says {promised}"
         raise DecodeError("unreadable", path, detail)
     trusted = (
         clean
@@ -193,13 +197,13 @@ def _inspect(path: Path) -> _Packets:
 
 
 def _all_packets(path: Path) -> int:
-    """How many there are, those too that an edit list leaves out."""
+    """The number of packets, including those that an edit list hides."""
     with open_video(path, ignore_editlist="1") as (container, stream):
         return sum(packet.size > 0 for packet in container.demux(stream))
 
 
 def _closed_groups(pts: list[Any], keyframes: list[bool]) -> bool:
-    """Whether no packet behind a keyframe is shown before it."""
+    """Whether no packet after a keyframe is shown before it."""
     latest_key = None
     for time, is_key in zip(pts, keyframes, strict=True):
         if is_key:
@@ -212,16 +216,16 @@ def _closed_groups(pts: list[Any], keyframes: list[bool]) -> bool:
 # ----------------------------------------------------------------------------------------------- decode
 
 
-class _Take:
-    """Makes what is kept of one frame after the other, all of which must have the same size."""
+class _Converter:
+    """Converts decoded frames to what is kept of them; all frames of a video must have the same size."""
 
     def __init__(self, path: Path, each: Each | None) -> None:
         self.path, self.each = path, each
         self.shape: tuple[int, ...] | None = None
-        self.converter = VideoReformatter()  # one for all: most of a conversion is setting it up
+        self.converter = VideoReformatter()  # shared, because setting one up takes longer than converting
 
     def __call__(self, frame: Any) -> np.ndarray:
-        """Of a decoded frame; or of upright RGB."""
+        """Convert a decoded frame, or an array of upright RGB."""
         image = frame if isinstance(frame, np.ndarray) else _upright(frame, self.converter)
         if self.shape is None:
             self.shape = image.shape
@@ -234,7 +238,7 @@ class _Take:
 
 @dataclass
 class _Kept:
-    """A frame that may be taken: as it was decoded, or what was made of it; ``time`` in seconds."""
+    """A frame that may be used: as decoded, or already converted to ``image``; ``time`` in seconds."""
 
     frame: Any
     image: np.ndarray | None
@@ -242,24 +246,24 @@ class _Kept:
     damaged: bool = False
 
 
-def _read_video(path: Path, count: int, backend: Backend, take: _Take) -> Frames:
+def _read_video(path: Path, count: int, backend: Backend, convert: _Converter) -> Frames:
     packets = _inspect(path)
     found = None
     if packets.trusted and backend == "decord":
-        found = _read_indexed(path, count, packets, take)
+        found = _read_indexed(path, count, packets, convert)
     elif packets.trusted and backend == "auto" and packets.shown >= _SEEK_PAYS_FRAMES:
-        found = _read_seeking(path, count, packets, take)
+        found = _read_seeking(path, count, packets, convert)
     if found is not None:
         return found
-    return _read_sequential(path, count, packets.shown, take)
+    return _read_sequential(path, count, packets.shown, convert)
 
 
-def _read_sequential(path: Path, count: int, estimate: int, take: _Take) -> Frames:
-    """Decode from the start, keeping the frames wanted; a second pass only if the count was misjudged."""
-    totals = {max(1, estimate - missing) for missing in range(4)}  # encoders' delay often costs 1 or 2
+def _read_sequential(path: Path, count: int, estimate: int, convert: _Converter) -> Frames:
+    """Decode from the start and keep the wanted frames; a second pass only if ``estimate`` was wrong."""
+    totals = {max(1, estimate - missing) for missing in range(4)}  # often 1 or 2 packets give no frame
     while True:
         wanted = {int(i) for total in totals for i in segment_middles(total, count)}
-        kept, total, fps = _decode(path, wanted, take)
+        kept, total, fps = _decode(path, wanted, convert)
         if total == 0:
             raise DecodeError("unreadable", path, "no frame could be decoded")
         if total < 0.9 * estimate:
@@ -273,18 +277,20 @@ def _read_sequential(path: Path, count: int, estimate: int, take: _Take) -> Fram
     for i in indices:
         if kept[int(i)].damaged:
             raise _damaged_frame(path, int(i))
-    return _frames([kept[int(i)] for i in indices], indices, total, fps, take)
+    return _frames([kept[int(i)] for i in indices], indices, total, fps, convert)
 
 
 def _damaged_frame(path: Path, index: int) -> DecodeError:
-    return DecodeError("unreadable", path, f"frame {index}, or one that it builds on, is damaged")
+    return DecodeError("unreadable", path, f"frame {index}, or one that it depends on, is damaged")
 
 
-def _frames(chosen: list[_Kept], indices: np.ndarray, total: int, fps: float | None, take: _Take) -> Frames:
+def _frames(
+    chosen: list[_Kept], indices: np.ndarray, total: int, fps: float | None, convert: _Converter
+) -> Frames:
     images = []
     for kept in chosen:
         if kept.image is None:
-            kept.image, kept.frame = take(kept.frame), None
+            kept.image, kept.frame = convert(kept.frame), None
         images.append(kept.image)
     return Frames(
         frames=np.stack(images),
@@ -296,8 +302,8 @@ def _frames(chosen: list[_Kept], indices: np.ndarray, total: int, fps: float | N
     )
 
 
-def _decode(path: Path, wanted: set[int], take: _Take) -> tuple[dict[int, _Kept], int, float | None]:
-    """One pass: the wanted frames by index, the number of frames, and fps."""
+def _decode(path: Path, wanted: set[int], convert: _Converter) -> tuple[dict[int, _Kept], int, float | None]:
+    """Decode the file once. Returns the wanted frames by index, the number of frames, and fps."""
     kept: dict[int, _Kept] = {}
     total, tainted, held = 0, False, 0
     with open_video(path) as (container, stream):
@@ -308,9 +314,9 @@ def _decode(path: Path, wanted: set[int], take: _Take) -> tuple[dict[int, _Kept]
             except FFmpegError as error:
                 if isinstance(error, MemoryError):
                     raise
-                # some decoders call a lack of memory bad data
+                # some decoders report a lack of memory as bad data: raise MemoryError here if it is one
                 np.empty(3 * stream.codec_context.width * stream.codec_context.height, np.uint8)
-                if total == 0 and packet.size:  # a cut in mid-group starts with undecodable packets
+                if total == 0 and packet.size:  # a file cut in mid-group starts with undecodable packets
                     continue
                 raise DecodeError(
                     "unreadable", path, f"decoding fails after frame {total}: {plain(error)}"
@@ -319,17 +325,17 @@ def _decode(path: Path, wanted: set[int], take: _Take) -> tuple[dict[int, _Kept]
                 tainted = frame.is_corrupt or (tainted and not frame.key_frame)
                 if total in wanted:
                     held += 3 * frame.width * frame.height
-                    # most of those held are not taken: making images of all would take longer
-                    image = None if held <= _MOST_HELD else take(frame)
+                    # convert late, because most held frames are not used
+                    image = None if held <= _MOST_HELD else convert(frame)
                     kept[total] = _Kept(frame if image is None else None, image, frame.time, tainted)
                 total += 1
     return kept, total, fps
 
 
-def _read_seeking(path: Path, count: int, packets: _Packets, take: _Take) -> Frames | None:
-    """Decode only from the keyframe before each wanted frame, told by its time; None where that fails."""
+def _read_seeking(path: Path, count: int, packets: _Packets, convert: _Converter) -> Frames | None:
+    """Seek to the keyframe before each wanted frame and decode up to its timestamp; None if that fails."""
     indices = segment_middles(packets.shown, count)
-    wanted: dict[int, list[int]] = {}  # by keyframe, in order
+    wanted: dict[int, list[int]] = {}  # keyframe pts -> pts of the wanted frames after it, in order
     for i in indices:
         key = packets.keyframes[bisect_right(packets.keyframes, packets.pts[i]) - 1]
         wanted.setdefault(key, []).append(packets.pts[i])
@@ -346,16 +352,16 @@ def _read_seeking(path: Path, count: int, packets: _Packets, take: _Take) -> Fra
                 if frame.pts in times:
                     if tainted:
                         raise _damaged_frame(path, packets.pts.index(frame.pts))
-                    found[frame.pts] = _Kept(None, take(frame), frame.time)
+                    found[frame.pts] = _Kept(None, convert(frame), frame.time)
                 if frame.pts == times[-1]:
                     break
     if any(packets.pts[i] not in found for i in indices):
         return None
-    return _frames([found[packets.pts[i]] for i in indices], indices, packets.shown, fps, take)
+    return _frames([found[packets.pts[i]] for i in indices], indices, packets.shown, fps, convert)
 
 
 def _upright(frame: Any, converter: VideoReformatter) -> np.ndarray:
-    """A decoded frame as a viewer shows it, RGB, uint8 [H, W, 3]: by its display matrix."""
+    """A decoded frame as RGB, uint8 [H, W, 3], rotated and mirrored by its display matrix."""
     image = converter.reformat(frame, format="rgb24").to_ndarray()
     matrix = _display_matrix(frame)
     if matrix is None:
@@ -367,7 +373,7 @@ def _upright(frame: Any, converter: VideoReformatter) -> np.ndarray:
 
 
 def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
-    """a, b, c, d of ISO 14496-12 (8.5.2), in units of 2^-16; None where the frame is shown as it is."""
+    """a, b, c, d of ISO 14496-12 (8.5.2), in units of 2^-16; None if the frame is shown unchanged."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None
@@ -375,8 +381,8 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
     return (a, b, c, d) if (b, c) != (0, 0) or min(a, d) < 0 else None
 
 
-def _read_indexed(path: Path, count: int, packets: _Packets, take: _Take) -> Frames | None:
-    """Frames through decord's index, or None where its own account contradicts the container's."""
+def _read_indexed(path: Path, count: int, packets: _Packets, convert: _Converter) -> Frames | None:
+    """Read frames with decord; None if it is missing, fails, or its frames do not match the packets."""
     try:
         import decord
     except ImportError:
@@ -393,15 +399,15 @@ def _read_indexed(path: Path, count: int, packets: _Packets, take: _Take) -> Fra
         if (starts < 0).any() or (np.abs(starts - packets.pts_seconds) > tolerance).any():
             return None
         indices = segment_middles(total, count)
-        frames = np.stack([take(frame) for frame in reader.get_batch(indices.tolist()).asnumpy()])
+        frames = np.stack([convert(frame) for frame in reader.get_batch(indices.tolist()).asnumpy()])
         fps = float(reader.get_avg_fps())
-    except (decord.DECORDError, RuntimeError, UnicodeEncodeError):  # the last: of its path
+    except (decord.DECORDError, RuntimeError, UnicodeEncodeError):  # UnicodeEncodeError: from the path
         return None
     return Frames(frames, indices, packets.pts_seconds[indices], "decord", total, fps)
 
 
 def _suits_decord(path: Path) -> bool:
-    """Whether there is one stream of pictures, shown as it is: decord chooses its own, and turns nothing."""
+    """Whether there is one video stream, shown unrotated: decord picks its own stream and does not rotate."""
     with open_video(path) as (container, stream):
         shown = _first(container.decode(stream))
         return len(container.streams.video) == 1 and not any(map(_display_matrix, shown))
@@ -417,7 +423,10 @@ def _first(frames: Iterator[Any]) -> Iterator[Any]:
 
 
 def _image_files(path: Path) -> list[str]:
-    """Names of a directory's images in natural order; none may be, or lead to, anything but a file in it."""
+    """Names of a directory's images in natural order.
+
+    Raises :class:`DecodeError` for links out of the directory and for anything but regular files.
+    """
     names = []
     with os.scandir(path) as entries:
         for entry in entries:
@@ -426,7 +435,7 @@ def _image_files(path: Path) -> list[str]:
             if entry.is_symlink():
                 target = os.path.realpath(entry.path)
                 if not Path(target).is_relative_to(os.path.realpath(path)):
-                    detail = f"a link out of its folder, to {target}: copy it, or link the whole folder"
+                    detail = f"a link out of its folder, to {target}: copy the file, or link the whole folder"
                     raise DecodeError("points elsewhere", path / entry.name, detail)
             if not entry.is_file():
                 raise DecodeError("unreadable", path / entry.name, "not a regular file")
@@ -434,13 +443,13 @@ def _image_files(path: Path) -> list[str]:
     return sorted(names, key=natural_key)
 
 
-def _read_images(path: Path, count: int, take: _Take) -> Frames:
-    """Frames of a directory of images, in natural order of their names."""
+def _read_images(path: Path, count: int, convert: _Converter) -> Frames:
+    """Read ``count`` frames of a directory of images, in natural order of their names."""
     names = _image_files(path)
     if not names:
         raise DecodeError("no video stream", path, "the directory holds no images")
     indices = segment_middles(len(names), count)
-    images = {i: take(_read_image(path / names[i])) for i in sorted({int(i) for i in indices})}
+    images = {i: convert(_read_image(path / names[i])) for i in sorted({int(i) for i in indices})}
     return Frames(
         frames=np.stack([images[int(i)] for i in indices]),
         indices=indices,
@@ -452,7 +461,7 @@ def _read_images(path: Path, count: int, take: _Take) -> Frames:
 
 
 def _read_image(path: Path) -> np.ndarray:
-    """Upright RGB, uint8 [H, W, 3]."""
+    """Read an image as upright RGB, uint8 [H, W, 3]."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -461,7 +470,7 @@ def _read_image(path: Path) -> np.ndarray:
         with opened as image:
             check_shape(image.height, image.width, path)
             if image.mode.startswith(("I", "F")):
-                detail = f"its pixels have more than 8 bits (mode {image.mode}): make a copy with 8"
+                detail = f"its pixels have more than 8 bits (mode {image.mode}): convert it to 8 bits"
                 raise DecodeError("wrong format", path, detail)
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except Image.DecompressionBombError as error:

@@ -1,9 +1,8 @@
 """Decode videos in worker processes, in order, a bounded number ahead.
 
-Each video has a time limit, and a process of limited memory that can die without taking anything else along:
-a worker that hangs, crashes or is killed costs that one video and is replaced. Workers write pixels into
-memory that they share with this process; only where there is none (it takes Linux) do pixels go through the
-pool's pipe.
+Time per video and memory per worker are limited. A worker that hangs, crashes or is killed costs only its
+current video and is replaced. Workers write pixels into shared memory (Linux only); without it, pixels go
+through the pool's pipe.
 """
 
 import math
@@ -27,23 +26,23 @@ from clipspm.errors import ClipspmError
 from clipspm.extract.config import MEMORY
 from clipspm.extract.failures import DecodeError
 from clipspm.extract.views import Clip, ClipSettings, load_clip
-from clipspm.interrupts import children_unaware
+from clipspm.interrupts import children_ignore_interrupts
 
-#: videos a worker decodes before a fresh one takes its place: leaks of native decoders stay bounded
+#: videos that a worker decodes before it is replaced, which bounds leaks of native decoders
 _RECYCLE_AFTER = 500
-#: videos under way or waiting for the encoder, per worker
+#: videos in decoding or waiting for the encoder, per worker
 _AHEAD = 3
-#: bytes of shared memory; clips that find no place in it go through the pipe
+#: bytes of shared memory; clips that do not fit go through the pipe
 _MOST_SHARED = 2**29
-#: exit code of a worker that ran out of the memory it may take
-_SPENT = 77
-#: pools that are tried for one video before workers are taken to be unable to run
-_POOLS = 3
+#: exit code of a worker that reached its memory limit
+_EXIT_NO_MEMORY = 77
+#: pools that are tried for one video before giving up on running workers
+_POOLS_PER_VIDEO = 3
 
 
 @dataclass
 class _Job:
-    """A video that is asked for: ``slot`` is its place in the shared memory, if it has one."""
+    """A scheduled video; ``slot``: its place in shared memory, None for the pipe."""
 
     path: Path
     video_id: str
@@ -53,9 +52,9 @@ class _Job:
 
 
 class DecodePool:
-    """Worker processes that decode; leaving the context stops them.
+    """Decode workers; a context manager that stops them on exit.
 
-    ``timeout`` is the wall-clock limit for one video in seconds, ``memory`` what a worker may take in GiB.
+    ``timeout``: wall-clock limit per video in seconds; ``memory``: limit per worker in GiB.
     """
 
     def __init__(
@@ -64,9 +63,9 @@ class DecodePool:
         self.settings, self.workers, self.timeout, self.memory = settings, workers, timeout, memory
         places = min(_AHEAD * workers, _MOST_SHARED // settings.most_bytes)
         self._shape = (places, settings.most_bytes)
-        self._file = _memory(self._shape[0] * self._shape[1])
-        self._place = _place(self._file)
-        self._slots = _mapped(self._place, self._shape)
+        self._file = _memory_file(self._shape[0] * self._shape[1])
+        self._memory_path = _memory_path(self._file)
+        self._slots = _map(self._memory_path, self._shape)
         self._free = list(range(places)) if self._slots is not None else []
         self._pool = self._new_pool()
 
@@ -79,16 +78,16 @@ class DecodePool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _end(self._pool)
+        _stop(self._pool)
         if self._file is not None:
             os.close(self._file)
             self._file, self._slots, self._free = None, None, []
 
     def stream(self, jobs: Iterable[tuple[Path, str]]) -> Iterator[Clip | DecodeError]:
-        """Yield each job's clip, or why there is none, in the order of ``jobs`` (path, video id).
+        """Yield each job's clip, or the error, in the order of ``jobs`` (path, video id).
 
-        A clip's pixels are valid until the next one is asked for. Raises :class:`ClipspmError` where workers
-        cannot be started.
+        A clip's pixels are valid until the next one is requested. Raises :class:`ClipspmError` if workers
+        cannot be kept running.
         """
         waiting: deque[_Job] = deque()
         source = iter(jobs)
@@ -102,7 +101,7 @@ class DecodePool:
             if not waiting:
                 return
             job = waiting.popleft()
-            # whoever wrote into its slot is done, or dead: pebble waits for that
+            # afterwards no worker writes into its slot any more: pebble waits until it is done or dead
             outcome = self._outcome(job)
             try:
                 yield outcome
@@ -114,15 +113,15 @@ class DecodePool:
         return ProcessPool(
             max_workers=self.workers,
             max_tasks=_RECYCLE_AFTER,
-            initializer=_begin,
-            initargs=(self._place, self._shape, self.memory),
+            initializer=_start_worker,
+            initargs=(self._memory_path, self._shape, self.memory),
             context=multiprocessing.get_context("spawn"),  # no locks or threads inherited
         )
 
     def _schedule(self, path: Path, video_id: str, slot: int | None) -> tuple[ProcessPool, ProcessFuture]:
-        """By a fresh pool if this one broke: it does where a worker dies that has nothing to do."""
+        """Schedule a video, in a new pool if this one is broken, as happens when an idle worker dies."""
         arguments = [path, video_id, self.settings, slot]
-        with children_unaware():
+        with children_ignore_interrupts():
             try:
                 return self._pool, self._pool.schedule(_load, args=arguments, timeout=self.timeout)
             except RuntimeError:
@@ -130,11 +129,11 @@ class DecodePool:
                 return self._pool, self._pool.schedule(_load, args=arguments, timeout=self.timeout)
 
     def _renew(self) -> None:
-        _end(self._pool)
+        _stop(self._pool)
         self._pool = self._new_pool()
 
     def _outcome(self, job: _Job) -> Clip | DecodeError:
-        for left in reversed(range(_POOLS)):
+        for left in reversed(range(_POOLS_PER_VIDEO)):
             try:
                 return self._result(job)
             except BrokenProcessPool as error:
@@ -142,8 +141,8 @@ class DecodePool:
                     self._renew()
                 if not left:
                     raise ClipspmError(
-                        f"decoding processes do not stay alive ({error}; at {job.path}): run the same "
-                        "command again, with fewer --workers if memory is short; it goes on where it stopped"
+                        f"decode workers keep dying ({error}; at {job.path}): run the same command again to "
+                        "continue where it stopped, with fewer --workers if memory is short"
                     ) from error
                 job.pool, job.future = self._schedule(job.path, job.video_id, job.slot)
         raise AssertionError
@@ -161,10 +160,10 @@ class DecodePool:
         except FutureTimeout:
             return DecodeError("timeout", job.path, f"no frames within {self.timeout:g} s")
         except ProcessExpired as error:
-            if error.exitcode == _SPENT:
-                return DecodeError("out of memory", job.path, f"it takes more than {self.memory:g} GiB")
+            if error.exitcode == _EXIT_NO_MEMORY:
+                return DecodeError("out of memory", job.path, f"it needs more than {self.memory:g} GiB")
             if error.exitcode == -signal.SIGKILL:
-                detail = "the decoder was killed, as systems do that run out of memory"
+                detail = "the decoder was killed, probably because the system ran out of memory"
                 return DecodeError("out of memory", job.path, detail)
             return DecodeError("crashed", job.path, f"the decoder died with exit code {error.exitcode}")
         except Exception as error:
@@ -177,30 +176,30 @@ class DecodePool:
         return replace(clip, pixels=self._slots[job.slot][: math.prod(shape)].reshape(shape))
 
 
-def _end(pool: ProcessPool) -> None:
-    """No worker of it is alive afterwards."""
+def _stop(pool: ProcessPool) -> None:
+    """Stop the pool and wait until all its workers have ended."""
     pool.stop()
     pool.join()
 
 
-def _memory(size: int) -> int | None:
-    """An anonymous file of ``size`` bytes in memory, whatever /dev/shm holds; None where there is none."""
+def _memory_file(size: int) -> int | None:
+    """Create an anonymous file of ``size`` bytes in memory, independent of /dev/shm; None if impossible."""
     if sys.platform != "linux" or size == 0:
         return None
     try:
         file = os.memfd_create("clipspm")
-    except (OSError, AttributeError):  # an old kernel or C library, or not allowed
+    except (OSError, AttributeError):  # old kernel or C library, or not permitted
         return None
     try:
         os.ftruncate(file, size)
-    except OSError:  # a limit on the size of files
+    except OSError:  # file size limit
         os.close(file)
         return None
     return file
 
 
-def _place(file: int | None) -> str:
-    """The path by which workers open it; empty where /proc does not show this process's files."""
+def _memory_path(file: int | None) -> str:
+    """The path under which workers open ``file``; empty if /proc does not show this process's files."""
     place = f"/proc/{os.getpid()}/fd/{file}"
     try:
         return place if file is not None and os.path.samestat(os.stat(place), os.fstat(file)) else ""
@@ -208,10 +207,10 @@ def _place(file: int | None) -> str:
         return ""
 
 
-def _mapped(place: str, shape: tuple[int, int]) -> np.ndarray | None:
+def _map(place: str, shape: tuple[int, int]) -> np.ndarray | None:
     try:
         return np.asarray(np.memmap(place, np.uint8, "r+", shape=shape)) if place else None
-    except OSError:  # other users' /proc, or none
+    except OSError:  # no /proc, or no permission
         return None
 
 
@@ -220,14 +219,14 @@ def _mapped(place: str, shape: tuple[int, int]) -> np.ndarray | None:
 _slots: np.ndarray | None = None
 
 
-def _begin(place: str, shape: tuple[int, int], memory: float) -> None:
+def _start_worker(place: str, shape: tuple[int, int], memory: float) -> None:
     global _slots
     limit_memory(memory)
-    _slots = _mapped(place, shape)
+    _slots = _map(place, shape)
 
 
 def limit_memory(most: float) -> None:
-    """Have this process fail to get more than ``most`` GiB; only Linux holds processes to that."""
+    """Limit this process's memory to ``most`` GiB: allocations beyond it fail. Only works on Linux."""
     if sys.platform != "linux":
         return
     import resource
@@ -241,18 +240,18 @@ def limit_memory(most: float) -> None:
 def _load(
     path: Path, video_id: str, settings: ClipSettings, slot: int | None
 ) -> tuple[Clip, tuple[int, ...] | None]:
-    """A clip; with the shape of its pixels if they lie in the slot, and not in the clip.
+    """Load a clip. Returns it without pixels and their shape if they are in the slot, else the clip and None.
 
-    A process that ran out of memory ends: what it keeps of it could make the next video fail.
+    A process that runs out of memory exits: what it still holds could make the next video fail.
     """
     try:
         if slot is None or _slots is None:
             return load_clip(path, video_id, settings), None
         clip = load_clip(path, video_id, settings, _slots[slot])
     except MemoryError:
-        os._exit(_SPENT)
+        os._exit(_EXIT_NO_MEMORY)
     except DecodeError as error:
         if error.category == "out of memory":
-            os._exit(_SPENT)
+            os._exit(_EXIT_NO_MEMORY)
         raise
     return replace(clip, pixels=_slots[slot, :0]), clip.pixels.shape

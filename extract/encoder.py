@@ -1,4 +1,4 @@
-"""The frozen image and text encoder: pixels and prompts in, multi-layer features out.
+"""The frozen image and text encoder: from pixels and prompts to features of several layers.
 
 Shapes: B images, D a layer's width, C classes, P prompt templates.
 """
@@ -26,13 +26,13 @@ from clipspm.extract.weights import LoadedModel, load_model
 from clipspm.progress import track
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-#: the relative error against float32 that ``auto`` accepts on its probe; frames may err up to twice as much
+#: largest relative error against float32 that ``auto`` accepts on its probe; real frames may reach twice it
 AUTO_TOLERANCE = 5e-3
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How frames become pixels for the encoder: sizes in pixels, mean and std of [0, 1] values."""
+    """How frames are resized and normalised: sizes in pixels, mean and std for values in [0, 1]."""
 
     resize: int
     crop: int
@@ -42,10 +42,11 @@ class Preprocessing:
 
 
 class Encoder:
-    """An open_clip model, frozen, that returns the asked-for layers next to the final embedding.
+    """A frozen open_clip model that returns the features of ``layers``.
 
-    ``layers``: block numbers of a ViT (counted from 0; its CLS tokens are returned), stages of a ResNet
-    or timm tower (their spatially pooled maps), and ``final``, the projected, **unnormalised** embedding.
+    A layer is a block number of a ViT (from 0; gives its CLS token), a stage of a ResNet or timm tower (gives
+    its spatially pooled map), or ``final``, the projected, **unnormalised** embedding. Raises
+    :class:`UsageError` for a layer that the model does not have.
     """
 
     def __init__(
@@ -71,45 +72,46 @@ class Encoder:
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(self.preprocessing.mean, device=self.device).view(shape[1:]) * 255
         self._std = torch.tensor(self.preprocessing.std, device=self.device).view(shape[1:]) * 255
-        #: on a GPU, clips are resized and put into batches beside the batch that is computed
-        self._aside = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        #: CUDA stream for resizing clips and filling batches while another batch is encoded
+        self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.precision: str = precision if precision != "auto" else "fp32"
         probe = self._probe_images(2)
         self.dims = {layer: value.shape[-1] for layer, value in self.encode_images(probe).items()}
         if precision == "auto":
             self.precision = self._fastest_precision()
 
-    def pixel_buffer(self, count: int, *, here: bool = False) -> Tensor:
-        """Room for images, uint8 [count, crop, crop, 3]: on the device (``here``), or in main memory.
+    def pixel_buffer(self, count: int, *, on_device: bool = False) -> Tensor:
+        """An empty buffer for images, uint8 [count, crop, crop, 3], on the device or in main memory.
 
-        There it is pinned for a GPU, so that copies to it overlap.
+        In main memory it is pinned if the device is a GPU, so that copies overlap with computation.
         """
         crop = self.preprocessing.crop
         shape = (count, crop, crop, 3)
-        if here:
+        if on_device:
             return torch.empty(shape, dtype=torch.uint8, device=self.device)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
     @torch.inference_mode()
     def views(self, clip: Clip) -> Tensor:
-        """A clip's views as uint8 [V * T, crop, crop, 3]; frames as decoded are resized on the device.
+        """A clip's views as uint8 [V * T, crop, crop, 3], for :meth:`put`; full frames are resized here.
 
-        As Pillow does it: across, then down, each rounded to 8 bits, halves up. Only its weights are in fixed
-        point, and frames that are more than twice as tall as wide it may take down first. For :meth:`put`.
+        Resizing follows Pillow: horizontally, then vertically, each rounded to 8 bits, halves up. It differs
+        in that Pillow's weights are in fixed point, and that Pillow may start vertically with frames more
+        than twice as tall as wide.
         """
         pixels = torch.from_numpy(clip.pixels)
         if clip.cut is None:
             return pixels.flatten(0, 1)
-        with self._beside():
+        with self._on_copy_stream():
             return self._resized(pixels.to(self.device).permute(0, 3, 1, 2), clip.cut)
 
     def put(self, frames: Tensor, room: Tensor) -> None:
-        """Copy :meth:`views` into a part of a :meth:`pixel_buffer` that no batch under way is read from."""
-        with self._beside():
+        """Copy :meth:`views` into ``room``, a part of a :meth:`pixel_buffer` that is not being encoded."""
+        with self._on_copy_stream():
             room.copy_(frames)
 
-    def _beside(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._aside is None else torch.cuda.stream(self._aside)
+    def _on_copy_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._copy_stream is None else torch.cuda.stream(self._copy_stream)
 
     def _resized(self, frames: Tensor, cut: Cut) -> Tensor:
         pre = self.preprocessing
@@ -128,13 +130,13 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> dict[str, Tensor]:
-        """``pixels`` uint8 [B, 3, crop, crop] -> float32 features [B, D] per layer, on the device."""
-        if self._aside is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._aside)
+        """Encode ``pixels``, uint8 [B, 3, crop, crop]. Returns float32 [B, D] per layer, on the device."""
+        if self._copy_stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._copy_stream)
         images = pixels.to(self.device, non_blocking=True).to(torch.float32)
         images = (images - self._mean).div_(self._std)
         dtype = _DTYPES[self.precision]
-        blocks = hasattr(self._model.visual, "transformer")  # a ViT of open_clip's own
+        blocks = hasattr(self._model.visual, "transformer")  # open_clip's own ViT
         if dtype == torch.bfloat16 and self.device.type == "cpu" and blocks:
             found = self._forward(self._with_blocks_in_bf16(), images)
         else:
@@ -143,10 +145,10 @@ class Encoder:
         return {layer: value.float() for layer, value in found.items()}
 
     def _with_blocks_in_bf16(self) -> Any:
-        """The model with a ViT whose blocks multiply in bf16, and add to what stays in float32.
+        """A copy of the model whose ViT blocks compute in bf16 around a float32 residual stream.
 
-        Under autocast on a CPU, torch's attention copies its weights once per frame: that takes longer than
-        float32, where this takes less than a third, with a smaller error.
+        On a CPU, autocast is slower than float32, because torch's attention then copies its weights for every
+        frame. This takes less than a third of the time of float32, with a smaller error than autocast.
         """
         if self._in_bf16 is None:
             visual = copy.deepcopy(self._model.visual)
@@ -161,7 +163,7 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_text(self, class_names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-        """Unnormalised text features in float32, [C, P, D], in the order given."""
+        """Unnormalised text features, float32 [C, P, D], in the order given."""
         rows = []
         for name in track(class_names, "encoding texts", len(class_names), "classes"):
             tokens = self.source.tokenizer([fill(template, name) for template in templates])
@@ -172,7 +174,7 @@ class Encoder:
         if not self._indices:
             return {FINAL: model.encode_image(images, normalize=False)}
         tokens = self._kind == "vit"
-        # a ModifiedResNet stops after the highest stage asked for: its last one gives the embedding
+        # a ModifiedResNet stops after the highest stage requested; the embedding needs the last one
         extra = [4] if self._kind == "resnet" and 4 not in self._indices else []
         asked = self._indices + extra
         options: dict[str, Any] = (
@@ -196,7 +198,7 @@ class Encoder:
     # ------------------------------------------------------------------------------------- precision
 
     def _probe_images(self, count: int) -> Tensor:
-        """Smooth random images (uint8 [count, 3, crop, crop]): closer to photographs than noise is."""
+        """Smooth random images, uint8 [count, 3, crop, crop], which resemble photographs more than noise."""
         generator = torch.Generator().manual_seed(0)
         coarse = torch.rand(count, 3, 8, 8, generator=generator) * 255
         size = (self.preprocessing.crop,) * 2
@@ -220,7 +222,7 @@ class Encoder:
         probe = torch.cat([smooth, noise.to(torch.uint8)])
         self.precision = best = "fp32"
         exact = self.encode_images(probe)
-        # a gain within the noise of timing is not worth another set of numbers
+        # a smaller gain could be timing noise, and is not worth features that differ
         fastest = 0.8 * self._time(smooth)
         for candidate in track(("bf16", "fp16"), "measuring precisions", 2, "precisions"):
             self.precision = candidate
@@ -233,7 +235,7 @@ class Encoder:
         return best
 
     def _time(self, images: Tensor, enough: float = float("inf")) -> float:
-        """Median seconds of five runs; of fewer where one takes more than twice ``enough``."""
+        """Median seconds of five runs; stops early if all runs so far took more than twice ``enough``."""
         runs: list[float] = []
         while len(runs) < 5 and (not runs or min(runs) < 2 * enough):
             start = time.perf_counter()
@@ -245,13 +247,13 @@ class Encoder:
 
 
 def _largest_error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
-    """Relative error of the image and layer that differ most."""
+    """The largest relative error over images and layers."""
     errors = [(found[k] - exact[k]).norm(dim=-1) / exact[k].norm(dim=-1).clamp_min(1e-12) for k in exact]
     return float(torch.cat(errors).max())
 
 
-class Underway:
-    """Features on their way from the device into main memory."""
+class PendingFeatures:
+    """Features that are being copied from the device to main memory."""
 
     def __init__(self, features: dict[str, Tensor]) -> None:
         self._values = {layer: value.to("cpu", non_blocking=True) for layer, value in features.items()}
@@ -262,14 +264,14 @@ class Underway:
             self._copied.record(torch.cuda.current_stream(device))
 
     def wait(self) -> dict[str, Tensor]:
-        """The features [B, D] per layer, once they, and nothing that was asked for later, are there."""
+        """Wait for the copy, but not for later work on the device. Returns the features [B, D] per layer."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._values
 
 
 def check_device(name: str) -> torch.device:
-    """The device of that name; :class:`UsageError` where there is none that computes."""
+    """The device called ``name``; raises :class:`UsageError` if it does not work on this machine."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

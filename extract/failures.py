@@ -1,4 +1,4 @@
-"""Why a video gives no frames: the terms that a ledger holds."""
+"""Errors of reading a video, and the categories that the ledger records."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ Category = Literal[
 
 
 class DecodeError(ClipspmError):
-    """A video that cannot give its frames; ``category`` says why in one of a few fixed terms."""
+    """A video whose frames cannot be read; ``category`` is the kind of reason, ``detail`` the rest."""
 
     def __init__(self, category: Category, path: Path, detail: str) -> None:
         self.category: Category = category

@@ -1,9 +1,9 @@
-"""The video lists that circulate for the benchmarks, read as they are, and the files that they mean.
+"""Read the published video lists of the benchmarks, and find the files that they refer to.
 
-A list says which videos belong to which class and split. Files are found by what lists have in common, the
-video's name: lists differ in folders and extensions, and copies of a data set in both.
+A list says which videos belong to which class and split. Files are matched by the video's name alone, because
+lists and copies of a data set differ in folders and extensions.
 
-Format names are those of the code that the lists come with: ``trx`` (``trainlist03.txt``: ``folder/id``),
+Formats are named after the code that the lists come with: ``trx`` (``trainlist03.txt``: ``folder/id``),
 ``clip-fsar`` (``train_few_shot.txt``: ``test0//videos/fencing/x.avi``, ``test0/88644``), ``cmn`` (``class
 name/id_start_end``), ``ssv2-json`` (the data set's own labels) and ``kinetics-csv``.
 """
@@ -25,15 +25,15 @@ from clipspm.extract.suffixes import stem
 ListFormat = Literal["trx", "clip-fsar", "cmn", "ssv2-json", "kinetics-csv"]
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
-#: a class given by split and number, as in ``train24``
+#: a class given as split and number, such as ``train24``
 _LIST_ID = re.compile(r"(train|val|test)[0-9]+")
-#: a YouTube id with the seconds it was cut from, ``PxhBbzBNQIQ_000002_000012``
+#: a YouTube id with start and end in seconds, such as ``PxhBbzBNQIQ_000002_000012``
 _CLIP_OF = re.compile(r"(?P<youtube>.{11})_(?P<start>[0-9]+)_(?P<end>[0-9]+)")
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One line of a list: the video's name without extension, its class as listed, its split if said."""
+    """One entry of a list: the video's name without extension, its class as listed, its split if known."""
 
     stem: str
     label: str
@@ -43,7 +43,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class VideoList:
-    """What list files say. ``files``: which were read; ``names``: list id -> class name, if beside them."""
+    """The entries of the list ``files``; ``names``: list id -> class name, from a file beside them."""
 
     format: ListFormat
     files: tuple[Path, ...]
@@ -52,7 +52,7 @@ class VideoList:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Videos per split, as far as the list says."""
+        """The number of videos per split (``none`` if the list does not name one)."""
         found = Counter(video.split or "none" for video in self.videos)
         return {split: found[split] for split in (*_SPLITS, "none") if found[split]}
 
@@ -63,15 +63,15 @@ class VideoList:
 
 
 def read_lists(folder: Path) -> VideoList:
-    """Read the list files in ``folder`` (or the one file that it is); names and content tell the format.
+    """Read the list files in ``folder``, or a single file; their names and content determine the format.
 
-    Raises :class:`ClipspmError` naming file and line for what is no list.
+    Raises :class:`ClipspmError`, with file and line, if they cannot be read.
     """
     if not folder.exists():
         raise ClipspmError(f"no split files at {folder}")
     lists = _read_lists(folder)
     if not lists.videos:
-        raise ClipspmError(f"{folder}: the lists there ({lists}) name no video")
+        raise ClipspmError(f"{folder}: the lists there ({lists}) contain no videos")
     return lists
 
 
@@ -97,13 +97,14 @@ def _read_lists(folder: Path) -> VideoList:
             "kinetics-csv", tuple(tables), tuple(v for f in tables for v in _read_kinetics(f)), {}
         )
     raise ClipspmError(
-        f"{folder} holds no list of videos that is known: trainlist03.txt and its like, train_few_shot.txt, "
-        "text files of class name/id, the labels JSON of Something-Something, or a Kinetics CSV"
+        f"{folder} holds no list of videos in a known format: trainlist03.txt and the like, "
+        "train_few_shot.txt, text files of class name/id, the labels JSON of Something-Something, or a "
+        "Kinetics CSV"
     )
 
 
 def _split_of(name: str) -> Split | None:
-    """The split that a file is about: the first of train, val, test in its name."""
+    """The split of a list file: the first of train, val and test in its name."""
     found = re.search(r"train|val|test", name.lower())
     return cast(Split, found.group()) if found else None
 
@@ -132,7 +133,7 @@ def _read_texts(files: Mapping[Split, Path], documents: Iterable[Path]) -> Video
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Lines that say something; no character is a comment."""
+    """(number, text) of the lines that are not blank; there is no comment character."""
     try:
         text = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -143,8 +144,8 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _parse(line: str, where: str) -> tuple[ListFormat, str, str]:
-    """(format, class as listed, video name without extension) of a line."""
-    if "//" in line:  # CLIP-FSAR: number of the class, then the path
+    """Parse a line into (format, class as listed, video name without extension)."""
+    if "//" in line:  # CLIP-FSAR: list id of the class, then the path
         path = line.split("//", 1)[1].strip("/").split("/")
         if len(path) < 2:
             raise ClipspmError(f"{where}: {line!r}: expected test0//folders/class/video.avi")
@@ -156,7 +157,7 @@ def _parse(line: str, where: str) -> tuple[ListFormat, str, str]:
 
 
 def _names_beside(documents: Iterable[Path]) -> dict[str, str]:
-    """``{"train24": "Pouring something into something", ...}`` from a JSON file beside the lists."""
+    """Read ``{"train24": "Pouring something into something", ...}`` from JSON files beside the lists."""
     names: dict[str, str] = {}
     for file in documents:
         raw = _json(file)
@@ -214,7 +215,7 @@ def _read_kinetics(file: Path) -> Iterator[Listed]:
                 try:
                     start, end = int(float(row["time_start"])), int(float(row["time_end"]))
                 except (TypeError, ValueError) as error:
-                    raise ClipspmError(f"{where}: the times are no numbers") from error
+                    raise ClipspmError(f"{where}: time_start and time_end must be numbers") from error
                 yield Listed(f"{row['youtube_id']}_{start:06d}_{end:06d}", row["label"], None, where)
 
 
@@ -222,7 +223,7 @@ def _read_kinetics(file: Path) -> Iterator[Listed]:
 
 
 class Files:
-    """The videos below a folder, by name, or by YouTube id and times; the class's folder comes first."""
+    """An index of video files by name, and by YouTube id and times."""
 
     def __init__(self, videos: Iterable[Path]) -> None:
         self.by_stem: dict[str, list[Path]] = defaultdict(list)
@@ -236,7 +237,10 @@ class Files:
                 self.by_youtube[youtube].append(path)
 
     def find(self, listed: Listed, key: Callable[[str], str]) -> list[Path]:
-        """The files that a line may mean, sorted; ``key`` compares names. Several: copies of one video."""
+        """The files that match an entry, sorted; several are copies of one video.
+
+        Files in a folder named like the class, compared by ``key``, are preferred.
+        """
         found = self.by_stem.get(listed.stem, [])
         if not found and (clip := _CLIP_OF.fullmatch(listed.stem)):
             found = [p for p in self.by_youtube.get(clip["youtube"], []) if _same_clip(stem(p.name), clip)]
@@ -245,6 +249,6 @@ class Files:
 
 
 def _same_clip(stem: str, wanted: "re.Match[str]") -> bool:
-    """Whether a file is the clip wanted: the same seconds however they are padded, or no seconds at all."""
+    """Whether a file name has the same seconds as ``wanted``, however padded, or no seconds at all."""
     clip = _CLIP_OF.fullmatch(stem)
     return clip is None or all(int(clip[part]) == int(wanted[part]) for part in ("start", "end"))

@@ -1,6 +1,6 @@
-"""What was measured once on this machine, for every later process: ``precision.json`` under the home.
+"""Remember measurements on this machine for later processes, in ``precision.json`` under the home.
 
-Many processes may start at a time. Where the home cannot be written to, nothing is kept.
+Several processes may use it at once. If the home is not writable, nothing is kept.
 """
 
 import json
@@ -15,13 +15,13 @@ from clipspm.extract.config import Precision
 
 
 def recall(key: str) -> str | None:
-    """What is kept under ``key``."""
+    """The value kept under ``key``, or None."""
     return _read().get(key)
 
 
 def remember(key: str, value: str) -> str:
-    """Keep ``value`` unless another process was first; returns what is kept from now on."""
-    # not every file system knows locks, and not every home can be written to
+    """Keep ``value`` unless another process was first. Returns the value that is kept."""
+    # some file systems have no locks, and the home may not be writable
     with suppress(OSError, NotImplementedError):
         path = home() / "precision.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which encoders there are, as far as names and small files tell: nothing here loads torch."""
+"""Check encoder names and configuration files without loading torch."""
 
 import difflib
 import json
@@ -20,9 +20,9 @@ _WEIGHTS = frozenset({".pt", ".pth", ".bin", ".safetensors"})
 
 
 def check_model(name: str, pretrained: str | None) -> None:
-    """Refuse an unknown architecture, a folder without one, and weights that should be a file and are not.
+    """Raise :class:`ClipspmError` for an unknown architecture, a bad ``local-dir:`` or missing weights.
 
-    Raises :class:`ClipspmError` in one line. What passes may still fail to load.
+    A model that passes may still fail to load.
     """
     if pretrained and pretrained.startswith(LOCAL_DIR):
         name, pretrained = pretrained, None
@@ -35,21 +35,21 @@ def check_model(name: str, pretrained: str | None) -> None:
         raise unknown_architecture(name, known)
     path = Path(pretrained or "")
     if (len(path.parts) > 1 or path.suffix.lower() in _WEIGHTS) and not path.is_file():
-        raise UsageError(f"--pretrained {pretrained}: there is no such file")
+        raise UsageError(f"--pretrained {pretrained}: no such file")
 
 
 def architectures() -> Collection[str]:
-    """The architectures that open_clip knows, those that were added to it in this process too."""
+    """The architectures that open_clip knows, including those added in this process."""
     if "open_clip" in sys.modules:
         return list(sys.modules["open_clip"].list_models())
     spec = find_spec("open_clip")
     if spec is None or spec.origin is None:
-        raise ClipspmError("open_clip cannot be found: pip install open_clip_torch")
+        raise ClipspmError("open_clip is not installed: pip install open_clip_torch")
     return {file.stem for file in (Path(spec.origin).parent / "model_configs").glob("*.json")}
 
 
 def unknown_architecture(name: str, known: Collection[str]) -> UsageError:
-    """The line that says so, with close names."""
+    """The error for an unknown architecture, with similar names."""
     close = difflib.get_close_matches(name, known, n=3) or ["ViT-B-16-quickgelu"]
     return UsageError(
         f"open_clip has no architecture {name!r}; close ones: {', '.join(close)} (or local-dir:FOLDER)"
@@ -57,9 +57,9 @@ def unknown_architecture(name: str, known: Collection[str]) -> UsageError:
 
 
 def local_config(folder: Path) -> dict[str, Any]:
-    """The architecture in a ``local-dir:``; :class:`ClipspmError` if there is none."""
+    """The architecture of a ``local-dir:`` folder; raises :class:`ClipspmError` if it has no valid one."""
     if not (folder / _CONFIG).is_file():
-        raise ClipspmError(f"{LOCAL_DIR}{folder}: no {_CONFIG} there; it needs one beside the weights")
+        raise ClipspmError(f"{LOCAL_DIR}{folder} has no {_CONFIG}: it needs one beside the weights")
     file = folder / _CONFIG
     with reading(file, "is not an open_clip configuration"):
         check_size(file, 2**20)
@@ -70,7 +70,7 @@ def local_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_tokenizer(settings: dict[str, Any]) -> None:
-    """No vocabulary in another file, which no fingerprint knows; tokens that are words, no patterns."""
+    """Refuse a vocabulary file, which the fingerprint would not cover, and tokens that are regex patterns."""
     if settings.get("bpe_path", os.devnull) != os.devnull:
         raise ValueError(f"its tokenizer reads {settings['bpe_path']!r}, not open_clip's own vocabulary")
     for token in settings.get("additional_special_tokens", ()):
@@ -78,7 +78,7 @@ def _check_tokenizer(settings: dict[str, Any]) -> None:
             raise ValueError(f"its tokenizer's token {token!r} is a pattern, not a word")
 
 
-#: no encoder has numbers beyond these: they would be built for ever
+#: the largest numbers in a configuration; building a model with larger ones could take forever
 _MOST_LAYERS, _MOST_ANYTHING = 1024, 2**24
 
 

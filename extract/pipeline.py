@@ -1,4 +1,4 @@
-"""``extract``: run the encoder once over every video and class name, and cache what it says."""
+"""``extract``: run the encoder once over every video and class name, and cache the features."""
 
 import shlex
 import time
@@ -19,12 +19,12 @@ from clipspm.cache.spec import CacheSpec, Plan, VideoRecord
 from clipspm.cache.store import Store, find_store, readable
 from clipspm.cache.writer import (
     CacheWriter,
+    check_fingerprint,
     check_format,
-    check_known,
-    check_ours,
-    check_same,
+    check_nothing_dropped,
+    check_removable,
     parts_path,
-    to_do,
+    statuses_to_do,
 )
 from clipspm.engines import make_engine
 from clipspm.errors import ClipspmError
@@ -37,7 +37,7 @@ from clipspm.extract.shards import Shard, ShardTask, Spent
 
 @dataclass
 class Progress:
-    """How far an extraction is. ``workers``: decoding processes beside each encoder; times in seconds."""
+    """The state of an extraction. ``workers``: decode workers per encoder; times in seconds."""
 
     total: int
     workers: int = 1
@@ -48,13 +48,14 @@ class Progress:
 
     @property
     def elapsed(self) -> float:
-        """Seconds."""
+        """Seconds since the start."""
         return time.perf_counter() - self.started
 
     def share(self) -> dict[str, float]:
-        """How much of the time each stage was busy, and the encoder waited; several encoders add up.
+        """The fraction of the time in which each stage was busy, and in which the encoder waited.
 
-        ``decoding`` is the mean over an encoder's workers. Stages overlap: no sum means anything.
+        ``decoding`` is the mean over an encoder's workers; several encoders add up. Stages overlap, so the
+        fractions do not sum to 1.
         """
         elapsed, spent = max(self.elapsed, 1e-9), self.spent
         return {
@@ -67,9 +68,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """What an extraction did. ``failures``: (path, category, message) of every failed video.
+    """The result of an extraction.
 
-    ``has_splits``: whether it is known which classes train and which test.
+    ``done``: videos read in this run; ``already``: in earlier ones; ``failures``: (path, category, message)
+    of every failed video; ``has_splits``: whether any class has a split.
     """
 
     path: Path
@@ -88,17 +90,17 @@ class ExtractResult:
 
     @property
     def good(self) -> int:
-        """Videos that did not fail: once all is done, those whose features the cache holds."""
+        """Videos that did not fail; after a complete run, those whose features the cache holds."""
         return self.videos - len(self.failures)
 
     @property
     def next_command(self) -> str:
-        """The command that goes on from here."""
+        """The command for the next step."""
         splits = "" if self.has_splits else " --splits FILE"
         return f"clipspm train-heads --cache {shlex.quote(str(self.path))}{splits}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """The result in plain JSON types."""
         raw = {**self.__dict__, "path": str(self.path), "notes": list(self.notes)}
         raw["failures"] = [dict(zip(("path", "category", "error"), f, strict=True)) for f in self.failures]
         raw["failed_by_category"] = dict(Counter(category for _, category, _ in self.failures))
@@ -111,10 +113,10 @@ def extract(
     on_start: Callable[[str], None] = lambda message: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> ExtractResult:
-    """Extract what is missing. Videos that cannot be read are recorded and skipped.
+    """Extract the videos that are missing in the cache; those that cannot be read are recorded and skipped.
 
-    Raises :class:`ClipspmError` where nothing can be done (no videos, no encoder, other settings in the
-    same cache, a layer that does not fit in fp16, no room on the disk).
+    Raises :class:`ClipspmError` if extraction is impossible: no videos, no encoder, a cache with other
+    settings, a layer that does not fit in fp16, no room on the disk.
     """
     return run(prepare(config, on_start), on_start=on_start, on_progress=on_progress)
 
@@ -125,7 +127,7 @@ def run(
     on_start: Callable[[str], None] = lambda message: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> ExtractResult:
-    """Do what :func:`~.plan.prepare` found to be possible; the rest of :func:`extract`."""
+    """Run the extraction that :func:`~.plan.prepare` has checked; the second half of :func:`extract`."""
     config, index = work.config, work.index
     for name in config.devices:
         check_device(name)
@@ -150,7 +152,7 @@ def run(
     )
     on_start(f"{len(plan.videos)} videos of {len(plan.class_names)} classes -> {path}")
     there = sum(size_on_disk(place) for place in (path, parts_path(path)) if place.exists())
-    # rows that are there are copied beside the old ones where the videos are not the same any more
+    # if the planned videos have changed, the cache is rebuilt beside the old one, which needs the full room
     stays = (begun := _growing(config, path)) is not None and _planned(path, begun) == {
         v.id for v in plan.videos
     }
@@ -160,13 +162,13 @@ def run(
         if not config.overwrite:
             check_format(path, config.format)
         elif path.exists():
-            check_ours(path)
+            check_removable(path)
         if begun is not None:
             with readable(path):
-                check_same(path, begun.spec(), spec)
+                check_fingerprint(path, begun.spec(), spec)
                 records = begun.records()
-            check_known(path, records, plan)
-            done = {v.id for v in records if v.status not in to_do(config.retry_failed)}
+            check_nothing_dropped(path, records, plan)
+            done = {v.id for v in records if v.status not in statuses_to_do(config.retry_failed)}
             already = sum(video.id in done for video in plan.videos)
         return _result(path, spec, plan, [], 0, already, Progress(0), index, needed, dry_run=True)
     with writing(path) as news:
@@ -203,7 +205,7 @@ def _run(
     progress: Progress,
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Map the shards over the engine's workers and take each in as it comes."""
+    """Run the shards on the engine's workers and take each into the cache when it is done."""
     devices = config.devices
     limit = config.most_failures(len(writer.records))
     before = sum(r.status == "failed" for r in writer.records) - sum(
@@ -218,8 +220,8 @@ def _run(
         if limit is not None and before + progress.failed > limit:
             raise ClipspmError(
                 f"stopped: {before + progress.failed} of {len(writer.records)} videos failed, more than "
-                f"--max-failures {config.max_failures} allows. Finished shards are kept: the same command "
-                "with another limit goes on, with --retry-failed it tries the failed ones too"
+                f"--max-failures {config.max_failures} allows. Finished shards are kept: run the same "
+                "command with another limit to continue, with --retry-failed to try the failed ones too"
             )
 
     here = config.engine.name == "local" and len(devices) < 2
@@ -231,7 +233,7 @@ def _run(
         writer.adopt(done.number)
         progress.spent += Spent(writing=time.perf_counter() - start)
         progress.spent += Spent(writing=done.spent.writing) if here else done.spent
-        if not here:  # told by the records: whoever staged the shard may have died before saying so
+        if not here:  # from the records: a worker may die after staging a shard, before reporting it
             for row in videos[done.number]:
                 listen(writer.records[row].status == "ok", Spent())
         on_progress(progress)
@@ -257,7 +259,7 @@ def _task(config: ExtractConfig, index: Index, encoder: Encoder, writer: CacheWr
 
 
 def _absolute(source: str) -> str:
-    """A model or weights, so that a process with another working directory finds the same."""
+    """Make a model folder or weights file absolute, for processes with another working directory."""
     prefix = "local-dir:" if source.startswith("local-dir:") else ""
     place = Path(source.removeprefix(prefix))
     return f"{prefix}{place.resolve()}" if prefix or place.exists() else source
@@ -267,7 +269,7 @@ def _absolute(source: str) -> str:
 
 
 def _begun(config: ExtractConfig) -> CacheSpec | None:
-    """What the cache at ``--out`` was begun with, if this run extends it: ``auto`` keeps to that."""
+    """The spec of the cache at ``--out`` if this run extends it; ``auto`` settings follow it."""
     if config.out and (begun := _growing(config, config.out)) is not None:
         with readable(config.out):
             return begun.spec()
@@ -275,13 +277,16 @@ def _begun(config: ExtractConfig) -> CacheSpec | None:
 
 
 def _growing(config: ExtractConfig, path: Path) -> Store | None:
-    """The cache that this run goes on with, or None."""
+    """The cache that this run extends, or None."""
     there = [place for place in (parts_path(path), path) if place.exists()]
     return find_store(there[0]) if there and not config.overwrite else None
 
 
 def _settled_precision(config: ExtractConfig) -> Precision:
-    """``auto`` cannot measure on other machines."""
+    """The precision to use: ``auto`` follows a cache that is extended; on remote GPUs it is fp16.
+
+    Only on this machine can ``auto`` be measured.
+    """
     if config.precision != "auto":
         return config.precision
     if begun := _begun(config):
@@ -340,13 +345,13 @@ def _default_name(config: ExtractConfig, index: Index, spec: CacheSpec) -> str:
 
 
 def _planned(path: Path, store: Store) -> set[str]:
-    """The ids of the videos that a cache plans."""
+    """The ids of a cache's planned videos."""
     with readable(path):
         return {video_id for video_id, *_ in store.planned()}
 
 
 def _limited(plan: Plan, config: ExtractConfig, path: Path) -> Plan:
-    """At most ``limit`` videos, taken evenly over the classes; videos the cache holds already stay."""
+    """Cut the plan to ``limit`` videos, evenly over the classes, plus those already in the cache."""
     if config.limit is None or config.limit >= len(plan.videos):
         return plan
     held: set[str] = set()

@@ -1,6 +1,6 @@
-"""What an extraction comes to, and whether it can be done: all that can be said without loading torch.
+"""Plan an extraction, and make every check that does not need torch.
 
-Cheap before expensive: names and options, then the place where the cache goes, then the videos on the disk.
+Cheap checks come first: names and options, then the place of the cache, then the videos on the disk.
 """
 
 import os
@@ -22,7 +22,7 @@ DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
 
 @dataclass(frozen=True)
 class Work:
-    """A checked request: the settings with their defaults, prompt templates, layer names, and the videos."""
+    """A checked request: the settings with defaults filled in, prompt templates, layer names, and videos."""
 
     config: ExtractConfig
     templates: tuple[str, ...]
@@ -31,10 +31,10 @@ class Work:
 
 
 def prepare(config: ExtractConfig, on_start: Callable[[str], None] = lambda message: None) -> Work:
-    """Find the videos and refuse what cannot be done; renders the demo's videos where they are missing.
+    """Check the request and find the videos; renders the demo's videos if they are missing.
 
-    Raises :class:`ClipspmError` in one line: unknown names, no videos, wrong splits or prompts, a missing
-    extra, a place that cannot be written to.
+    Raises :class:`ClipspmError` for unknown names, no videos, wrong splits or prompts, a missing extra, or a
+    place that is not writable.
     """
     config = _with_defaults(config)
     assert config.model is not None
@@ -42,14 +42,14 @@ def prepare(config: ExtractConfig, on_start: Callable[[str], None] = lambda mess
     templates = load_templates(config.prompts)
     check_installed(config.engine)
     _check_writable(config.out)
-    index = _index(config, on_start)
+    index = _find_videos(config, on_start)
     for note in index.notes:
         on_start(f"note: {note}")
     return Work(config, templates, parse_layers(config.layers), index)
 
 
 def decoders(config: ExtractConfig) -> int:
-    """Decoding processes beside each encoder: the cores of this machine, shared by its encoders."""
+    """The number of decode workers per encoder; by default this machine's cores, divided by its encoders."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if config.engine.name != "local":
         return config.workers or config.engine.cpus
@@ -69,8 +69,8 @@ def _with_defaults(config: ExtractConfig) -> ExtractConfig:
     return config
 
 
-def _index(config: ExtractConfig, on_start: Callable[[str], None]) -> Index:
-    """The videos; wrong splits are refused before a demo is rendered."""
+def _find_videos(config: ExtractConfig, on_start: Callable[[str], None]) -> Index:
+    """Find the videos; splits are checked before the demo is rendered."""
     videos = config.videos
     if config.dataset == "demo" and videos is not None and not videos.is_dir():
         from clipspm.extract.demo import clip_files, render_demo
@@ -89,7 +89,7 @@ def _index(config: ExtractConfig, on_start: Callable[[str], None]) -> Index:
 
 
 def _with_missing_files_noted(index: Index) -> Index:
-    """The index with a note on listed files that are not there; it is an error if none is."""
+    """Add a note on listed files that are missing; raises :class:`ClipspmError` if all are."""
     listed = index.plan.videos
     missing = [video.path for video in listed if not os.path.exists(index.root / video.path)]
     if not missing:
@@ -101,7 +101,7 @@ def _with_missing_files_noted(index: Index) -> Index:
 
 
 def _check_writable(out: Path | None) -> None:
-    """Refuse a place in which no cache can be made."""
+    """Raise :class:`ClipspmError` if no cache can be written at ``out`` (None: in the caches folder)."""
     if out is not None:
         check_outside(out)
     wanted = out.absolute().parent if out else caches_dir().absolute()

@@ -1,4 +1,4 @@
-"""Show how an extraction goes, and what came of it."""
+"""Show the progress and the result of an extraction."""
 
 from contextlib import ExitStack
 from types import TracebackType
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """A context manager whose ``message`` and ``progress`` are what ``extract`` wants to be given."""
+    """A context manager with the callbacks of ``extract``: ``message`` (on_start) and ``progress``."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
@@ -35,11 +35,11 @@ class Watch:
         self._stack.close()
 
     def message(self, text: str) -> None:
-        """One line about the run as a whole."""
+        """Print one line about the run as a whole."""
         self.reporter.say(text)
 
     def progress(self, now: "Progress") -> None:
-        """Called after every video."""
+        """Update the bar; called after every video."""
         if self._advance is None:
             self._advance = self._stack.enter_context(self.reporter.task("extracting", now.total, "videos"))
         count = now.done + now.failed
@@ -49,12 +49,12 @@ class Watch:
 
 
 def summary(result: "ExtractResult", reporter: Reporter) -> None:
-    """Say what was done, with a table of failures by reason."""
+    """Print what was done, with a table of failures by reason."""
     if result.dry_run:
         reporter.say(
             f"dry run: {result.videos} videos would take about {size_text(result.bytes_needed)} "
             f"({size_text(result.bytes_free)} are free) at "
-            f"{result.path} (fingerprint {result.fingerprint[:16]}); {result.already} are done already"
+            f"{result.path} (fingerprint {result.fingerprint[:16]}); {result.already} are already done"
         )
         return
     tried = result.videos - result.already
@@ -70,7 +70,7 @@ def summary(result: "ExtractResult", reporter: Reporter) -> None:
 
 
 def failure_table(result: "ExtractResult") -> Table:
-    """Videos that failed, by reason, with an example of each."""
+    """A table of the failed videos by reason, with an example of each."""
     table = Table(title="videos that could not be read", title_justify="left")
     for column in ("reason", "videos", "for example"):
         table.add_column(column, overflow="fold")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from clipspm.errors import ClipspmError
 
-#: the two sets in use: CLIP-FSAR's single prompt, and the 16 of ActionCLIP (arXiv 2109.08472)
+#: the named sets: CLIP-FSAR's single prompt, and the 16 of ActionCLIP (arXiv 2109.08472)
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "photo": ("a photo of {}",),
     "actionclip16": (
@@ -29,13 +29,16 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 def load_templates(source: str) -> tuple[str, ...]:
-    """A named set, or a text file with one template a line, each with one ``{}`` for the class name."""
+    """Read a named set, or a text file with one template per line, each with one ``{}`` for the class name.
+
+    Raises :class:`ClipspmError`.
+    """
     if source in TEMPLATES:
         return TEMPLATES[source]
     path = Path(source)
     if not path.is_file():
         raise ClipspmError(
-            f"--prompts {source!r} is neither a set ({', '.join(TEMPLATES)}) nor a file of templates"
+            f"--prompts {source!r} is neither a named set ({', '.join(TEMPLATES)}) nor a file of templates"
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -51,5 +54,5 @@ def load_templates(source: str) -> tuple[str, ...]:
 
 
 def fill(template: str, class_name: str) -> str:
-    """A prompt; brackets around placeholders (``[something]``) are dropped."""
+    """Insert a class name into a template, without brackets around placeholders (``[something]``)."""
     return template.replace("{}", class_name.replace("[", "").replace("]", ""))

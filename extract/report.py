@@ -1,4 +1,4 @@
-"""What of a data set is on this disk, said before anyone spends hours on it."""
+"""Report which videos of a data set are on this disk and readable, before a long extraction."""
 
 import os
 import signal
@@ -23,16 +23,16 @@ from clipspm.extract.suffixes import stem
 from clipspm.progress import track
 from clipspm.tables import Table
 
-#: files that one task opens, and the seconds it may take
+#: files per task, and a task's time limit in seconds
 _AT_A_TIME, _LIMIT = 64, 60.0
 
-#: frames if the file was opened, else category and message
+#: (number of frames, "", "") if the file could be opened, else (None, category, message)
 Outcome = tuple[int | None, str, str]
 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """One class: how many videos a complete data set has, and how those here are."""
+    """The numbers of one class; ``expected``: its videos in the complete data set."""
 
     name: str
     split: str
@@ -44,18 +44,22 @@ class ClassReport:
 
     @property
     def missing(self) -> int:
-        """Videos that are not here."""
+        """Expected videos that were not found."""
         return max(0, self.expected - self.found)
 
     @property
     def usable(self) -> int:
-        """Videos that are here, readable and long enough."""
+        """Videos that were found, are readable and long enough."""
         return self.found - self.unreadable - self.too_short
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """All classes, and whether each that takes part has ``needed`` usable videos."""
+    """The report on all classes.
+
+    ``needed``: usable videos that a class needs; ``opened``: whether the files were opened; ``problems``:
+    (path, category, message) of each video that is unreadable or too short.
+    """
 
     index: Index
     classes: tuple[ClassReport, ...]
@@ -65,16 +69,16 @@ class CheckReport:
 
     @property
     def too_few(self) -> tuple[ClassReport, ...]:
-        """Classes of a split that cannot give the episodes asked for."""
+        """Classes with a split that have fewer usable videos than needed."""
         return tuple(c for c in self.classes if c.split != "none" and c.usable < self.needed)
 
     @property
     def enough(self) -> bool:
-        """Whether every class can give the episodes asked for."""
+        """Whether every class with a split has enough usable videos."""
         return not self.too_few
 
     def totals(self) -> dict[str, Counter[str]]:
-        """By split: the sums over its classes, and how many those are."""
+        """The number of classes and the sums of their numbers, by split."""
         sums: dict[str, Counter[str]] = {}
         for one in self.classes:
             counts = {"classes": 1, **{name: getattr(one, name) for name in _COLUMNS}}
@@ -82,7 +86,7 @@ class CheckReport:
         return sums
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """The report in plain JSON types."""
         return {
             "dataset": self.index.dataset,
             "root": str(self.index.root),
@@ -101,7 +105,7 @@ class CheckReport:
         }
 
     def table(self) -> Table:
-        """Classes that are not as they should be, and a line per split."""
+        """A table of the classes with problems, and one line per split."""
         rows = [
             (one.name, one.split, *(str(getattr(one, name)) for name in _COLUMNS))
             for one in self.classes
@@ -115,7 +119,7 @@ class CheckReport:
         return Table(columns, rows, f"{self.index.dataset} at {self.index.root}", text=("split",))
 
     def sentence(self) -> str:
-        """The finding in one line."""
+        """The result in one line."""
         looked = "" if self.opened else " (files were not opened)"
         if self.enough:
             return f"every class has at least {self.needed} usable videos{looked}; only gaps are shown"
@@ -137,9 +141,10 @@ def check(
     open_files: bool = True,
     workers: int | None = None,
 ) -> CheckReport:
-    """Look at every video of ``index``; ``open_files`` reads its packets, without decoding one.
+    """Check every video of ``index``; ``open_files`` reads its packets, without decoding.
 
-    ``needed``: videos that a class must have for an episode, shots and queries together.
+    ``needed``: videos that a class needs for an episode, shots plus queries. Raises :class:`UsageError` if
+    ``workers`` is below 1.
     """
     videos = index.plan.videos
     outcomes: list[Outcome] = [(None, "", "")] * len(videos)
@@ -155,7 +160,7 @@ def check(
             problems.append((video.path, category, error))
         elif frames is not None and frames < min_frames:
             short[video.class_name] += 1
-            problems.append((video.path, "too short", f"{frames} frames, at least {min_frames} asked for"))
+            problems.append((video.path, "too short", f"{frames} frames, at least {min_frames} required"))
     found = Counter(video.class_name for video in videos)
     names = Counter((v.class_name, stem(v.path)) for v in videos)
     copies = Counter({name: len(paths) for name, paths in index.copies.items()})
@@ -169,7 +174,10 @@ def check(
 
 
 def _probe(paths: Sequence[Path], workers: int | None) -> Iterator[Outcome]:
-    """What opening each path gives, in order; a file that kills or hangs its process is looked at alone."""
+    """Open each path and yield the outcomes in order.
+
+    If a task crashes or hangs, its files are opened again one by one to find the culprit.
+    """
     if workers is not None and workers < 1:
         raise UsageError(f"workers is {workers}, it must be 1 or more")
     parts = [tuple(paths[i : i + _AT_A_TIME]) for i in range(0, len(paths), _AT_A_TIME)]
@@ -179,41 +187,41 @@ def _probe(paths: Sequence[Path], workers: int | None) -> Iterator[Outcome]:
         initargs=(MEMORY,),
         context=get_context("spawn"),
     ) as pool:
-        futures = [pool.schedule(_look, args=[part], timeout=_LIMIT) for part in parts]
+        futures = [pool.schedule(_count_all, args=[part], timeout=_LIMIT) for part in parts]
         for part, future in zip(parts, futures, strict=True):
             try:
                 yield from future.result()
             except (ProcessExpired, TimeoutError):
                 for path in part:
-                    yield _alone(pool, path)
+                    yield _look_at_one(pool, path)
 
 
-def _alone(pool: ProcessPool, path: Path) -> Outcome:
+def _look_at_one(pool: ProcessPool, path: Path) -> Outcome:
     try:
-        found: list[Outcome] = pool.schedule(_look, args=[(path,)], timeout=_LIMIT).result()
+        found: list[Outcome] = pool.schedule(_count_all, args=[(path,)], timeout=_LIMIT).result()
         return found[0]
     except TimeoutError:
         return None, "timeout", f"not opened within {_LIMIT:g} s"
     except ProcessExpired as error:
         if error.exitcode == -signal.SIGKILL:
-            return None, "out of memory", "opening it had the process killed"
-        return None, "crashed", f"opening it ended the process with exit code {error.exitcode}"
+            return None, "out of memory", "the process was killed while opening it"
+        return None, "crashed", f"the process ended with exit code {error.exitcode} while opening it"
 
 
-def _look(paths: tuple[Path, ...]) -> list[Outcome]:
+def _count_all(paths: tuple[Path, ...]) -> list[Outcome]:
     found: list[Outcome] = []
     for path in paths:
         try:
             found.append((count_frames(path), "", ""))
         except DecodeError as error:
             found.append((None, error.category, error.detail))
-        except Exception as error:  # such as a path that no file can have
+        except Exception as error:  # such as a path with a NUL byte
             found.append((None, "unreadable", f"{type(error).__name__}: {error}"))
     return found
 
 
 def describe_benchmarks() -> list[dict[str, Any]]:
-    """The five benchmarks: classes and videos per split, and where they come from."""
+    """The five benchmarks: classes and videos per split, and their sources."""
     rows = []
     for name in BENCHMARKS:
         about = benchmark(name)
@@ -226,7 +234,7 @@ def describe_benchmarks() -> list[dict[str, Any]]:
 
 
 def benchmarks_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """:func:`describe_benchmarks` for a terminal."""
+    """The result of :func:`describe_benchmarks` as a table."""
     lines = []
     for row in rows:
         parts = [row["splits"][split] for split in SPLITS if split in row["splits"]]

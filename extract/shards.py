@@ -1,8 +1,8 @@
-"""The unit of extraction: one shard of videos, from files to staged features.
+"""Extract one shard of videos: from files to staged features.
 
-Doing a shard twice does no harm, wherever it is done; batches are formed inside a shard and in its order, so
-the numbers depend neither on workers and engines nor on what happened before. Three things go on at once:
-decoders run ahead, this process encodes, and a thread of it stages the shard before.
+A shard may be extracted twice, on any machine. Batches never cross shards and follow the shard's order, so
+the features do not depend on workers, engines or earlier runs. Three stages overlap: workers decode ahead,
+this process encodes, and a thread stages the previous shard.
 
 Shapes: V views, T frames, C crop size in pixels, D a layer's width.
 """
@@ -24,7 +24,7 @@ from clipspm.cache.staging import is_staged, stage
 from clipspm.engines.allocator import keep_pages
 from clipspm.errors import ClipspmError
 from clipspm.extract.decode_pool import DecodePool
-from clipspm.extract.encoder import Encoder, Underway
+from clipspm.extract.encoder import Encoder, PendingFeatures
 from clipspm.extract.failures import DecodeError
 from clipspm.extract.views import NATIVE, Clip, ClipSettings
 
@@ -33,7 +33,7 @@ _FP16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Shard:
-    """The videos of one shard that are still to be read, by their row in the cache."""
+    """The videos of one shard that are still to be extracted, by row of the cache."""
 
     number: int
     videos: Mapping[int, VideoRecord]
@@ -41,8 +41,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds by stage: ``decoding`` summed over the decoders (failed videos not counted), ``waiting`` for
-    them and ``encoding`` of the encoding process, ``writing`` of the thread that writes.
+    """Seconds by stage.
+
+    ``decoding``: summed over the workers, without failed videos; ``waiting``: the encoder's for decoded
+    videos; ``encoding``; ``writing``: of the thread that writes.
     """
 
     decoding: float = 0.0
@@ -56,22 +58,22 @@ class Spent:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """A staged shard, and the time it took; none where it was staged before."""
+    """A staged shard, and the time spent on it (zero if it was staged before)."""
 
     number: int
     spent: Spent = Spent()
 
 
-#: told of each video as it is done: read or not, and the time since the one before
+#: called after each video with whether it was read, and the time spent on it
 Listen = Callable[[bool, Spent], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """Everything that extracting a shard needs, on this machine or another that sees the same files.
+    """The settings to extract shards, on this machine or another with the same file system.
 
-    ``staging``: where finished shards wait; ``videos``: the folder that the records' paths start from.
-    ``encoder`` and ``listen`` stay in the process that made the task.
+    ``staging``: the staging folder; ``videos``: the folder that the records' paths are relative to.
+    ``encoder`` and ``listen`` are not pickled: they stay in the process that made the task.
     """
 
     staging: Path
@@ -94,7 +96,7 @@ class ShardTask:
 
     @contextmanager
     def open(self, device: str | None = None) -> Iterator[Callable[[Iterable[Shard]], Iterator[ShardDone]]]:
-        """Load the encoder, start the decoders; yields what turns shards into staged shards."""
+        """Load the encoder, start the decode workers, and yield the function that extracts shards."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         keep_pages()
@@ -128,16 +130,16 @@ class ShardTask:
         here = (encoder.source.architecture_sha256, encoder.source.weights_sha256)
         if here != (spec.architecture_sha256, spec.weights_sha256):
             raise ClipspmError(
-                f"the encoder on {socket.gethostname()} is not the one that this cache was begun with: "
-                f"{self.model}, {self.pretrained} has other weights there"
+                f"the encoder on {socket.gethostname()} is not the one of this cache: {self.model}, "
+                f"{self.pretrained} has different weights there"
             )
         return encoder
 
     def _run(self, encoder: Encoder, decoders: DecodePool, shards: list[Shard]) -> Iterator[ShardDone]:
-        """Shards in order; decoding runs ahead of encoding, across shards too, and writing behind it."""
+        """Extract the shards in order; decoding runs ahead of encoding across shards, staging behind it."""
         todo = []
         for shard in shards:
-            if is_staged(self.staging, shard.number):  # by a worker that died, or was requeued, afterwards
+            if is_staged(self.staging, shard.number):  # by a worker that died or was requeued afterwards
                 yield ShardDone(shard.number)
             else:
                 todo.append(shard)
@@ -156,7 +158,7 @@ class ShardTask:
     def _encode(
         self, encoder: Encoder, clips: Iterator[Clip | DecodeError], shard: Shard
     ) -> tuple[Shard, dict[int, VideoRecord], dict[str, np.ndarray], Spent]:
-        """The shard, its videos' outcomes, the features of those that were read, and the time it took."""
+        """Returns the shard, its videos' outcomes, the features of those that were read, and the time."""
         batcher = _Batcher(encoder, self.batch_size, self.spec)
         outcomes: dict[int, VideoRecord] = {}
         total = Spent()
@@ -186,9 +188,10 @@ class ShardTask:
 
 
 def extract_shard(task: ShardTask, shard: Shard, device: str | None = None) -> ShardDone:
-    """Extract and stage one shard; one that is staged already is left as it is.
+    """Extract and stage one shard, unless it is already staged.
 
-    Videos that cannot be read are part of the result. Raises :class:`ClipspmError` where nothing can be done.
+    Videos that cannot be read are recorded as failed. Raises :class:`ClipspmError` if the encoder cannot be
+    used or the shard cannot be staged.
     """
     with task.open(device) as work:
         return next(iter(work([shard])))
@@ -197,19 +200,19 @@ def extract_shard(task: ShardTask, shard: Shard, device: str | None = None) -> S
 class _Batcher:
     """Collects the frames of a shard's videos and encodes them in batches that cross video boundaries.
 
-    A batch's features are waited for when the next one is on its way: on a GPU, the next one is put together
-    while this one is computed. Hence two buffers.
+    A batch's features are fetched only after the next batch has been started: on a GPU, one batch is filled
+    while the other is computed. Hence two buffers.
     """
 
     def __init__(self, encoder: Encoder, size: int, spec: CacheSpec) -> None:
         self.encoder, self.spec = encoder, spec
-        self.buffers = [encoder.pixel_buffer(size, here=spec.resized_by == "torch") for _ in range(2)]
+        self.buffers = [encoder.pixel_buffer(size, on_device=spec.resized_by == "torch") for _ in range(2)]
         self.filled = 0
-        self.underway: Underway | None = None
+        self.underway: PendingFeatures | None = None
         self.encoded: dict[str, list[np.ndarray]] = {layer: [] for layer in spec.layers}
 
     def add(self, frames: torch.Tensor) -> None:
-        """``frames`` uint8 [V * T, C, C, 3]: copied into a batch, which is encoded when it is full."""
+        """Copy ``frames``, uint8 [V * T, C, C, 3], into the batch; a full batch is encoded."""
         while len(frames):
             buffer = self.buffers[0]
             part = frames[: len(buffer) - self.filled]
@@ -220,13 +223,13 @@ class _Batcher:
                 self._encode()
 
     def finish(self) -> None:
-        """Encode what is left."""
+        """Encode the last, partial batch."""
         if self.filled:
             self._encode()
         self._fetch()
 
     def features(self) -> dict[str, np.ndarray]:
-        """Per layer the features [videos, V, T, D] in the store's type."""
+        """The features [videos, V, T, D] per layer, in the dtype of the store."""
         shape = (-1, self.spec.views, self.spec.frames)
         return {
             layer: np.concatenate(parts).reshape(*shape, self.spec.dims[layer])
@@ -236,7 +239,7 @@ class _Batcher:
 
     def _encode(self) -> None:
         pixels = self.buffers[0][: self.filled].permute(0, 3, 1, 2)  # channels-last
-        encoded = Underway(self.encoder.encode_images(pixels))
+        encoded = PendingFeatures(self.encoder.encode_images(pixels))
         self._fetch()
         self.underway = encoded
         self.buffers.reverse()

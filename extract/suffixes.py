@@ -1,4 +1,4 @@
-"""File names that count as videos and as frames of one; hidden files count as neither."""
+"""Which file names are videos, and which are extracted frames; hidden files are neither."""
 
 import os
 
@@ -9,17 +9,17 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a file of this name is taken for a video."""
+    """Whether a file of this name is a video."""
     return _suffix(name) in VIDEO_SUFFIXES
 
 
 def is_frame_name(name: str) -> bool:
-    """Whether a file of this name is taken for an extracted frame."""
+    """Whether a file of this name is an extracted frame."""
     return _suffix(name) in IMAGE_SUFFIXES
 
 
 def stem(name: str) -> str:
-    """The name or path without a video's extension; a name may hold other dots."""
+    """The name or path without a video extension; other dots and extensions stay."""
     root, suffix = os.path.splitext(name)
     return root if suffix.lower() in VIDEO_SUFFIXES else name
 

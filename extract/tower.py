@@ -1,4 +1,4 @@
-"""A fine-tuned visual tower (OpenAI naming) made into a checkpoint of a whole open_clip model."""
+"""Turn a fine-tuned visual tower (in OpenAI's naming) into a checkpoint of a complete open_clip model."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,13 +22,13 @@ from clipspm.extract.weights import (
 )
 
 _VISUAL = "visual."
-#: counters of batch normalisation that no output depends on and that some files leave out
+#: batch normalisation counters: no output depends on them, and some files lack them
 _COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
 class SavedEncoder:
-    """The written checkpoint: what ``extract`` takes as ``--model`` and ``--pretrained``."""
+    """The written checkpoint; ``model`` and ``file`` are ``--model`` and ``--pretrained`` of ``extract``."""
 
     model: str
     file: str
@@ -37,7 +37,7 @@ class SavedEncoder:
     pixel_norm: str = "none"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """The fields in plain JSON types."""
         return asdict(self)
 
 
@@ -49,11 +49,11 @@ def save_encoder(
     base: str = "openai",
     dim: int | None = None,
 ) -> SavedEncoder:
-    """Write ``tower`` (names without a prefix) and everything else of ``base`` to ``out`` (.safetensors).
+    """Write ``tower`` (names without prefix) and all other weights, from ``base``, to ``out`` (.safetensors).
 
-    ``model``: the open_clip architecture, by default the one of OpenAI's whose shapes are the tower's;
-    ``base``: a tag of it or a weights file; ``dim``: the width that the tower must give. Nothing is written
-    before everything fits; a parameter that does not fit is a :class:`ClipspmError` that names it.
+    ``model``: the open_clip architecture, by default OpenAI's with the tower's shapes; ``base``: one of its
+    tags or a weights file; ``dim``: the required output width. Raises :class:`ClipspmError`, naming the
+    parameter, if one does not fit; then nothing is written.
     """
     out = Path(out)
     if out.suffix != ".safetensors":
@@ -74,7 +74,7 @@ def save_encoder(
 
 
 def infer_architecture(tower: Mapping[str, Tensor]) -> str:
-    """OpenAI's architecture with the shapes of ``tower``; :class:`UsageError` if there is none."""
+    """OpenAI's architecture with the shapes of ``tower``; raises :class:`UsageError` if there is none."""
     shape = _tower_shape(tower)
     known = [name for name in open_clip.list_models() if name.endswith("-quickgelu")]
     for name in known:
@@ -83,7 +83,7 @@ def infer_architecture(tower: Mapping[str, Tensor]) -> str:
         if shape is not None and shape == _config_shape(open_clip.get_model_config(name)):
             return str(name)
     found = shape.words() if shape else "neither a ViT nor a ResNet of CLIP's"
-    raise UsageError(f"the visual tower is {found}, no architecture of OpenAI's: name it with --model")
+    raise UsageError(f"the visual tower is {found}, not an architecture of OpenAI's: name it with --model")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class _TowerShape:
 
 
 def _tower_shape(tower: Mapping[str, Tensor]) -> _TowerShape | None:
-    """What the shapes of a tower say; None if they are not a CLIP tower's."""
+    """Read the architecture off the shapes of a tower; None if it is not a CLIP tower."""
     try:
         stem = tower["conv1.weight"].shape
         if "attnpool.positional_embedding" in tower:
@@ -128,9 +128,9 @@ def _config_shape(config: dict[str, Any]) -> _TowerShape | None:
 
 
 def _base_model(name: str, base: str) -> Any:
-    """The open_clip model that everything but the tower comes from."""
+    """Load the open_clip model that all weights but the tower's come from."""
     if name.startswith(LOCAL_DIR) or base.startswith(LOCAL_DIR):
-        raise UsageError("--model takes an open_clip architecture and --base a tag or a file, no local-dir:")
+        raise UsageError("--model takes an open_clip architecture and --base a tag or a file, not local-dir:")
     if not architecture(name).get("quick_gelu"):
         raise UsageError(activation_mismatch(name, "a tower in OpenAI's naming", weights_quick=True))
     if not Path(base).is_file() and not get_pretrained_cfg(name, base):
@@ -145,7 +145,7 @@ def _base_model(name: str, base: str) -> Any:
 
 
 def _fitted(tower: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """``tower`` under the names and in the number format of ``wanted``; the first mismatch is an error."""
+    """``tower`` with the names and dtypes of ``wanted``; raises :class:`ClipspmError` for a mismatch."""
     given = {_VISUAL + key: value for key, value in tower.items()}
     for key, like in wanted.items():
         short = key.removeprefix(_VISUAL)

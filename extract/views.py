@@ -1,4 +1,4 @@
-"""From a video file to the uint8 pixels that the encoder takes. Runs in decode workers: no torch here.
+"""From a video file to the uint8 pixels that the encoder takes. Runs in decode workers, without torch.
 
 Shapes: V views, T frames, C crop size in pixels.
 """
@@ -17,15 +17,15 @@ from clipspm.extract.decode import read_frames
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-#: an encoder that resizes gets frames of up to so many times the pixels of a square of the short side
+#: the encoder resizes frames of up to this many times ``resize ** 2`` pixels; workers resize larger ones
 NATIVE = 4
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """What is taken from each video, and at what size (pixels).
+    """The frames and views to take from each video, and their size in pixels.
 
-    Frames of up to ``native`` pixels are left as they were decoded: resizing them is the encoder's part.
+    Frames of up to ``native`` pixels stay as decoded: the encoder resizes them.
     """
 
     frames: int
@@ -39,13 +39,13 @@ class ClipSettings:
 
     @property
     def most_bytes(self) -> int:
-        """What the pixels of one clip take at most."""
+        """The most bytes that the pixels of one clip can take."""
         return 3 * self.frames * max(self.views * self.crop**2, self.native)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How frames become views: the size they are scaled to, then (top, left, mirrored) of each view."""
+    """How frames become views: the size to scale them to, then (top, left, mirrored) of each view."""
 
     height: int
     width: int
@@ -54,10 +54,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class Clip:
-    """One video's pixels and where they came from; ``seconds`` it took.
+    """One video's pixels and where they came from; ``seconds``: the time it took.
 
-    ``pixels`` uint8 [V, T, C, C, 3]; or the frames as they were decoded, [T, H, W, 3], where ``cut`` says
-    what remains to be done.
+    ``pixels`` are the views, uint8 [V, T, C, C, 3], if ``cut`` is None; otherwise the frames as decoded,
+    uint8 [T, H, W, 3], which still have to be made into views by ``cut``.
     """
 
     pixels: np.ndarray
@@ -71,12 +71,12 @@ class Clip:
 
 
 def load_clip(path: Path, video_id: str, settings: ClipSettings, room: np.ndarray | None = None) -> Clip:
-    """Decode, resize the short side, and cut the views out of each frame.
+    """Decode a video, resize the short side, and crop the views from each frame.
 
-    View 0 is the centre crop. Further views cut at a random place, mirrored half of the time where the
-    data set allows it; place and mirroring depend on the video's id and the view alone, and are the same
-    for all frames of a view. The pixels are written into ``room``, uint8 [``settings.most_bytes``], if it is
-    given. Raises :class:`clipspm.extract.failures.DecodeError`.
+    View 0 is the centre crop. Other views are cropped at a random place, and mirrored half of the time if the
+    data set allows it; place and mirroring depend only on the video's id and the view, and are the same for
+    all frames of a view. The pixels are written into ``room``, uint8 [``settings.most_bytes``], if given.
+    Raises :class:`clipspm.extract.failures.DecodeError`.
     """
     start = time.perf_counter()
     cuts: list[Cut] = []
@@ -107,7 +107,7 @@ def _empty(shape: tuple[int, ...], room: np.ndarray | None) -> np.ndarray:
 
 
 def _cut(height: int, width: int, video_id: str, settings: ClipSettings) -> Cut:
-    """How frames of that size become views."""
+    """How frames of ``height`` x ``width`` pixels become views."""
     height, width = resized_shape(height, width, settings.resize)
     spare = height - settings.crop, width - settings.crop
     return Cut(
@@ -116,7 +116,7 @@ def _cut(height: int, width: int, video_id: str, settings: ClipSettings) -> Cut:
 
 
 def _views(frame: np.ndarray, cut: Cut, settings: ClipSettings) -> np.ndarray:
-    """uint8 [V, C, C, 3]."""
+    """Resize a frame and crop its views, uint8 [V, C, C, 3]."""
     crop = settings.crop
     image = Image.fromarray(frame)
     if image.size != (cut.width, cut.height):
@@ -127,7 +127,7 @@ def _views(frame: np.ndarray, cut: Cut, settings: ClipSettings) -> np.ndarray:
 
 
 def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width after scaling the shorter of them to ``short_side``, aspect ratio kept."""
+    """Height and width after scaling the shorter of them to ``short_side``, keeping the aspect ratio."""
     if height <= width:
         return short_side, max(short_side, int(short_side * width / height))
     return max(short_side, int(short_side * height / width)), short_side

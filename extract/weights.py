@@ -1,8 +1,8 @@
-"""Find an encoder's architecture and weights: a tag, a local file, a ``local-dir:``, or OpenAI's archive.
+"""Load an encoder from a tag, a weights file, a ``local-dir:`` folder, or OpenAI's archive.
 
-Every way in ends in an open_clip model with real weights, or in one clear line. Never in random weights,
-never in an architecture whose activation is not the one the weights were trained with. No file runs code:
-only tensors and plain values are unpickled, and of archives with code only OpenAI's own are opened.
+The result is an open_clip model with real weights or an error: never random weights, and never an activation
+other than the one the weights were trained with. No file can run code: only tensors and plain values are
+unpickled, and TorchScript archives are opened only if they are OpenAI's.
 """
 
 import hashlib
@@ -31,17 +31,17 @@ from open_clip.pretrained import (
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.models import LOCAL_DIR, local_config, unknown_architecture
 
-#: how long the hub may take to answer before it counts as out of reach
+#: seconds after which a hub that does not answer counts as unreachable
 HUB_SECONDS = 4.0
 
 
 class WeightsOutOfReach(ClipspmError):
-    """A tag whose weights are neither on this machine nor to be had from the hub."""
+    """The weights of a tag are neither on this machine nor downloadable from the hub."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An open_clip model with its weights, its tokenizer, and what identifies both."""
+    """An open_clip model with weights and tokenizer, and the digests and names that identify it."""
 
     model: Any
     tokenizer: Any
@@ -56,8 +56,8 @@ def load_model(name: str, pretrained: str | None) -> LoadedModel:
     """Load an encoder in float32 on the CPU.
 
     ``name`` is an open_clip architecture or ``local-dir:FOLDER``; ``pretrained`` a tag or a file.
-    Raises :class:`ClipspmError` for unknown names, unreachable hubs, files that do not fit, and an
-    architecture whose activation differs from its weights'.
+    Raises :class:`ClipspmError` for unknown names, an unreachable hub, weights that do not fit, and an
+    architecture whose activation differs from that of its weights.
     """
     if pretrained and pretrained.startswith(LOCAL_DIR):
         name, pretrained = pretrained, None
@@ -107,7 +107,7 @@ def _loaded(model: Any, source: str, shown: str, pretrained: str, config: dict[s
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all weights, whatever file they came from."""
+    """SHA-256 over names, shapes and values of all weights, independent of the file format."""
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -119,7 +119,7 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 
 def architecture(name: str) -> dict[str, Any]:
-    """open_clip's configuration of ``name``; :class:`UsageError` with close names if there is none."""
+    """open_clip's configuration of ``name``; raises :class:`UsageError` with similar names if unknown."""
     config = open_clip.get_model_config(name)
     if config is None:
         raise unknown_architecture(name, open_clip.list_models())
@@ -127,7 +127,7 @@ def architecture(name: str) -> dict[str, Any]:
 
 
 def _build(name: str, pretrained: str | None = None, *, load_weights: bool = True) -> Any:
-    """The architecture; with ``load_weights=False`` a tag only contributes its preprocessing."""
+    """Build the model; with ``load_weights=False``, only the preprocessing of ``pretrained`` is used."""
     logging.getLogger().addFilter(_silence)
     try:
         with warnings.catch_warnings():
@@ -156,7 +156,7 @@ def _tags(name: str) -> str:
 
 
 def activation_mismatch(name: str, weights: str, weights_quick: bool) -> str:
-    """The line that says which architecture computes the activation of ``weights``."""
+    """The message for an activation mismatch, with the architecture that fits ``weights``."""
     base = name.removesuffix("-quickgelu")
     right = f"{base}-quickgelu" if weights_quick else base
     trained, built = ("QuickGELU", "GELU") if weights_quick else ("GELU", "QuickGELU")
@@ -172,11 +172,11 @@ def _load_file(model: Any, name: str, path: Path, quick_gelu: bool) -> None:
             raise UsageError(activation_mismatch(name, f"OpenAI's archive {path.name}", weights_quick=True))
         if _sha256(path) not in openai_archives():
             raise ClipspmError(
-                f"{path} is a TorchScript archive, which can run code, and by its SHA-256 none of those that "
-                "OpenAI published: it was not loaded. Save the state dict alone, as .safetensors"
+                f"{path} is a TorchScript archive, which can run code, and by its SHA-256 not one that "
+                "OpenAI published: it was not loaded. Save only the state dict, as .safetensors"
             )
         try:
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # there is no other reader
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # no other reader
                 state = torch.jit.load(str(path), map_location="cpu").state_dict()
         except RuntimeError as error:
             raise ClipspmError(f"{path} is a damaged TorchScript archive: {_one_line(error)}") from error
@@ -194,7 +194,7 @@ def _load_file(model: Any, name: str, path: Path, quick_gelu: bool) -> None:
 
 
 def openai_archives() -> set[str]:
-    """SHA-256 of the archives that OpenAI published, which are part of their addresses."""
+    """The SHA-256 of the archives that OpenAI published, taken from their URLs."""
     urls = (get_pretrained_url(name, "openai") for name in list_pretrained_models_by_tag("openai"))
     return {url.split("/")[-2] for url in urls if "openaipublic" in url}
 
@@ -215,7 +215,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _fetch(name: str, tag: str, cfg: dict[str, Any]) -> Path:
-    """The tag's checkpoint, from the local store if it is there, else downloaded."""
+    """The file of the tag's checkpoint, from the local cache or downloaded; checked by its SHA-256."""
     if not _already_downloaded(cfg) and not _hub_answers(cfg):
         raise WeightsOutOfReach(
             f"the weights {tag!r} of {name} are not on this machine and the model hub cannot be reached: "
@@ -226,12 +226,12 @@ def _fetch(name: str, tag: str, cfg: dict[str, Any]) -> Path:
         path = Path(download_pretrained(cfg))
     except Exception as error:
         raise WeightsOutOfReach(f"downloading {tag!r} of {name} failed: {_one_line(error)}") from error
-    blob = path.resolve()  # the hub's store names a file by the SHA-256 that the hub states, and links to it
+    blob = path.resolve()  # the hub's cache names a file by the SHA-256 that the hub states, and links to it
     if re.fullmatch("[0-9a-f]{64}", blob.name) and _sha256(blob) != blob.name:
         blob.unlink()
         raise WeightsOutOfReach(
             f"the weights {tag!r} of {name} were damaged: their SHA-256 was not the hub's, {blob.name}; "
-            f"{blob} was removed, the same command downloads it again"
+            f"{blob} was removed: run the same command to download it again"
         )
     return path
 
@@ -245,7 +245,7 @@ def _already_downloaded(cfg: dict[str, Any]) -> bool:
 
 
 def _hub_answers(cfg: dict[str, Any]) -> bool:
-    """Whether the weights' host answers at all within a few seconds (any HTTP answer counts)."""
+    """Whether the host of the weights answers within ``HUB_SECONDS``; any HTTP status counts."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -263,7 +263,7 @@ def _hub_answers(cfg: dict[str, Any]) -> bool:
         except (OSError, ValueError):
             pass
 
-    thread = threading.Thread(target=ask, daemon=True)  # name look-ups ignore time limits
+    thread = threading.Thread(target=ask, daemon=True)  # a thread, because name look-ups ignore the timeout
     thread.start()
     thread.join(HUB_SECONDS)
     return answered.is_set()

@@ -103,8 +103,8 @@ def test_an_import_is_never_cut_in_two(tmp_path: Path, seconds: float, code: int
     )
     (tmp_path / "main.py").write_text(
         "import sys, time\n"
-        "from clipspm.interrupts import never_inside_imports\n"
-        "never_inside_imports()\n"
+        "from clipspm.interrupts import defer_interrupts_in_imports\n"
+        "defer_interrupts_in_imports()\n"
         "try:\n"
         "    import slow\n"
         "    time.sleep(60)\n"

@@ -173,7 +173,8 @@ def test_a_download_is_held_to_the_digest_that_the_hub_states(
     served["stated"] = weights
     served["sent"] = weights[:-1] + bytes([weights[-1] ^ 1])  # one bit, of the same length
     with pytest.raises(
-        ClipspmError, match="were damaged: their SHA-256 was not the hub's, .* downloads it again"
+        ClipspmError,
+        match="were damaged: their SHA-256 was not the hub's, .* run the same command to download it again",
     ):
         _fetch("tiny", "tag", config)
     served["sent"] = weights

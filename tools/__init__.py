@@ -1,1 +1,1 @@
-"""What made the data files of the package; not part of what is installed."""
+"""Scripts that made the data files of the package; not installed with it."""

@@ -1,9 +1,8 @@
-"""Captioned stills for the tiny CLIP: where things are and what they look like, never what they do.
+"""Captioned stills to train the tiny CLIP: captions say where things are and how they look, not what they do.
 
-A still is drawn with the primitives of :mod:`clipspm.extract.demo.shapes` and every attribute at random,
-on its own: no still comes from a clip. Stills come in groups that share everything but a few attributes,
-so telling the captions of a group apart takes position, size, turn or opacity, not the background.
-Shape letters: N stills, S pixels of a side.
+Stills are drawn with :mod:`clipspm.extract.demo.shapes` and random attributes; none is a frame of a clip.
+They come in groups that share all but a few attributes, so that the captions of a group differ in position,
+size, rotation or opacity rather than in the background. Shape letters: N stills, S pixels per side.
 """
 
 from __future__ import annotations
@@ -84,7 +83,8 @@ def _words() -> tuple[str, ...]:
         *_PLAIN,
     )
     words = {word for phrase in phrases for word in phrase.split()}
-    return tuple(sorted(words, key=lambda word: (-len(word), word)))  # longest first: a regex takes the first
+    # longest first, because the tokenizer's regex takes the first alternative that matches
+    return tuple(sorted(words, key=lambda word: (-len(word), word)))
 
 
 WORDS: tuple[str, ...] = _words()
@@ -136,9 +136,9 @@ ATTRIBUTES: dict[str, Draw] = {
     "bar_half": _uniform(0.09, 0.19),
     "bar_upright": _coin(0.5),
 }
-"""How each attribute of a still is drawn; angles in degrees, lengths in sides."""
+"""How each attribute of a still is drawn; angles in degrees, lengths in frame sides."""
 
-_REDRAWN = 0.75  # how often an attribute differs between the stills of a group
+_REDRAWN = 0.75  # probability that an attribute is drawn anew for a still of a group
 
 
 @dataclass(frozen=True)
@@ -148,19 +148,19 @@ class Stills:
     images: NDArray[np.uint8]
     """[N, S, S, 3]"""
     captions: list[str]
-    """One for each still."""
+    """One per still."""
     words: list[dict[str, str]]
-    """The words for everything in each still, by attribute; its caption says some of them."""
+    """For each still, attribute -> word; its caption uses some of them."""
 
 
 def _bin(names: Sequence[str], value: float, low: float, high: float, rng: np.random.Generator) -> str:
-    """The name of the bin ``value`` falls in, blurred by half a bin so that names shade into each other."""
+    """The name of the bin of ``value``, with noise of a third of a bin so that neighbours overlap."""
     place = (value - low) / (high - low) * len(names) + rng.normal(0, 0.35)
     return names[int(np.clip(np.floor(place), 0, len(names) - 1))]
 
 
 def tilts(kind: str) -> list[int]:
-    """The turns, in degrees, that captions tell apart for ``kind``."""
+    """The rotations, in degrees, that captions distinguish for ``kind``."""
     turn = SYMMETRY[kind]
     steps = turn // 18 if turn < 120 else turn // 20
     return [step * turn // steps for step in range(steps)]
@@ -176,7 +176,7 @@ def _hue(hue: float, rng: np.random.Generator) -> str:
 
 
 def _describe(row: dict[str, Any], tone: float, covered: float, rng: np.random.Generator) -> dict[str, str]:
-    """The word or words for each attribute that can be seen."""
+    """The word for each attribute that is visible."""
     upright = row["bar_upright"] > 0.5
     words = {
         "backdrop": "dark" if tone < 0.45 else "bright",
@@ -210,10 +210,10 @@ def _describe(row: dict[str, Any], tone: float, covered: float, rng: np.random.G
 
 
 def _caption(words: dict[str, str], rng: np.random.Generator) -> str:
-    """Name the shape and say two or three other things of the still, of those worth saying.
+    """A caption with the shape and two or three other attributes, preferring unusual ones.
 
-    Short captions teach more than full ones: in a batch, position or size is then often all that tells
-    two stills apart.
+    Short captions teach more than complete ones: often only position or size then tells two stills of a
+    batch apart.
     """
     bar_name = f"a {words['bar']} grey bar at {words['bar_place']}" if "bar" in words else ""
     if "kind" not in words:
@@ -245,7 +245,7 @@ def _caption(words: dict[str, str], rng: np.random.Generator) -> str:
 
 
 def _paint_all(canvas: NDArray[Any], drawn: NDArray[Any], columns: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    """Paint one shape on each still of ``drawn`` (indices), and return how it covers every still."""
+    """Paint one shape on each still of ``drawn`` (indices). Returns its coverage of all stills, [N, S, S]."""
     covers = np.zeros(canvas.shape[:3], dtype=np.float32)
     for index, kind in enumerate(KINDS):
         rows = drawn[columns["kind"][drawn] == index]

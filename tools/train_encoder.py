@@ -3,10 +3,10 @@
 ``python -m tools.train_encoder --out DIR`` writes a folder that open_clip loads as
 ``local-dir:DIR``: ``open_clip_config.json`` and ``open_clip_model.safetensors`` (float16).
 
-The vocabulary needs no file. open_clip's tokenizer reads its merges from ``bpe_path``; an empty one leaves
-the 512 byte tokens, and the caption words come as additional special tokens, one id each, out of the
-config itself. ``/dev/null`` is that empty file, the same from every working directory and installation.
-Special tokens have higher ids than the end of text, so the text tower pools at ``eos_id``, not at argmax.
+The vocabulary needs no file. open_clip's tokenizer reads its merges from ``bpe_path``; an empty file
+(``/dev/null``, which exists everywhere) leaves the 512 byte tokens, and the caption words are additional
+special tokens from the config, one id each. Special tokens have higher ids than the end of text, so the text
+tower pools at ``eos_id``, not at argmax.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from tools.stills import (
 )
 
 MEAN, STD = (0.45, 0.45, 0.45), (0.3, 0.3, 0.3)
-IMAGE = 48  # pixels of a side of the encoder's input
+IMAGE = 48  # pixels per side of the encoder's input
 PATCH = 8
-BYTE_TOKENS, MARKS = 512, 2  # the tokenizer's tokens before any word; start and end of text
+BYTE_TOKENS, MARKS = 512, 2  # token ids before those of words: bytes, then start and end of text
 
 
 def clip_config() -> dict[str, Any]:
-    """What goes into ``open_clip_config.json``."""
+    """The content of ``open_clip_config.json``."""
     return {
         "model_cfg": {
             "embed_dim": 128,
@@ -84,9 +84,9 @@ def clip_config() -> dict[str, Any]:
 
 
 def _place_code(width: int) -> torch.Tensor:
-    """A start for the positional embedding: sines and cosines of the patch's column and row.
+    """The initial positional embedding: sines and cosines of the patch's column and row.
 
-    From random numbers the tower takes far longer to find out where things are.  [1 + patches, width]
+    From a random one, the tower takes far longer to learn positions.  [1 + patches, width]
     """
     cells = IMAGE // PATCH
     line = (torch.arange(cells) + 0.5) / cells
@@ -98,7 +98,7 @@ def _place_code(width: int) -> torch.Tensor:
 
 
 def to_input(images: torch.Tensor) -> torch.Tensor:
-    """Stills as the extractor would hand them over: short side 8/7 of the crop, centre crop, normalised.
+    """Preprocess stills like the extractor: short side 8/7 of the crop, centre crop, normalised.
 
     uint8 ``[N, S, S, 3]`` to float ``[N, 3, IMAGE, IMAGE]``.
     """
@@ -111,10 +111,9 @@ def to_input(images: torch.Tensor) -> torch.Tensor:
 
 
 class WordReader(torch.nn.Module):
-    """Reads each attribute's word off the image embedding; used in training only.
+    """Predicts each attribute's word from the image embedding; an auxiliary loss, used only in training.
 
-    The contrastive loss alone learns slowly from few stills; naming the words of a still as well teaches
-    the image tower the same captions faster.
+    The contrastive loss alone learns slowly from few stills; predicting the words as well is faster.
     """
 
     def __init__(self, width: int) -> None:
@@ -146,7 +145,7 @@ class WordReader(torch.nn.Module):
         )
 
     def forward(self, image: torch.Tensor, words: list[dict[str, str]]) -> torch.Tensor:
-        """Mean cross-entropy over attributes; ``image`` is ``[N, width]``, attributes unseen are left out."""
+        """Mean cross-entropy over the attributes in ``words``; ``image`` is ``[N, width]``."""
         losses = []
         for name, reader in self.readers.items():
             seen = [i for i, said in enumerate(words) if name in said]
@@ -160,7 +159,7 @@ class WordReader(torch.nn.Module):
 
 
 def _batches(steps: int, *, groups: int, variants: int, seed: int) -> Iterator[Stills]:
-    """Stills for every step, drawn one step ahead; each step has its own generator."""
+    """Yield the stills of every step, drawn one step ahead, each step with its own generator."""
 
     def draw(step: int) -> Stills:
         return draw_stills(np.random.default_rng([seed, step]), groups=groups, variants=variants)
@@ -240,10 +239,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads; drawing has one of its own")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads, besides one for drawing")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.backends.cuda.enable_flash_sdp(False)  # on a CPU too: its backward is slower than plain products
+    torch.backends.cuda.enable_flash_sdp(False)  # affects CPUs too: its backward is slower there
     train(args.out, steps=args.steps, seed=args.seed)
 
 

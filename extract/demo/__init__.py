@@ -1,7 +1,7 @@
-"""The embedded demo: real video files of drawn shapes, their class splits, and a tiny CLIP to read them.
+"""The demo data set: videos of drawn shapes, their class splits, and a tiny CLIP that encodes them.
 
-Nothing here imports torch: rendering needs numpy and PyAV only, and the encoder is named by a string
-that open_clip loads.
+Nothing here imports torch: rendering needs only numpy and PyAV, and the encoder is a name that open_clip
+loads.
 """
 
 from pathlib import Path
@@ -14,9 +14,9 @@ __all__ = ["CLASSES", "DEMO_SPLITS", "PAIRS", "clip_files", "demo_splits", "rend
 
 
 def tiny_clip_source() -> str:
-    """The encoder that ships with the package, as open_clip names it: ``local-dir:<absolute folder>``.
+    """open_clip's name of the encoder in this package, ``local-dir:<absolute folder>``.
 
-    ``open_clip.create_model_and_transforms`` and ``open_clip.get_tokenizer`` both take it, from any
-    working directory.
+    ``open_clip.create_model_and_transforms`` and ``open_clip.get_tokenizer`` take it, from any working
+    directory.
     """
     return f"local-dir:{Path(__file__).resolve().parent / 'tiny_clip'}"

@@ -1,9 +1,9 @@
-"""What happens in a demo clip: families of actions, each in two directions of time.
+"""The actions of the demo: pairs of classes that differ only in the direction of time.
 
-A clip of a family's second class is the frames of a draw of its first class in reverse order. The set
-of a clip's frames therefore has the same distribution in both, easing and pauses included, and only
-their order tells the two apart. Everything else (shapes, colours, background, bystanders, size, speed,
-start, easing, pauses) is drawn the same way in every family.
+A clip of a pair's second class is drawn like one of the first class, with its frames reversed. The frames of
+both therefore have the same distribution, easing and pauses included, and only their order tells the two
+apart. Everything else (shapes, colours, background, bystanders, size, speed, start, easing, pauses) is drawn
+in the same way for every pair.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from numpy.typing import NDArray
 from .shapes import KINDS, SIDE, Backdrop, Bar, Floats, Thing, hsv, paint, paint_bar, to_uint8
 
 FRAMES = 24
-"""Frames of a clip: a multiple of 8 and of 3, so the middles of 8 equal segments mirror onto themselves."""
+"""Frames per clip: 8 x 3, so that the middles of 8 equal segments are the same after reversing the clip."""
 
 FPS = 12
 
 SHAKE, WOBBLE, BREATH, FLICKER = 0.15, 0.35, 0.45, 0.75
-"""The most that the camera shakes (sides), shapes wobble (radians) and breathe (log), light flickers (log).
+"""Largest amplitudes: camera shake (frame sides), rotation (radians), size (log) and light (log).
 
-Set on validation classes: smaller swings leave little to learn over subtracting a clip's mean frame.
+Set on validation classes: with smaller ones, subtracting a clip's mean frame already solves most of the task.
 """
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything of a clip that its action does not decide, and the action's clock."""
+    """Everything in a clip that does not depend on its action, and the action's clock."""
 
     rng: np.random.Generator
     clock: Floats
     """Progress of the action from 0 to 1, with its easing and pauses.  [FRAMES]"""
     thing: Thing
-    """The shape that acts, at its place before the action moves it."""
+    """The shape that acts, before the action changes it."""
     other: Thing | None
     """A bystander."""
     bar: Bar | None
@@ -45,7 +45,7 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """What the camera sees: things back to front, a bar in front of them or behind, the light."""
+    """What the camera sees: shapes from back to front, a bar in front of or behind them, and the light."""
 
     things: tuple[Thing, ...]
     bar: Bar | None = None
@@ -54,7 +54,7 @@ class Shot:
 
 
 def _clock(rng: np.random.Generator) -> Floats:
-    """Progress 0..1 per frame: late start, early end, random easing, sometimes a pause in the middle."""
+    """Progress 0..1 per frame: random start, end and easing, sometimes a pause in the middle.  [FRAMES]"""
     time = np.linspace(0, 1, FRAMES)
     begin, end = rng.uniform(0, 0.15), 1 - rng.uniform(0, 0.15)
     phase = np.clip((time - begin) / (end - begin), 0, 1)
@@ -100,16 +100,16 @@ def _bar(rng: np.random.Generator) -> Bar:
 
 
 def _sway(rng: np.random.Generator, least: float, most: float) -> Floats:
-    """A swing around 0 that is in step with nothing, of an amplitude from ``least`` to ``most``.  [FRAMES]"""
+    """A sine of random frequency and phase, with an amplitude between ``least`` and ``most``.  [FRAMES]"""
     time = np.linspace(-0.5, 0.5, FRAMES)
     swing = np.sin(2 * np.pi * (rng.uniform(1.2, 3.2) * time + rng.random()))
     return (rng.uniform(least, most) * swing).astype(np.float32)
 
 
 def _unsteady(shot: Shot, rng: np.random.Generator) -> Shot:
-    """What happens in any clip, whatever its action: the camera shakes, shapes wobble, the light flickers.
+    """Add what every clip has, whatever its action: camera shake, wobbling shapes, flickering light.
 
-    All of it swings to and fro; an action is what is left when the swings are smoothed away.
+    All of these oscillate; only the action remains when they are smoothed away.
     """
     dx, dy = _sway(rng, 0.02, SHAKE), _sway(rng, 0.02, SHAKE)
     things = tuple(
@@ -134,14 +134,14 @@ def _between(clock: Floats, start: float, stop: float) -> Floats:
 
 
 def _travel(scene: Scene, direction: float) -> Shot:
-    """Cross the frame along ``direction`` (radians, 0 to the right, clockwise), give or take some degrees."""
+    """Move across the frame in about the ``direction`` (radians, 0 to the right, clockwise)."""
     rng = scene.rng
     heading = direction + rng.uniform(-0.15, 0.15)
     length = rng.uniform(0.3, 0.5)
     step = _between(scene.clock, -length / 2, length / 2)
     middle_x, middle_y = rng.uniform(0.42, 0.58, 2)
     along_x, along_y = abs(np.cos(heading)), abs(np.sin(heading))
-    # the middle is free across the path and held near the centre along it
+    # the path's middle is random across the path, and near the centre along it
     x = middle_x * along_x + scene.thing.x * (1 - along_x)
     y = middle_y * along_y + scene.thing.y * (1 - along_y)
     return Shot(things=(replace(scene.thing, x=x + step * np.cos(heading), y=y + step * np.sin(heading)),))
@@ -213,7 +213,7 @@ def _open(scene: Scene) -> Shot:
 
 
 def _bounce(scene: Scene) -> Shot:
-    """Drop under gravity, jump back to part of the height, and come to rest."""
+    """Drop under gravity, bounce once to part of the height, and come to rest."""
     rng = scene.rng
     floor, height, back = rng.uniform(0.72, 0.8), rng.uniform(0.42, 0.55), rng.uniform(0.25, 0.45)
     time = scene.clock * np.float32(1 + 2 * np.sqrt(back))  # in units of the first drop
@@ -258,18 +258,18 @@ _FAMILIES: dict[tuple[str, str], Callable[[Scene], Shot]] = {
 }
 
 PAIRS: tuple[tuple[str, str], ...] = tuple(_FAMILIES)
-"""The pairs of class folders; the second of each is the first with time reversed."""
+"""The pairs of class folders; the second of each is the first reversed in time."""
 
 CLASSES: dict[str, str] = {folder: folder.replace("_", " ") for pair in PAIRS for folder in pair}
-"""Every class folder and its human-readable name, pair by pair."""
+"""Class folder -> class name, pair by pair."""
 
 _ACTIONS = {folder: (act, place == 1) for pair, act in _FAMILIES.items() for place, folder in enumerate(pair)}
 
 
 def draw_action(folder: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Frames of one clip of class ``folder``.  [FRAMES, SIDE, SIDE, 3]
+    """Draw one clip of class ``folder``.  [FRAMES, SIDE, SIDE, 3]
 
-    The same ``rng`` state gives the two classes of a pair the same frames, in opposite orders.
+    With the same ``rng`` state, the two classes of a pair get the same frames in opposite order.
     """
     act, backwards = _ACTIONS[folder]
     backdrop = Backdrop.draw(rng)

@@ -1,4 +1,4 @@
-"""Demo clips as H.264 files, one folder for each class."""
+"""Render the demo's clips as H.264 files, one folder per class."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from clipspm.progress import track
 
 from .actions import CLASSES, FPS, draw_action
 
-# mbtree reads uninitialised memory at this frame size: with it, the bytes differ from run to run
+# mbtree reads uninitialised memory at this frame size, which makes the bytes differ from run to run
 _X264 = {"preset": "veryfast", "crf": "18", "x264-params": "mbtree=0"}
 
 
 def draw_clip(folder: str, *, seed: int, index: int) -> NDArray[np.uint8]:
-    """The frames of clip ``index`` of class ``folder`` before encoding.  [FRAMES, SIDE, SIDE, 3]"""
+    """Draw clip ``index`` of class ``folder``, before encoding.  [FRAMES, SIDE, SIDE, 3]"""
     return draw_action(folder, np.random.default_rng([seed, crc32(folder.encode()), index]))
 
 
 def write_mp4(path: Path, frames: NDArray[np.uint8], *, fps: int = FPS) -> None:
     """Write ``frames`` ``[T, H, W, 3]`` (H and W even) as H.264 in an MP4 file.
 
-    The file appears under its name only once it is whole.
+    The file appears under its name only when it is complete.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
@@ -50,7 +50,7 @@ def write_mp4(path: Path, frames: NDArray[np.uint8], *, fps: int = FPS) -> None:
 def clip_files(
     root: Path, clips_per_class: int = 40, classes: Sequence[str] | None = None
 ) -> list[tuple[Path, str, int]]:
-    """The files of the demo below ``root``: path, class folder, and number in its class.
+    """The files of the demo under ``root``: (path, class folder, index in the class).
 
     Raises ``ValueError`` for a folder that is not one of :data:`CLASSES`.
     """
@@ -75,9 +75,9 @@ def render_demo(
 ) -> None:
     """Render the demo's videos as ``root/<class folder>/<clip>.mp4``.
 
-    What a clip shows depends on ``seed``, its class and its number alone. Files that exist are kept, so a
-    folder belongs to one seed and a second call only adds what is missing. ``classes`` are folders of
-    :data:`CLASSES` (default: all). Raises ``ValueError`` for a folder that is not one of them.
+    A clip depends only on ``seed``, its class and its index. Existing files are kept: a second call only adds
+    missing ones, so use one folder per seed. ``classes``: folders of :data:`CLASSES` (default: all). Raises
+    ``ValueError`` for a folder that is not one of them.
     """
     jobs = [file for file in clip_files(root, clips_per_class, classes) if not file[0].exists()]
     for folder in {path.parent for path, _, _ in jobs}:

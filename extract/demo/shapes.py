@@ -1,7 +1,7 @@
 """Antialiased shapes and backgrounds in numpy, vectorised over frames.
 
 Positions and lengths are fractions of the frame's side, with x to the right and y down; angles are
-radians, turning clockwise as seen. Shape letters: N frames (or stills), S pixels of a side.
+radians, clockwise as seen. Shape letters: N frames (or stills), S pixels per side.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 SIDE = 64
-"""Pixels of a frame's side."""
+"""Pixels per side of a frame."""
 
 SYMMETRY = {"square": 90, "triangle": 120, "cross": 90, "star": 72, "slab": 180, "dome": 360, "chevron": 360}
-"""Each kind of shape and the smallest turn, in degrees, that maps it onto itself."""
+"""Kind of shape -> the smallest rotation, in degrees, that maps it onto itself."""
 
 KINDS = tuple(SYMMETRY)
 
@@ -44,7 +44,7 @@ def _cross(u: Floats, v: Floats) -> Floats:
 
 
 def _star(u: Floats, v: Floats) -> Floats:
-    """Five points: fold the plane onto half an arm, then measure from that arm's one edge."""
+    """A five-pointed star: fold the plane onto half an arm, then measure the distance to its edge."""
     turn = np.arctan2(v, u) + np.float32(np.pi / 2)
     folded = np.abs((turn + np.float32(_STAR_ARM)) % np.float32(2 * _STAR_ARM) - np.float32(_STAR_ARM))
     radius = np.hypot(u, v)
@@ -83,19 +83,19 @@ _SIGNED: dict[str, Callable[[Floats, Floats], Floats]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One drawn shape; every field but ``kind`` is a number or one per frame, ``[N]`` (colour ``[N, 3]``)."""
+    """A shape to draw; each field but ``kind`` is a number, or one per frame, ``[N]`` (colour ``[N, 3]``)."""
 
     kind: str
     """One of :data:`KINDS`."""
     x: Any
     y: Any
-    """Its middle."""
+    """Its centre."""
     size: Any
     """Half its extent before stretching."""
     angle: Any = 0.0
-    """How far it is turned, radians clockwise."""
+    """Its rotation, radians clockwise."""
     aspect: Any = 0.0
-    """Log of height over width beyond the shape's own; the area stays the same."""
+    """Log of the stretching of height over width; the area stays the same."""
     notch: Any = 0.0
     """Half the angle, in radians, of the wedge cut out of it; 0 is whole."""
     colour: Any = (1.0, 1.0, 1.0)
@@ -111,7 +111,7 @@ def _per_frame(value: Any, count: int) -> Floats:
 
 
 def pixel_grid(side: int = SIDE) -> tuple[Floats, Floats]:
-    """The x ``[1, 1, S]`` and y ``[1, S, 1]`` of pixel middles."""
+    """The x ``[1, 1, S]`` and y ``[1, S, 1]`` of pixel centres."""
     line = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / np.float32(side)
     return line.reshape(1, 1, side), line.reshape(1, side, 1)
 
@@ -135,7 +135,7 @@ def coverage(thing: Thing, count: int, side: int = SIDE) -> Floats:
 
 
 def blend(canvas: Floats, cover: Floats, colour: Any, alpha: Any) -> None:
-    """Lay ``colour`` over ``canvas`` ``[N, S, S, 3]`` in place where ``cover`` ``[N, S, S]`` says."""
+    """Blend ``colour`` into ``canvas`` ``[N, S, S, 3]`` in place, weighted by ``cover`` ``[N, S, S]``."""
     count = len(canvas)
     weight = (cover * _per_frame(alpha, count))[..., None]
     paint = np.asarray(colour, dtype=np.float32).reshape(-1, 1, 1, 3)
@@ -150,7 +150,7 @@ def paint(canvas: Floats, thing: Thing) -> None:
 def bar_cover(count: int, side: int, *, centre: Any, half_width: Any, upright: Any) -> Floats:
     """How much of each pixel a bar from edge to edge covers, in 0..1.  [N, S, S]
 
-    ``centre`` is the x of an ``upright`` bar and the y of another.
+    ``centre`` is the x of an ``upright`` bar and the y of a level one.
     """
     grid_x, grid_y = pixel_grid(side)
     across = np.where(_per_frame(upright, count) > 0.5, grid_x, grid_y)
@@ -179,7 +179,7 @@ def paint_bar(canvas: Floats, bar: Bar) -> None:
 
 
 def hsv(hue: Any, saturation: Any, value: Any) -> Floats:
-    """Colours from hue (turns), saturation and value, all broadcastable to ``[N]``.  [N, 3]"""
+    """RGB from hue (in turns), saturation and value, all broadcastable to ``[N]``.  [N, 3]"""
     h, s, v = np.broadcast_arrays(
         *(np.atleast_1d(np.asarray(a, dtype=np.float32)) for a in (hue, saturation, value))
     )
@@ -196,16 +196,16 @@ class Backdrop:
     """Its brightness in 0..1."""
     tint: tuple[float, float, float]
     gradient: tuple[float, float]
-    """Brightness gained from the left to the right edge, and from the top to the bottom."""
+    """Increase in brightness from the left to the right edge, and from the top to the bottom."""
     ripple: tuple[float, float, float, float]
     """Amplitude, waves per side along x and along y, phase in radians."""
     grain: float
-    """Standard deviation of a noise that stays still."""
+    """Standard deviation of noise that is the same in every frame."""
     grain_seed: int
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Backdrop:
-        """Draw one: dark or light, never in the middle, where saturated shapes would drown."""
+        """Draw a random background, dark or light: on mid tones, saturated shapes are hard to see."""
         dark = rng.random() < 0.5
         tone = float(rng.uniform(0.05, 0.3) if dark else rng.uniform(0.62, 0.92))
         tint = tuple(float(t) for t in rng.uniform(-0.06, 0.06, 3))

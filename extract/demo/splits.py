@@ -1,7 +1,7 @@
-"""Three class splits of the demo, 12 / 6 / 10 classes for training, validation and test.
+"""Three class splits of the demo: 12 / 6 / 10 classes for training, validation and test.
 
-They were drawn by the seeds below before any accuracy was measured, and both members of a pair are
-always on the same side: a head that tells a test pair apart has never seen either direction of it.
+They were drawn with the seeds below before any accuracy was measured. Both classes of a pair are always in
+the same split: a head that tells a test pair apart has never seen either direction of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _draw(seed: int) -> dict[str, list[str]]:
 
 
 DEMO_SPLITS: tuple[dict[str, list[str]], ...] = tuple(_draw(seed) for seed in SPLIT_SEEDS)
-"""The three splits; each maps train, val and test to class folders."""
+"""The three splits: train, val and test -> class folders."""
 
 
 def demo_splits(k: int) -> dict[str, list[str]]:

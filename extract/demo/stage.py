@@ -1,4 +1,4 @@
-"""Stage one of ``clipspm demo``: render the videos, then extract them as any data set."""
+"""Stage one of ``clipspm demo``: render the videos, then extract them like any data set."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +19,10 @@ def extract_demo(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_failures: Callable[[ExtractResult], None] = lambda result: None,
 ) -> tuple[Cache, list[dict[str, Split]]]:
-    """Render and extract below ``where`` what is not there yet, and what failed before.
+    """Render and extract the demo's videos under ``where``, as far as missing or failed before.
 
-    Returns the cache and the three class splits (class name -> split). Every demo video can be read, so
-    :class:`ClipspmError` says why if one cannot.
+    Returns the cache and the three class splits (class name -> split). Raises :class:`ClipspmError` if a
+    video cannot be read.
     """
     videos = where / "videos"
     on_message(f"rendering {QUICK_CLIPS if quick else CLIPS} clips for each of {len(CLASSES)} actions")
@@ -39,11 +39,11 @@ def extract_demo(
             f"{videos / path} ({category}: {error}): remove {where} and run the demo again; if that does not "
             "help, the installed PyAV (pip package av) cannot read H.264"
         )
-    on_message(f"{result.done} videos encoded in {result.seconds:.1f} s, {result.already} were there already")
+    on_message(f"{result.done} videos encoded in {result.seconds:.1f} s, {result.already} were already there")
     return open_cache(result.path), [named_splits(k) for k in range(len(DEMO_SPLITS))]
 
 
 def named_splits(k: int) -> dict[str, Split]:
-    """Split ``k`` of the demo by class name."""
+    """Split ``k`` of the demo as class name -> split."""
     splits: tuple[Split, ...] = ("train", "val", "test")
     return {CLASSES[folder]: split for split in splits for folder in DEMO_SPLITS[k][split]}

@@ -188,7 +188,7 @@ def test_damaged_metadata_is_said_and_not_repaired(tmp_path: Path) -> None:
 def test_a_writer_says_in_one_line_what_it_cannot_read(tmp_path: Path, name: str) -> None:
     path = make(tmp_path / "c.zarr")
     (path / name).write_text("hello\n")
-    with pytest.raises(ClipspmError, match="is not what it was when the cache was finished"):
+    with pytest.raises(ClipspmError, match="has changed since the cache was finished"):
         make(path)
     seal_path(path).unlink()
     if name == "classes.json":  # of a cache that is still growing: written again from the plan
@@ -313,7 +313,7 @@ def test_the_second_writer_stops_and_names_the_first(tmp_path: Path) -> None:
     first.kill()  # its lock dies with it
     first.join()
     with writing(path) as news:
-        assert f"a writer that is gone left its lock: process {first.pid}" in news
+        assert f"took over the lock of a writer that is gone: process {first.pid}" in news
     with writing(path) as news:
         assert news == ""
 
@@ -484,7 +484,7 @@ def test_ids_are_only_ever_text(tmp_path: Path, format: str) -> None:
 
 def test_a_layer_named_like_a_path_is_refused(tmp_path: Path) -> None:
     spec = replace(SPEC, layers=("../x", "final"), dims={"../x": 3, "final": 5})
-    with pytest.raises(ClipspmError, match="no name of a layer"):
+    with pytest.raises(ClipspmError, match="not a layer name"):
         CacheWriter(tmp_path / "c.zarr", spec, plan_of(["a"]), TEXT)
 
 
@@ -522,7 +522,7 @@ def test_merge_puts_parts_together(tmp_path: Path) -> None:
     make(tmp_path / "n.zarr", "zarr", IDS[:2])
     wrong = CacheWriter(tmp_path / "w.zarr", SPEC, plan_of(IDS[:2]), TEXT, shard_size=4)
     fill(wrong, number={"v00": 5, "v01": 6})
-    with pytest.raises(ClipspmError, match="video 'v00' has other features in"):
+    with pytest.raises(ClipspmError, match="video 'v00' has different features in"):
         merge([tmp_path / "n.zarr", wrong.path], tmp_path / "x.zarr")
     assert not (tmp_path / "x.zarr").exists()
 

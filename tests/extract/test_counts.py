@@ -16,7 +16,7 @@ from torch import Tensor
 from clipspm.cache.spec import CacheSpec
 from clipspm.extract import ExtractConfig, decode_pool, extract, shards
 from clipspm.extract.decode_pool import DecodePool
-from clipspm.extract.encoder import Encoder, Underway
+from clipspm.extract.encoder import Encoder, PendingFeatures
 from clipspm.extract.views import ClipSettings
 from tests.support.campaigns import tiny_config
 from tests.support.media import numbered_frames, write_video
@@ -113,7 +113,7 @@ class _Slow:
     def __init__(self) -> None:
         self.events: list[str] = []
 
-    def pixel_buffer(self, count: int, *, here: bool) -> Tensor:
+    def pixel_buffer(self, count: int, *, on_device: bool) -> Tensor:
         return torch.empty((count, 2, 2, 3), dtype=torch.uint8)
 
     def put(self, frames: Tensor, room: Tensor) -> None:
@@ -129,13 +129,13 @@ def test_features_are_fetched_when_the_next_batch_is_under_way(
 ) -> None:
     encoder = _Slow()
 
-    class Watched(Underway):
+    class Watched(PendingFeatures):
         def wait(self) -> dict[str, Tensor]:
             found = super().wait()
             encoder.events.append(f"fetch {len(found['final'])}")
             return found
 
-    monkeypatch.setattr(shards, "Underway", Watched)
+    monkeypatch.setattr(shards, "PendingFeatures", Watched)
     batcher = shards._Batcher(encoder, 5, spec)  # type: ignore[arg-type]
     for i in range(3):
         numbers = 10 * i + torch.arange(4, dtype=torch.uint8)

@@ -104,12 +104,12 @@ def test_splits_file(tmp_path: Path, form: str) -> None:
         ('{"train": ["a"], "test": ["a"]}', "'a' is in both 'train' and 'test'"),
         ('{"training": ["a"]}', "unknown split 'training'"),
         ('{"train": "a"}', "must be a list"),
-        ("{", "is no valid JSON"),
-        ('{"train": ["a"], "train": []}', "'train' is there 2 times"),
+        ("{", "is not valid JSON"),
+        ('{"train": ["a"], "train": []}', "'train' occurs 2 times"),
         ('{"train": ["A"], "test": ["a"]}', "class 'A' has no videos"),
         ('{"train": ["B", "b."], "test": ["a"]}', "'B' and 'b.' are both class 'b'"),
         ('{"train": ["***"], "test": ["a"]}', r"'\*\*\*' has no videos"),
-        ("[" * 100_000, "nested too deeply|is no valid JSON"),
+        ("[" * 100_000, "nested too deeply|is not valid JSON"),
         ("[]", "must hold"),
     ],
 )
@@ -260,7 +260,7 @@ def test_class_names_that_are_nearly_the_same_are_pointed_out(tmp_path: Path) ->
     touch(tmp_path / "v", "Hug/1.mp4", "hug/1.mp4", "hug /2.mp4", "hug_/3.mp4", "run/1.mp4")
     found = said(tmp_path / "v")
     assert "the classes 'Hug' and 'hug' differ in case or separators only" in found
-    assert "the folders 'hug' and 'hug ' and 'hug_' are taken for one class, 'hug'" in found
+    assert "the folders 'hug' and 'hug ' and 'hug_' are treated as one class, 'hug'" in found
     assert "run" not in found
     (tmp_path / "m.csv").write_text("path,class,split\na.mp4,hug,train\nb.mp4,hug ,test\n")
     assert "'hug' and 'hug '" in said(tmp_path / "m.csv", "manifest")
@@ -304,7 +304,7 @@ def test_a_name_that_may_be_two_classes_is_refused(tmp_path: Path) -> None:
     touch(tmp_path / "v", "big step/1.mp4", "Big-Step/1.mp4", "walk/1.mp4")
     path = tmp_path / "s.json"
     path.write_text('{"train": ["bigstep"], "test": ["walk"]}')
-    with pytest.raises(ClipspmError, match="'bigstep' can be '.*' or '.*': write it so"):
+    with pytest.raises(ClipspmError, match="'bigstep' can be '.*' or '.*': use the exact name"):
         index_dataset("folder", tmp_path / "v", path)
 
 

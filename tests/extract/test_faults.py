@@ -103,7 +103,7 @@ def test_failed_videos_are_tried_again_when_asked(some: ExtractConfig, tmp_path:
     for row, video in enumerate(before.good):
         assert (after.features("final")[rows[video.id]] == features[row]).all()
     assert "a/bad 1.mp4" in {video.path for video in after.good}
-    with pytest.raises(ClipspmError, match="was written to since it was opened"):
+    with pytest.raises(ClipspmError, match="has changed since it was opened"):
         opened.features("final")
 
 

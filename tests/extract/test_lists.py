@@ -214,7 +214,7 @@ def test_another_family_is_recognised_by_its_classes(tmp_path: Path) -> None:
         (tmp_path / "v" / "zumba").mkdir(parents=True, exist_ok=True)
         (tmp_path / "v" / "zumba" / f"{stem}.mp4").touch()
     index = index_dataset("kinetics100", tmp_path / "v", split_files=lists)
-    assert any(note.startswith("another family of kinetics100") for note in index.notes)
+    assert any(note.startswith("not the published split of kinetics100") for note in index.notes)
 
 
 def test_a_name_is_not_taken_from_the_folder_of_another_class(tmp_path: Path) -> None:
@@ -236,11 +236,11 @@ def test_a_name_is_not_taken_from_the_folder_of_another_class(tmp_path: Path) ->
         (
             "kinetics.csv",
             "label,youtube_id,time_start,time_end\na,b,c,d\n",
-            "line 2: the times are no numbers",
+            "line 2: time_start and time_end must be numbers",
         ),
-        ("kinetics.csv", "label,youtube_id,time_start,time_end\n", "name no video"),
+        ("kinetics.csv", "label,youtube_id,time_start,time_end\n", "contain no videos"),
         ("labels.json", '[{"id": 1, "template": "x"}, {"id": 2}]', "entry 2: expected id and template"),
-        ("notes.md", "hello", "holds no list of videos that is known"),
+        ("notes.md", "hello", "holds no list of videos in a known format"),
         ("train_few_shot.txt", "\xff\xfe", "cannot read the list|names no video"),
     ],
 )

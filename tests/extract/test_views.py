@@ -59,11 +59,11 @@ def test_clips_come_through_shared_memory_as_they_are(paths: list[Path], native:
         assert np.shares_memory(found.pixels, pool._slots)
 
 
-@pytest.mark.parametrize("missing", ["_memory", "_place", "_mapped"])
+@pytest.mark.parametrize("missing", ["_memory_file", "_memory_path", "_map"])
 def test_clips_are_the_same_where_no_memory_is_shared(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    monkeypatch.setattr(decode_pool, missing, lambda *arguments: "" if missing == "_place" else None)
+    monkeypatch.setattr(decode_pool, missing, lambda *arguments: "" if missing == "_memory_path" else None)
     with DecodePool(SETTINGS, workers=1, timeout=30.0) as pool:
         assert pool._free == []
         check(pool, paths[:5])
@@ -115,12 +115,12 @@ def test_workers_that_cannot_start_are_one_clear_line(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import clipspm.extract.decode_pool as w, os\nw._mapped = lambda *a: os._exit(9)\n"
+        "import clipspm.extract.decode_pool as w, os\nw._map = lambda *a: os._exit(9)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with (
         DecodePool(SETTINGS, workers=1, timeout=30.0) as pool,
-        pytest.raises(ClipspmError, match="do not stay alive"),
+        pytest.raises(ClipspmError, match="decode workers keep dying"),
     ):
         list(pool.stream([(p, p.name) for p in paths]))
 
