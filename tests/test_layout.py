@@ -20,6 +20,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("train_heads/heads/protocol train_heads/heads/episode train_heads/heads/checks train_heads/heads/base",),
     ("train_heads/heads/clipspm", "train_heads/heads/peers"),
     ("train_heads/heads/registry",),
+    ("testing",),  # what a head promises, for tests of your own
     ("train_heads/config train_heads/places train_heads/request train_heads/runs train_heads/resume",),
     ("train_heads/evaluation",),  # predictions, scores, intervals, leaks
     ("train_heads/training",),  # the loop, and what chooses its weights

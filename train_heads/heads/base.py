@@ -62,6 +62,8 @@ class Head(nn.Module):
     weights: Mapping[str, float] = {}
     #: buffers (scalars) to choose on validation classes after training, each with its candidates
     tunable: Mapping[str, tuple[float, ...]] = {}
+    #: parameters that nothing reads, there for checkpoints of others
+    unused: tuple[str, ...] = ()
     #: whether to look at the arguments before scoring (one synchronisation with the device per call)
     check: bool = True
 
