@@ -16,6 +16,7 @@ from clipspm.errors import ClipspmError, UsageError
 from clipspm.tables import Table
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.result import saved_predictions
+from clipspm.train_heads.places import known_runs, run_at
 from clipspm.train_heads.runs import (
     CONFIG,
     IN_CONFIG,
@@ -25,9 +26,7 @@ from clipspm.train_heads.runs import (
     STATE,
     Run,
     check_results,
-    known_runs,
     put,
-    run_at,
 )
 
 if TYPE_CHECKING:

@@ -113,7 +113,7 @@ class EvalResult:
     @property
     def name(self) -> str:
         """What this is filed under: the hash of its episodes, and a mark of what was unlike the run's own."""
-        return self.episodes.hash + self.facts.get("unlike", "")
+        return f"{self.episodes.hash}{self.facts.get('unlike', '')}"
 
 
 def cache_name(facts: Mapping[str, Any]) -> str:
