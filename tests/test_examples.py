@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
+from clipspm.train_heads.heads import CLIPSPMConfig
 from tests.support.synthetic import fake_cache, real_cache
 
 SOURCE = Path(__file__).parents[1] / "examples" / "change_head"
@@ -126,3 +128,23 @@ def test_it_is_trained_scored_and_compared(shell: Shell) -> None:
     assert [*rows] == ["full", "change", by_path]
     named, at_path = (rows[name]["protocols"] for name in ("change", by_path))
     assert named == at_path != rows["full"]["protocols"]
+
+
+def test_the_call_in_the_documentation() -> None:
+    text = (SOURCE.parents[1] / "docs" / "heads.md").read_text("utf-8")
+    (call,) = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(call, names)
+    out = names["out"]
+    assert out.logits.shape == (2, 3, 5)
+    assert all(name in text for name in out.evidence)
+    assert out.losses == {}
+
+
+def test_every_setting_in_the_documentation_is_one_and_the_other_way_round() -> None:
+    text = (SOURCE.parents[1] / "docs" / "heads.md").read_text("utf-8")
+    clipspm = text[text.index("## CLIP-SPM: modules and variants") : text.index("## Recipes")]
+    assert {
+        name for name in CLIPSPMConfig.names() if f"`{name}" not in clipspm and f"{name}=" not in clipspm
+    } == set()
+    assert set(re.findall(r"`(\w+)=", clipspm)) <= set(CLIPSPMConfig.names())
