@@ -25,6 +25,8 @@ from clipspm.train_heads.demo import EPISODES
 from clipspm.train_heads.episodes.pool import FeatureSource
 from clipspm.train_heads.experiments.ablation_table import together
 
+CLAIM = "On drawn videos CLIP-SPM beats every other head, and HSMR carries it (docs/results.md)."
+
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 #: TRX's own width, 1152, is for a ResNet's 2048 channels; it takes 14 times as long as the default
 TRX_WIDTH = 128

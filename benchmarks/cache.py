@@ -28,6 +28,8 @@ from clipspm.cache.reader import size_on_disk
 from clipspm.cache.transform import convert
 from clipspm.cache.verify import verify
 
+CLAIM = "Training takes less memory than twice the cache and 2 GiB (docs/speed.md)."
+
 #: name -> videos, classes, layers
 SIZES = {"HMDB51": (6766, 51, ("3", "7", "11", "final")), "SSv2": (82_000, 100, ("final",))}
 FRAMES, WIDTH, VIDEOS = 8, 512, 50

@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+CLAIM = "Hostile files and kills cost a video or the shards in flight, never a cache (docs/extraction.md)."
+
 # decode workers import this module as they start: what loads torch is imported where it is used
 
 MB = 1e6

@@ -48,6 +48,8 @@ from clipspm.train_heads.runs import HeadShape, Run
 from clipspm.train_heads.training.curves import Several
 from clipspm.train_heads.training.loop import Trainer
 
+CLAIM = "CLIP-SPM trains twice, and is scored several times, as fast as plain code (docs/speed.md)."
+
 DIM, FRAMES, WAY, EPISODES = 512, 8, 5, 10_000
 CLASSES = {"train": 31, "val": 0, "test": 10}
 PER_CLASS = 133  # HMDB51: 6766 videos of 51 classes

@@ -39,6 +39,8 @@ from clipspm.train_heads import (
 from clipspm.train_heads.config import Precision
 from clipspm.train_heads.experiments.ablation_table import Row, together
 
+CLAIM = "No variant is clearly better than the default on both class folds (docs/recipes.md)."
+
 Fold = dict[str, Split]
 
 

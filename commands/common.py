@@ -2,8 +2,9 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -13,6 +14,7 @@ from clipspm.extract.config import ExtractConfig
 from clipspm.options import like, own
 from clipspm.terminal import Terminal, one_line
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 #: columns of the names of options in the help
 _NAMES = 28
@@ -49,7 +51,7 @@ class App(typer.Typer):
             **more,
         )
 
-    def command(self, name: str | None = None, **more: Any) -> Any:
+    def command(self, name: str | None = None, **more: Any) -> Callable[[Function], Function]:
         return super().command(name, cls=Command, **more)
 
 

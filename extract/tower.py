@@ -12,8 +12,8 @@ from torch import Tensor
 
 from clipspm.cache.checked import save_tensors
 from clipspm.errors import ClipspmError, UsageError
+from clipspm.extract.models import LOCAL_DIR
 from clipspm.extract.weights import (
-    LOCAL_DIR,
     WeightsOutOfReach,
     activation_mismatch,
     architecture,

@@ -1,6 +1,7 @@
 """The rooms of the package and their order: a module imports from its own room and those above it in the table."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -22,6 +23,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ),
     ("train_heads/heads/clipspm", "train_heads/heads/peers"),
     ("train_heads/heads/registry",),
+    ("testing",),  # what a head promises, for tests of your own
     ("train_heads/config train_heads/places train_heads/request train_heads/runs train_heads/resume",),
     ("train_heads/evaluation",),  # predictions, scores, intervals, leaks
     ("train_heads/training",),  # the loop, and what chooses its weights
@@ -95,3 +97,11 @@ def test_there_is_no_circle() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_the_map_for_people_has_every_room() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    table = text[text.index("## The rooms") : text.index("## Where is it?")]
+    named = {name.strip("/").rpartition("/")[2] for name in re.findall(r"`([\w/]+)`", table)}
+    rooms = (place for line in ROOMS for several in line for place in several.split())
+    assert {place.rpartition("/")[2] for place in rooms} - named - {"protocol"} == set()

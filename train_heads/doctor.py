@@ -16,6 +16,7 @@ from clipspm.errors import ClipspmError, UsageError
 from clipspm.tables import Table
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.result import load_predictions
+from clipspm.train_heads.places import known_runs, run_at
 from clipspm.train_heads.runs import (
     CONFIG,
     IN_CONFIG,
@@ -26,8 +27,6 @@ from clipspm.train_heads.runs import (
     Run,
     check_results,
     copy_into,
-    known_runs,
-    run_at,
 )
 
 if TYPE_CHECKING:

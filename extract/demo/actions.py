@@ -126,7 +126,7 @@ def _unsteady(shot: Shot, rng: np.random.Generator) -> Shot:
     if bar is not None:
         bar = replace(bar, centre=bar.centre + (dx if bar.upright else dy))
     flicker = np.exp(_sway(rng, 0.05, FLICKER) - 0.2)
-    return replace(shot, things=things, bar=bar, light=shot.light * flicker)
+    return replace(shot, things=things, bar=bar, light=shot.light * flicker)  # type: ignore[arg-type]
 
 
 def _between(clock: Floats, start: float, stop: float) -> Floats:

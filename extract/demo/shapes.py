@@ -50,9 +50,8 @@ def _star(u: Floats, v: Floats) -> Floats:
     radius = np.hypot(u, v)
     edge = _STAR_INNER - _STAR_OUTER
     normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
-    return (radius * np.cos(folded) - np.float32(_STAR_OUTER[0])) * np.float32(normal[0]) + (
-        radius * np.sin(folded)
-    ) * np.float32(normal[1])
+    along = (radius * np.cos(folded) - np.float32(_STAR_OUTER[0])) * np.float32(normal[0])
+    return along + radius * np.sin(folded) * np.float32(normal[1])  # type: ignore[return-value,no-any-return]
 
 
 def _slab(u: Floats, v: Floats) -> Floats:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from clipspm.cache import Cache, Split, open_cache
 from clipspm.errors import ClipspmError
+from clipspm.extract.config import ExtractConfig
 from clipspm.extract.demo import CLASSES, DEMO_SPLITS, render_demo
-from clipspm.extract.pipeline import ExtractConfig, ExtractResult, Progress, extract
+from clipspm.extract.pipeline import ExtractResult, Progress, extract
 
 CLIPS, QUICK_CLIPS = 40, 14  # per class
 

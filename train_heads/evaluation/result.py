@@ -113,7 +113,7 @@ class EvalResult:
     @property
     def name(self) -> str:
         """Its name in the run: the hash of its episodes, and a suffix if settings differ from the run's."""
-        return self.episodes.hash + self.facts.get("unlike", "")
+        return f"{self.episodes.hash}{self.facts.get('unlike', '')}"
 
 
 def cache_name(facts: Mapping[str, Any]) -> str:

@@ -51,6 +51,8 @@ class Head(nn.Module):
     weights: Mapping[str, float] = {}
     #: scalar buffers to tune on validation classes after training, each with its candidates
     tunable: Mapping[str, tuple[float, ...]] = {}
+    #: parameters that nothing reads, kept for the checkpoints of others
+    unused: tuple[str, ...] = ()
     #: whether to check the arguments before scoring (one synchronisation with the device per call)
     check: bool = True
 

@@ -1,4 +1,4 @@
-"""The peers of CLIP-SPM: recorded tensors, slow references, and the contract that every head keeps."""
+"""The peers of CLIP-SPM: recorded tensors, slow references, and the promises that every head keeps."""
 
 import itertools
 import math
@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipspm.testing import check_head
 from clipspm.train_heads.heads import HEADS, BaseClasses, Head, build_head
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.peers.clip_fsar import CLIPFSAR
@@ -20,7 +21,6 @@ from clipspm.train_heads.heads.peers.cpm import CPM, best_assignment
 from clipspm.train_heads.heads.peers.trx import TRX
 
 E, C, T, D = 2, 3, 4, 16
-TRAINED = ("clip-spm", "clip-fsar", "trx", "cpm", "semantic-prompt")
 
 
 def build(name: str, **config: Any) -> Head:
@@ -109,89 +109,17 @@ def test_trx_equals_the_recorded_tensors(shared_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
-class TestEveryHead:
-    def test_shapes_with_and_without_the_episode_axis(self, name: str) -> None:
-        head, call = build(name).eval(), episode()
-        batched = head(**call)
-        assert batched.logits.shape == (E, 6, C)
-        for e in range(E):
-            alone = head(**{k: v[e] for k, v in call.items()})
-            torch.testing.assert_close(alone.logits, batched.logits[e], rtol=1e-4, atol=1e-5)
+def test_every_head_keeps_its_promises(name: str) -> None:
+    check_head(name, dim=D, frames=T)
+    assert build(name).trainable == HEADS[name].trained == bool([*build(name).parameters()])
 
-    def test_inductive_logits_do_not_depend_on_the_other_queries(self, name: str) -> None:
-        head, call = build(name).eval(), episode()
-        every = head(**call, protocol="inductive").logits
-        fewer = head(**call | {"query": call["query"][:, 1:3]}, protocol="inductive").logits
-        others = torch.cat([call["query"][:, :1], torch.randn(E, 2, T, D) * 3], dim=1)
-        replaced = head(**call | {"query": others}, protocol="inductive").logits
-        torch.testing.assert_close(fewer, every[:, 1:3], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(replaced[:, :1], every[:, :1], rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.parametrize("protocol", ["inductive", "transductive"])
-    def test_supports_and_queries_come_in_any_order(self, name: str, protocol: Any) -> None:
-        head, call = build(name).eval(), episode()
-        s, q = torch.randperm(6), torch.randperm(6)
-        shuffled = {
-            "support": call["support"][:, s],
-            "support_labels": call["support_labels"][:, s],
-            "query": call["query"][:, q],
-            "text": call["text"],
-        }
-        expected = head(**call, protocol=protocol).logits[:, q]
-        torch.testing.assert_close(head(**shuffled, protocol=protocol).logits, expected, rtol=1e-4, atol=1e-5)
-
-    def test_evaluation_never_sees_query_labels(self, name: str) -> None:
-        head, call = build(name).eval(), episode()
-        plain = head(**call).logits
-        for labels in (torch.zeros(E, 6, dtype=torch.long), torch.randint(C, (E, 6))):
-            assert torch.equal(head(**call, query_labels=labels, base=base_classes()).logits, plain)
-
-    def test_gradients_reach_what_is_trained(self, name: str) -> None:
-        head, call = build(name).train(), episode()
-        assert head.trainable == (name in TRAINED)
-        if not head.trainable:
-            assert not list(head.parameters())
-            return
-        labels = torch.randint(C, (E, 6))
-        output = head(**call, query_labels=labels, base=base_classes())
-        head.episode_loss(output, labels).sum().backward()
-        still = [n for n, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-        assert still == (["scale"] if name == "clip-spm" else [])
-
-    def test_the_loss_is_one_number_per_episode(self, name: str) -> None:
-        head, call = build(name).eval(), episode()
-        labels = torch.randint(C, (E, 6))
-        losses = head.episode_loss(head(**call, query_labels=labels), labels)
-        assert losses.shape == (E,)
-        alone = head(**{k: v[0] for k, v in call.items()}, query_labels=labels[0])
-        torch.testing.assert_close(head.episode_loss(alone, labels[0]), losses[0], rtol=1e-4, atol=1e-5)
-
-    def test_state_comes_back(self, name: str) -> None:
-        head, call = build(name).eval(), episode()
-        with torch.no_grad():
-            for tensor in head.state_dict().values():
-                tensor += 0.1
-        other = build_head(name, dim=D, frames=T).eval()
-        other.load_state_dict(head.state_dict())
-        assert torch.equal(other(**call).logits, head(**call).logits)
-
-    def test_tunable_names_are_scalar_buffers(self, name: str) -> None:
-        head = build(name)
-        for buffer, candidates in head.tunable.items():
-            assert head.get_buffer(buffer).shape == ()
-            assert len(set(candidates)) == len(candidates) > 1
-
-    def test_half_precision_features_give_float32_logits(self, name: str) -> None:
-        head, call = build(name).eval(), episode()
-        halves = {k: v.half() if v.is_floating_point() else v for k, v in call.items()}
-        widened = {k: v.float() if v.is_floating_point() else v for k, v in halves.items()}
-        found = head(**halves).logits
-        assert found.dtype == torch.float32
-        assert torch.equal(found, head(**widened).logits)
-
-    def test_unknown_options_are_refused(self, name: str) -> None:
-        with pytest.raises(ValueError, match=f"({name} has no settings, found|unknown setting) 'colour'"):
-            build_head(name, dim=D, frames=T, config={"colour": 1})
+@pytest.mark.parametrize(
+    ("name", "says"), [("otam", "unknown setting"), ("zero-shot", "zero-shot has no settings, found")]
+)
+def test_unknown_settings_are_refused(name: str, says: str) -> None:
+    with pytest.raises(ValueError, match=f"{says} 'colour'"):
+        build(name, colour=1)
 
 
 def test_unknown_heads_are_refused_with_the_choices() -> None:

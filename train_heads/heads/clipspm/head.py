@@ -60,8 +60,9 @@ class CLIPSPM(Head):
 
     Evidence: ``motion`` (-D0, where it has a weight), ``prototype`` (-D1), ``refined`` (-D2) and ``anchor``
     (-D3). Losses: ``motion`` with HSMR; ``text`` and ``consistency`` with SPM and ``config.consistency``.
-    ``scale`` is an unused scalar of the authors' model.
     """
+
+    unused = ("scale",)  # of the authors' checkpoints
 
     def __init__(
         self, dim: int, config: CLIPSPMConfig | None = None, *, layer_dims: Mapping[str, int] | None = None
