@@ -71,7 +71,7 @@ def test_dry_run_and_run_refuse_the_same(config: ExtractConfig, tmp_path: Path, 
                 extract(replace(config, dry_run=dry_run, **changed))  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipspm.engines.base.find_spec", lambda name: None)
+        patch.setattr("clipspm.engines.find_spec", lambda name: None)
         for name in ("slurm", "ray"):
             refused(
                 rf"--engine {name} needs the extra: pip install 'clipspm\[{name}\]'",
@@ -86,7 +86,7 @@ def test_dry_run_and_run_refuse_the_same(config: ExtractConfig, tmp_path: Path, 
         r"cannot write to .*/file \(Not a directory\): choose another --out", out=tmp_path / "file" / "c.zarr"
     )
     done = extract(config)
-    refused("of the other format", out=done.path, format="hdf5")
+    refused("is not in the format --format hdf5", out=done.path, format="hdf5")
     shutil.copytree(config.videos, tmp_path / "less")  # type: ignore[arg-type]
     (tmp_path / "less" / "wave" / "1.mp4").unlink()
     refused("holds 1 videos that are not among", out=done.path, videos=tmp_path / "less")
