@@ -89,18 +89,8 @@ class _Checked:
 
 def _alone(episode: Episode, e: int) -> Episode:
     """One of the episodes, without the axis E."""
-    return replace(
-        episode,
-        support={layer: x[e] for layer, x in episode.support.items()},
-        query={layer: x[e] for layer, x in episode.query.items()},
-        support_labels=episode.support_labels[e],
-        text=episode.text[e],
-    )
-
-
-def _with(episode: Episode, change: Callable[[Tensor], Tensor]) -> Episode:
-    """The episodes with their queries changed."""
-    return replace(episode, query={layer: change(x) for layer, x in episode.query.items()})
+    one = episode.mapped(lambda x: x[e], lambda x: x[e])
+    return replace(one, support_labels=episode.support_labels[e], text=episode.text[e])
 
 
 def _layers(checked: _Checked) -> None:
@@ -153,8 +143,8 @@ def _each_query_alone(checked: _Checked) -> None:
     """Inductive logits do not depend on the other queries."""
     head, episode = checked.built()
     every = head.run(episode).logits
-    fewer = head.run(_with(episode, lambda x: x[:, 1:3])).logits
-    others = _with(episode, lambda x: torch.cat([x[:, :1], 3 * torch.randn_like(x[:, :2])], dim=1))
+    fewer = head.run(episode.mapped(query=lambda x: x[:, 1:3])).logits
+    others = episode.mapped(query=lambda x: torch.cat([x[:, :1], 3 * torch.randn_like(x[:, :2])], dim=1))
     said = "inductive logits of a query depend on the other queries"
     checked.same(fewer, every[:, 1:3], said)
     checked.same(head.run(others).logits[:, :1], every[:, :1], said)
@@ -167,13 +157,10 @@ def _any_order(checked: _Checked) -> None:
     for protocol in PROTOCOLS:
         given = replace(episode, protocol=protocol)
         logits = head.run(given).logits
-        shuffled = replace(
-            given,
-            support={layer: x[:, supports] for layer, x in given.support.items()},
-            support_labels=given.support_labels[:, supports],
-        )
+        labels = given.support_labels[:, supports]
+        shuffled = replace(given.mapped(lambda x: x[:, supports]), support_labels=labels)
         checked.same(head.run(shuffled).logits, logits, f"{protocol} logits depend on the order of supports")
-        found = head.run(_with(given, lambda x: x[:, queries])).logits
+        found = head.run(given.mapped(query=lambda x: x[:, queries])).logits
         checked.same(found, logits[:, queries], f"{protocol} logits depend on the order of queries")
 
 
@@ -265,12 +252,8 @@ def _half_precision(checked: _Checked) -> None:
 
 
 def _cast(episode: Episode, dtype: torch.dtype) -> Episode:
-    return replace(
-        episode,
-        support={layer: x.to(dtype) for layer, x in episode.support.items()},
-        query={layer: x.to(dtype) for layer, x in episode.query.items()},
-        text=episode.text.to(dtype),
-    )
+    changed = episode.mapped(lambda x: x.to(dtype), lambda x: x.to(dtype))
+    return replace(changed, text=episode.text.to(dtype))
 
 
 def _recall(checked: _Checked) -> None:
@@ -301,16 +284,6 @@ def _settings(checked: _Checked) -> None:
 
 #: every promise, in the order in which they are looked at
 CHECKS: tuple[Callable[[_Checked], None], ...] = (
-    _layers,
-    _shapes,
-    _each_query_alone,
-    _any_order,
-    _no_label_in_logits,
-    _losses,
-    _gradients,
-    _state,
-    _tunable,
-    _half_precision,
-    _recall,
-    _settings,
+    *(_layers, _shapes, _each_query_alone, _any_order, _no_label_in_logits, _losses),
+    *(_gradients, _state, _tunable, _half_precision, _recall, _settings),
 )

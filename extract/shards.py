@@ -187,16 +187,6 @@ class ShardTask:
         return ShardDone(shard.number, spent + Spent(writing=time.perf_counter() - start))
 
 
-def extract_shard(task: ShardTask, shard: Shard, device: str | None = None) -> ShardDone:
-    """Extract and stage one shard, unless it is already staged.
-
-    Videos that cannot be read are recorded as failed. Raises :class:`ClipspmError` if the encoder cannot be
-    used or the shard cannot be staged.
-    """
-    with task.open(device) as work:
-        return next(iter(work([shard])))
-
-
 class _Batcher:
     """Collects the frames of a shard's videos and encodes them in batches that cross video boundaries.
 

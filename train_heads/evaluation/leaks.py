@@ -6,7 +6,6 @@ labels: only :meth:`~.heads.base.Head.losses` receives them.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.predict import evaluating, make_batch
 from clipspm.train_heads.heads.base import Head
-from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import Run
 
@@ -55,18 +53,13 @@ def guard_labels(head: Head, bank: FeatureBank, episodes: Episodes, frames: int,
         if not _same_logits(head.run(episode, labels).logits, logits):
             raise ClipspmError("leak: the head's logits change with the labels of the queries")
         backwards = torch.arange(logits.shape[1], device=logits.device).flip(0)
-        if not _same_logits(head.run(_with_queries(episode, backwards)).logits.flip(1), logits):
+        if not _same_logits(head.run(episode.mapped(query=lambda x: x[:, backwards])).logits.flip(1), logits):
             raise ClipspmError(
                 "leak: the head's logits change with the order of the queries, which follows classes"
             )
-        alone = _with_queries(episode, backwards[-1:])
+        alone = episode.mapped(query=lambda x: x[:, :1])
         if protocol == "inductive" and not _same_logits(head.run(alone).logits, logits[:, :1]):
             raise ClipspmError("leak: inductive logits of a query change with the other queries")
-
-
-def _with_queries(episode: Episode, which: Tensor) -> Episode:
-    """Return ``episode`` with the queries ``which``, in that order."""
-    return replace(episode, query={layer: x[:, which] for layer, x in episode.query.items()})
 
 
 def _same_logits(found: Tensor, logits: Tensor) -> bool:

@@ -4,7 +4,7 @@ Shapes: E episodes, S support videos, Q query videos, C classes (ways), T frames
 classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from clipspm.cache.spec import FINAL
 from clipspm.train_heads.heads.parts.otam import full
 from clipspm.train_heads.heads.protocol import Protocol
+
+Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,14 @@ class Episode:
         """Look up the class text of each video: ``labels`` [E, N] -> [E, N, D]."""
         return self.text.gather(1, labels.unsqueeze(-1).expand(-1, -1, self.text.shape[-1]))
 
+    def mapped(self, support: Change | None = None, query: Change | None = None) -> "Episode":
+        """Apply functions to the features of supports and of queries, layer by layer."""
+
+        def each(features: Mapping[str, Tensor], change: Change | None) -> Mapping[str, Tensor]:
+            return {layer: change(x) for layer, x in features.items()} if change else features
+
+        return replace(self, support=each(self.support, support), query=each(self.query, query))
+
     @property
     def has_batch(self) -> bool:
         """Whether the leading E is there."""
@@ -86,13 +96,8 @@ class Episode:
 
     def batched(self) -> "Episode":
         """Add a missing E; make labels int64 and features at least float32."""
-        return replace(
-            self,
-            support={layer: self.widened(x) for layer, x in self.support.items()},
-            query={layer: self.widened(x) for layer, x in self.query.items()},
-            support_labels=self.widened(self.support_labels),
-            text=self.widened(self.text),
-        )
+        labels, text = self.widened(self.support_labels), self.widened(self.text)
+        return replace(self.mapped(self.widened, self.widened), support_labels=labels, text=text)
 
     def widened(self, x: Tensor) -> Tensor:
         """Convert ``x`` as :meth:`batched` does."""

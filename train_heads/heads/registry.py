@@ -57,35 +57,22 @@ class HeadEntry:
 
 
 _HERE = "clipspm.train_heads.heads"
+#: settings of heads that have an attention block
+_BLOCK: dict[str, Any] = {"heads": int, "ffn_width": int, "dropout": float}
 
 HEADS: dict[str, HeadEntry] = {
     "clip-spm": HeadEntry("CLIP-SPM: HSMR, SPM and PADM (arXiv 2512.19036)", f"{_HERE}.clipspm.head:CLIPSPM"),
     "clip-fsar": HeadEntry(
         "class texts with supports, OTAM (arXiv 2303.02982)",
         f"{_HERE}.peers.clip_fsar:CLIPFSAR",
-        settings={
-            "heads": int,
-            "ffn_width": int,
-            "dropout": float,
-            "ffn_dropout": float,
-            "class_text_weight": float,
-            "text_scale": float,
-            "text_fusion": bool,
-            "fusion_b": float,
-        },
+        settings=_BLOCK
+        | dict.fromkeys(("ffn_dropout", "class_text_weight", "text_scale", "fusion_b"), float)
+        | {"text_fusion": bool},
     ),
     "cpm": HeadEntry(
         "compound prototype matching (arXiv 2207.05515)",
         f"{_HERE}.peers.cpm:CPM",
-        settings={
-            "m_g": int,
-            "m_f": int,
-            "heads": int,
-            "ffn_width": int,
-            "dropout": float,
-            "scale": float,
-            "focus_weight": float,
-        },
+        settings=_BLOCK | {"m_g": int, "m_f": int, "scale": float, "focus_weight": float},
     ),
     "trx": HeadEntry(
         "cross-attention of frame tuples (arXiv 2101.06184)",
@@ -95,7 +82,7 @@ HEADS: dict[str, HeadEntry] = {
     "semantic-prompt": HeadEntry(
         "class texts prompt the supports (arXiv 2303.14123)",
         f"{_HERE}.peers.semantic_prompt:SemanticPrompt",
-        settings={"heads": int, "ffn_width": int, "dropout": float, "scale": float},
+        settings=_BLOCK | {"scale": float},
     ),
     "otam": HeadEntry(
         "ordered temporal alignment (arXiv 1906.11415)",

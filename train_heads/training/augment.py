@@ -27,11 +27,11 @@ def mix_motion(batch: Batch, strength: float, generator: torch.Generator) -> Bat
     partners = (torch.arange(ways) + steps) % ways
     share = (torch.rand(episodes, ways, generator=generator) * 2 - 1) * strength
     partners, share = partners.to(episode.text.device), share.to(episode.text)
-    support, query = (
-        {layer: _mixed(videos, partners, share) for layer, videos in by_layer.items()}
-        for by_layer in (episode.support, episode.query)
-    )
-    return replace(batch, episode=replace(episode, support=support, query=query))
+
+    def mix(videos: Tensor) -> Tensor:
+        return _mixed(videos, partners, share)
+
+    return replace(batch, episode=episode.mapped(mix, mix))
 
 
 def _mixed(videos: Tensor, partners: Tensor, share: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Test classes cannot be used: their split is closed while a head is trained (:met
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from clipspm.progress import Say
 from clipspm.train_heads.config import TrainConfig
@@ -43,30 +44,14 @@ class Selector:
         """Return the mean accuracy of ``head``; None if there is nothing to select on."""
         if self.bank is None or self.episodes is None:
             return None
-        assert config.frames is not None
-        found = predict(
-            head,
-            self.bank,
-            self.episodes,
-            frames=config.frames,
-            protocol=config.select_protocol,
-            precision=config.precision,
-        )
+        found = predict(head, self.bank, self.episodes, **_how(config))
         return float(accuracies(found, self.episodes).mean())
 
     def tuned(self, head: Head, config: TrainConfig) -> dict[str, float]:
         """Tune the buffers that ``head`` declares as tunable; return the chosen values."""
         if self.bank is None or self.episodes is None:
             return {}
-        assert config.frames is not None
-        return tune(
-            head,
-            self.bank,
-            self.episodes,
-            frames=config.frames,
-            protocol=config.select_protocol,
-            precision=config.precision,
-        )
+        return tune(head, self.bank, self.episodes, **_how(config))
 
     def save(self, folder: Path) -> None:
         """Write the episodes beside the weights that are selected on them."""
@@ -120,3 +105,11 @@ def _selector_on(by: Selection, bank: FeatureBank, spec: EpisodeSpec, config: Tr
     shot = config.shots if by == "val" else min(config.shots, pool.smallest()[1] - 1)
     spec = replace(spec, way=min(config.way, len(pool.names)), shot=shot)
     return Selector(by, bank, draw(spec, pool, config.val_episodes))
+
+
+def _how(config: TrainConfig) -> dict[str, Any]:
+    return {
+        "frames": config.frames,
+        "protocol": config.select_protocol,
+        "precision": config.precision,
+    }

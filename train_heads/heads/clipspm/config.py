@@ -1,6 +1,6 @@
 """Settings of CLIP-SPM, and presets with the authors' values."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, get_args, get_type_hints
@@ -86,11 +86,6 @@ class CLIPSPMConfig:
     def refines_what_moves(self) -> bool:
         """Whether HSMR refines centred frames and the matching sees those."""
         return self.hsmr and self.matching_input == "refined-centered"
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Return the names of the fields, in order."""
-        return tuple(f.name for f in fields(cls))
 
 
 @cache

@@ -38,13 +38,17 @@ class Block(nn.Module):
         dim: int,
         *,
         heads: int = 8,
-        head_width: int = 256,
+        head_width: int | None = None,
         ffn_width: int = 2048,
         dropout: float = 0.2,
         ffn_dropout: float = 0.05,
         zero_init: bool = False,
     ) -> None:
         super().__init__()
+        if head_width is None:
+            if dim % heads:
+                raise ValueError(f"heads: found {heads}; needed a divisor of D = {dim}")
+            head_width = dim // heads
         inner = heads * head_width
         self.dim, self.heads, self.head_width = dim, heads, head_width
         self.norm = nn.LayerNorm(dim)

@@ -49,16 +49,7 @@ class CLIPFSAR(Head):
         fusion_b: float = 0.9,
     ) -> None:
         super().__init__(dim=dim)
-        if dim % heads:
-            raise ValueError(f"heads: found {heads}; needed a divisor of D = {dim}")
-        self.block = Block(
-            dim,
-            heads=heads,
-            head_width=dim // heads,
-            ffn_width=ffn_width,
-            dropout=dropout,
-            ffn_dropout=ffn_dropout,
-        )
+        self.block = Block(dim, heads=heads, ffn_width=ffn_width, dropout=dropout, ffn_dropout=ffn_dropout)
         self.scale = nn.Parameter(torch.full((1,), float(text_scale)))
         self.class_text_weight = class_text_weight
         self.text_fusion = text_fusion

@@ -44,19 +44,10 @@ class CPM(Head):
         focus_weight: float = 0.1,
     ) -> None:
         super().__init__(dim=dim)
-        if dim % heads:
-            raise ValueError(f"heads: found {heads}; needed a divisor of D = {dim}")
         if m_g < 1 or not 1 <= m_f <= _MOST_FOCUSED:
             raise ValueError(f"m_g, m_f: found {m_g}, {m_f}; needed m_g >= 1 and m_f in 1..{_MOST_FOCUSED}")
         self.m_g, self.m_f, self.heads, self.focus_weight = m_g, m_f, heads, focus_weight
-        self.encoder = Block(
-            dim,
-            heads=heads,
-            head_width=dim // heads,
-            ffn_width=ffn_width,
-            dropout=dropout,
-            ffn_dropout=dropout,
-        )
+        self.encoder = Block(dim, heads=heads, ffn_width=ffn_width, dropout=dropout, ffn_dropout=dropout)
         self.tokens = nn.Parameter(torch.randn(m_g + m_f, dim) * dim**-0.5)
         self.norm_tokens, self.norm_frames = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.to_query = nn.Linear(dim, dim)

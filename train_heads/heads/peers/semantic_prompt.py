@@ -32,16 +32,7 @@ class SemanticPrompt(Head):
         scale: float = 10.0,
     ) -> None:
         super().__init__(dim=dim)
-        if dim % heads:
-            raise ValueError(f"heads: found {heads}; needed a divisor of D = {dim}")
-        self.block = Block(
-            dim,
-            heads=heads,
-            head_width=dim // heads,
-            ffn_width=ffn_width,
-            dropout=dropout,
-            ffn_dropout=dropout,
-        )
+        self.block = Block(dim, heads=heads, ffn_width=ffn_width, dropout=dropout, ffn_dropout=dropout)
         self.project_spatial = nn.Linear(dim, dim)
         self.project_channel = nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(2 * dim, dim), nn.Sigmoid(), nn.Linear(dim, dim), nn.Sigmoid())
