@@ -31,6 +31,7 @@ from av.video.reformatter import VideoReformatter
 from clipspm.errors import plain
 from clipspm.extract.containers import check_shape, check_whole, open_video
 from clipspm.extract.failures import DecodeError
+from clipspm.extract.frames import Frames, segment_middles
 from clipspm.extract.suffixes import is_frame_name
 
 Backend = Literal["auto", "pyav", "decord"]
@@ -46,34 +47,6 @@ _IMAGE_KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 #: makes what is kept of a frame from upright RGB, uint8 [H, W, 3]
 Each = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Decoded frames of one video and where they came from.
-
-    ``frames`` uint8 [T, H, W, 3] upright RGB, or the results of ``each``, stacked; ``indices`` int64 [T], in
-    order of sequential decoding; ``pts_seconds`` float64 [T], NaN where the file gives no timestamp;
-    ``backend`` is ``pyav``, ``decord`` or ``images``; ``total`` frames in the video; ``fps`` if known.
-    """
-
-    frames: np.ndarray
-    indices: np.ndarray
-    pts_seconds: np.ndarray
-    backend: str
-    total: int
-    fps: float | None
-
-
-def segment_middles(total: int, count: int) -> np.ndarray:
-    """The middle frame of each of ``count`` equal segments of ``total`` frames, int64 [count].
-
-    With fewer frames than segments, frames repeat: ``segment_middles(2, 4)`` is ``[0, 0, 1, 1]``. Raises
-    ValueError if either is below 1.
-    """
-    if total < 1 or count < 1:
-        raise ValueError(f"need at least one frame and one segment, got {total} frames, {count} segments")
-    return ((2 * np.arange(count, dtype=np.int64) + 1) * total) // (2 * count)
 
 
 def read_frames(

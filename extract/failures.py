@@ -1,8 +1,10 @@
 """Errors of reading a video, and the categories that the ledger records."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from clipspm.cache.spec import VideoRecord
 from clipspm.errors import ClipspmError
 
 Category = Literal[
@@ -28,6 +30,10 @@ class DecodeError(ClipspmError):
         self.detail = detail
         self.path = path
         super().__init__(f"{category}: {path}: {detail}")
+
+    def recorded(self, video: VideoRecord) -> VideoRecord:
+        """Return the record of ``video`` as one that failed for this reason."""
+        return replace(video, status="failed", category=self.category, error=self.detail)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return DecodeError, (self.category, self.path, self.detail)

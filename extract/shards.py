@@ -257,7 +257,7 @@ def _to_store(values: np.ndarray, layer: str, dtype: str) -> np.ndarray:
 
 def _outcome(record: VideoRecord, clip: Clip | DecodeError) -> VideoRecord:
     if isinstance(clip, DecodeError):
-        return replace(record, status="failed", category=clip.category, error=clip.detail)
+        return clip.recorded(record)
     return replace(
         record,
         status="ok",

@@ -29,6 +29,7 @@ from clipspm.train_heads.heads.clipspm.spm import (
     Branches,
     PromptGenerator,
     fusion_consistency,
+    prompts_for,
     text_consistency,
 )
 from clipspm.train_heads.heads.episode import BaseClasses, Episode
@@ -138,11 +139,9 @@ class CLIPSPM(Head):
         gated = prompt = fused = None
         if self.config.spm:
             prompt = self.prompts(raw, episode.text)
-            prompts = torch.cat([episode.text_of(episode.support_labels), prompt[:, s:]], dim=1)
+            prompts = prompts_for(episode, prompt)
             gated = self.fusion.gate_frames(frames)
-            if (
-                self.training and self.config.hsmr and motion is None
-            ):  # the motion loss needs it: fuse both in one call
+            if self.training and self.config.hsmr and motion is None:  # for the motion loss: both in one call
                 raw_gated = gated if frames is raw else self.fusion.gate_frames(raw)
                 motion, fused = self.fusion((raw_gated, self.shallow_motion(episode, raw)), (gated, prompts))
             else:

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from clipspm.train_heads.heads.clipspm.fusion import Fused
+from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.parts.attention import FeedForward
 
 
@@ -22,6 +24,15 @@ class PromptGenerator(nn.Module):
         """Generate prompts [E, N, D] for ``v`` [E, N, T, D], given ``text`` [E, C, D]."""
         prompts: Tensor = self.ffn(text.mean(dim=1, keepdim=True) * v.mean(dim=(2, 3)).unsqueeze(-1))
         return prompts
+
+
+def prompts_for(episode: Episode, generated: Tensor) -> Tensor:
+    """Give each video its prompt [E, N, D]: a support the text of its class, a query its ``generated`` one.
+
+    ``generated`` [E, N, D], supports first.
+    """
+    known = episode.text_of(episode.support_labels)
+    return torch.cat([known, generated[:, known.shape[1] :]], dim=1)
 
 
 @dataclass(frozen=True)
