@@ -214,7 +214,7 @@ def test_effects_are_shown_with_their_sign(result: AblationResult) -> None:
     [
         ({"drops": ["padn"]}, "cannot drop 'padn'; did you mean padm"),
         ({"drops": []}, "nothing to compare"),
-        ({"seeds": ()}, "at least one is needed"),
+        ({"seeds": ()}, "give at least one"),
         ({"seeds": (1, 1)}, "each only once"),
         ({"engine": EngineConfig(devices=("cpu", "cuda:77"))}, "'cuda:77' is not available"),
         ({"drops": ["padm"], "base": tiny_config().with_head(matcher="dtw")}, "matcher"),
