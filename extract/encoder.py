@@ -165,8 +165,14 @@ class Encoder:
     def encode_text(self, class_names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
         """Unnormalised text features, float32 [C, P, D], in the order given."""
         rows = []
+        known = getattr(self._model, "vocab_size", None)
         for name in track(class_names, "encoding texts", len(class_names), "classes"):
             tokens = self.source.tokenizer([fill(template, name) for template in templates])
+            if known is not None and int(tokens.max()) >= known:
+                raise ClipspmError(
+                    f"{self.source.name}: its tokenizer gives token {int(tokens.max())}, its text tower has "
+                    f"{known}: set text_cfg.vocab_size in its configuration to that of its weights"
+                )
             rows.append(self._model.encode_text(tokens.to(self.device), normalize=False).float().cpu())
         return torch.stack(rows).numpy()
 

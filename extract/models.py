@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 import re
 import sys
@@ -63,8 +64,10 @@ def local_config(folder: Path) -> dict[str, Any]:
     file = folder / _CONFIG
     with reading(file, "is not an open_clip configuration"):
         check_size(file, 2**20)
-        config = dict(json.loads(file.read_text())["model_cfg"])
+        content = json.loads(file.read_text())
+        config = dict(content["model_cfg"])
         _check_sizes(config)
+        _check_pixels(content.get("preprocess_cfg", {}))
         _check_tokenizer(config.get("text_cfg", {}).get("tokenizer_kwargs", {}))
     return config
 
@@ -76,6 +79,13 @@ def _check_tokenizer(settings: dict[str, Any]) -> None:
     for token in settings.get("additional_special_tokens", ()):
         if not re.fullmatch(r"[\w<>/-]+", token):
             raise ValueError(f"its tokenizer's token {token!r} is a pattern, not a word")
+
+
+def _check_pixels(settings: dict[str, Any]) -> None:
+    """Refuse a mean or a standard deviation that no pixel can be normalised with."""
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        if not all(least < value < math.inf for value in settings.get(name, ())):
+            raise ValueError(f"its {name} of pixels is {settings[name]}")
 
 
 #: the largest numbers in a configuration; building a model with larger ones could take forever

@@ -277,6 +277,8 @@ def test_the_real_encoder(shared_dir: Path) -> None:
             {"text_cfg": {"tokenizer_kwargs": {"additional_special_tokens": ["(a|a)*b"]}}},
             "'.*' is a pattern, not a word",
         ),
+        ({"preprocess_cfg": {"std": [0.5, 0, 0.5]}}, "its std of pixels is"),
+        ({"preprocess_cfg": {"mean": [float("nan"), 0, 0.5]}}, "its mean of pixels is"),
     ],
 )
 def test_a_local_configuration_asks_for_nothing_else(tmp_path: Path, change: dict, said: str) -> None:
@@ -285,10 +287,18 @@ def test_a_local_configuration_asks_for_nothing_else(tmp_path: Path, change: dic
     file = folder / "open_clip_config.json"
     content = json.loads(file.read_text())
     for part, values in change.items():
-        content["model_cfg"][part].update(values)
+        (content["model_cfg"] if part in content["model_cfg"] else content)[part].update(values)
     file.write_text(json.dumps(content))
     with pytest.raises(ClipspmError, match=said):
         load_model(f"local-dir:{folder}", None)
     file.write_text('{"model_cfg": ' + "[" * 100_000)
     with pytest.raises(ClipspmError, match="open_clip_config.json is not an open_clip configuration"):
         load_model(f"local-dir:{folder}", None)
+
+
+def test_tokens_that_the_text_tower_does_not_know_are_named(tmp_path: Path) -> None:
+    tiny_local_dir(tmp_path / "t")
+    encoder = Encoder(f"local-dir:{tmp_path / 't'}", None, device="cpu")
+    encoder._model.vocab_size = 100
+    with pytest.raises(ClipspmError, match=r"its tokenizer gives token \d+, its text tower has 100: set"):
+        encoder.encode_text(["wave"], ["{}"])
