@@ -173,17 +173,19 @@ def train_heads(
     from clipspm.train_heads.resume import as_trained, unfinished_run
 
     chosen: dict[str, Any] = {"file": config_file, "overrides": given}
-    resolve_config(**chosen)  # mistakes are said before anything is read
+    asked = resolve_config(**chosen)  # mistakes are said before anything is read
     run = _run_to_resume(run_dir) if resume and run_dir is not None else None
     needed: Any = ("train", "val")
+    own_settings = run is not None and set(given) <= {"device"} and not config_file
+    device = run.config.device if run is not None and own_settings and not given else asked.device
     if run is not None and cache is None and dataset is None and splits is None:
-        data = as_trained(run, splits=needed, allow_partial=allow_partial, device=given.get("device", "auto"))
+        data = as_trained(run, splits=needed, allow_partial=allow_partial, device=device)
         say(f"cache: {data.path}")
     else:
         source = open_source(cache, dataset, splits).require(needed, allow_partial=allow_partial)
-        data = Data(source, given.get("device", "auto"))
+        data = Data(source, device)
     config = None
-    if run is not None and set(given) <= {"device"} and not config_file:
+    if run is not None and own_settings:
         config = replace(run.config, **given)
     elif run is None or any(chosen.values()):
         config = fit_to_cache(resolve_config(dataset=data.spec.dataset, **chosen), data, _silent)
@@ -402,7 +404,7 @@ def ablate(
     ] = None,
     grid: Annotated[bool, own("All eight combinations.", "Rows", "--grid")] = False,
     against: Annotated[
-        list[str] | None, own("Another head as a row (repeatable); all: every other head.", "Rows")
+        list[str] | None, own("Another head as a row (repeatable); all: every other of the package.", "Rows")
     ] = None,
     cache: CachePath = None,
     dataset: CacheOf = None,

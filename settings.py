@@ -4,10 +4,11 @@ import difflib
 import math
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 #: other people's words for a setting, and ours
 SYNONYMS = {"shot": "shots", "ways": "way", "learning_rate": "lr", "batch_size": "batch", "steps": "episodes"}
@@ -98,13 +99,15 @@ def coerced(value: Any, hint: Any) -> Any:
     """
     if hint is Any:
         return value
-    if isinstance(hint, UnionType):
-        if value is None or (
-            isinstance(value, str) and value.lower() == "none" and NoneType in get_args(hint)
-        ):
-            return None
-        return coerced(value, next(option for option in get_args(hint) if option is not NoneType))
     origin = get_origin(hint)
+    if origin in (UnionType, Union):
+        return _one_of(value, get_args(hint))
+    if hint in (list, dict) or origin in (list, Sequence):
+        kind: Any = dict if hint is dict else list
+        if isinstance(value, str) or not isinstance(value, Mapping if kind is dict else Sequence):
+            raise ValueError("needed a mapping" if kind is dict else "needed a list")
+        inner = get_args(hint)
+        return [coerced(v, inner[0]) for v in value] if inner else kind(value)
     if origin is Literal:
         if value not in get_args(hint):
             raise ValueError(f"needed one of {', '.join(map(str, get_args(hint)))}")
@@ -137,6 +140,17 @@ def coerced(value: Any, hint: Any) -> Any:
     if not isinstance(value, str):
         raise ValueError("needed a name")
     return value
+
+
+def _one_of(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """``value`` as the first of ``kinds`` that it can be."""
+    if NoneType in kinds and (value is None or (isinstance(value, str) and value.lower() == "none")):
+        return None
+    *firsts, last = [kind for kind in kinds if kind is not NoneType]
+    for kind in firsts:
+        with suppress(ValueError, TypeError):
+            return coerced(value, kind)
+    return coerced(value, last)
 
 
 def _number(value: Any, *, whole: bool) -> int | float:

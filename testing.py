@@ -98,10 +98,6 @@ def _layers(checked: _Checked) -> None:
     head = checked.build()
     if FINAL not in head.layers:
         checked.refuse(f"layers are {head.layers}; {FINAL!r} must be among them")
-    if strange := [layer for layer in head.layers if layer not in head.layer_dims]:
-        checked.refuse(
-            f"reads layer {strange[0]!r}, which is not cached ({', '.join(head.layer_dims)}): ask width_of"
-        )
     try:
         head.run(checked.episode(head))
     except KeyError as missing:
@@ -273,6 +269,15 @@ def _recall(checked: _Checked) -> None:
             )
 
 
+def _planned(checked: _Checked) -> None:
+    """The head can be built without memory, as it is to see how large it is."""
+    with torch.device("meta"):
+        try:
+            checked.build()
+        except (RuntimeError, NotImplementedError) as error:
+            checked.refuse(f"its constructor reads values, which tensors of the meta device lack ({error})")
+
+
 def _settings(checked: _Checked) -> None:
     """A setting that there is none of is refused."""
     try:
@@ -285,5 +290,5 @@ def _settings(checked: _Checked) -> None:
 #: every promise, in the order in which they are looked at
 CHECKS: tuple[Callable[[_Checked], None], ...] = (
     *(_layers, _shapes, _each_query_alone, _any_order, _no_label_in_logits, _losses),
-    *(_gradients, _state, _tunable, _half_precision, _recall, _settings),
+    *(_gradients, _state, _tunable, _half_precision, _recall, _planned, _settings),
 )

@@ -22,6 +22,8 @@ BLOBS = (SPEC, CLASSES, VIDEOS, LEDGER)
 
 Split = Literal["train", "val", "test", "none"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "none")
+#: the splits that episodes are drawn from
+EpisodeSplit = Literal["train", "val", "test"]
 #: the layer that every cache holds: the encoder's embedding of each frame
 FINAL = "final"
 Format = Literal["zarr", "hdf5"]

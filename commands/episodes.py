@@ -1,10 +1,11 @@
 """``clipspm episodes``: lists of episodes as files."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from clipspm.cache.spec import EpisodeSplit
 from clipspm.commands.common import (
     App,
     CacheOf,
@@ -33,7 +34,7 @@ def episodes_make(
     cache: CachePath = None,
     dataset: CacheOf = None,
     splits: Splits = None,
-    split: Annotated[str, own("Whose classes: train, val or test.", "Data")] = "test",
+    split: Annotated[EpisodeSplit, own("Whose classes.", "Data")] = "test",
     number: Annotated[int, own("How many.", "Episodes", "--episodes", "--test-episodes")] = 10_000,
     way: Annotated[int, own("Classes per episode.", "Episodes", min=2)] = 5,
     shots: Annotated[int, own("Support videos per class.", "Episodes", min=1)] = 1,
@@ -49,9 +50,8 @@ def episodes_make(
     from clipspm.train_heads.episodes.draw import EpisodeSpec
 
     source = open_source(cache, dataset, splits)
-    classes: Any = split
     spec = EpisodeSpec(
-        dataset=source.spec.dataset, split=classes, way=way, shot=shots, queries=queries, seed=seed,
+        dataset=source.spec.dataset, split=split, way=way, shot=shots, queries=queries, seed=seed,
         **kind_of(unbalanced, source_disjoint, source_pattern),
     )  # fmt: skip
     drawn = draw(spec, Pool.from_cache(source, spec.split), number)

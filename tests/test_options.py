@@ -19,7 +19,7 @@ from clipspm.extract.config import ExtractConfig
 from clipspm.options import Given, declared, option, options_of, own, settle
 from clipspm.train_heads.config import EvalConfig, TrainConfig, resolve_config
 from clipspm.train_heads.heads.registry import HEADS
-from tests.test_cli import assert_one_clear_line, clipspm
+from tests.support.cli import assert_one_clear_line, clipspm
 
 
 @dataclass(frozen=True, kw_only=True)

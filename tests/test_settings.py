@@ -2,11 +2,12 @@
 
 import time
 from pathlib import Path
+from typing import Any, Optional, Union
 
 import pytest
 
 from clipspm.errors import UsageError
-from clipspm.settings import from_yaml
+from clipspm.settings import coerced, from_yaml
 from clipspm.train_heads.config import read_config_file, resolve_config
 
 
@@ -50,3 +51,24 @@ def test_what_has_two_meanings_or_none_is_refused_at_once(tmp_path: Path, text: 
 def test_slips_of_the_hand_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is 1000000000000000; it must be at most"):
         resolve_config(overrides={name: 10**15})
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "found"),
+    [
+        (Optional[int], "none", None),  # noqa: UP045
+        (Optional[int], "3", 3),  # noqa: UP045
+        (Union[int, str], "four", "four"),  # noqa: UP007
+        (list[int], (1, "2"), [1, 2]),
+        (dict, {"a": 1}, {"a": 1}),
+        (Any, "1e-1", "1e-1"),
+    ],
+)  # fmt: skip
+def test_hints_of_other_people(hint: Any, value: Any, found: Any) -> None:
+    assert coerced(value, hint) == found
+
+
+@pytest.mark.parametrize(("hint", "value"), [(list[int], "12"), (dict, [1]), (int | float, "four")])
+def test_values_that_fit_no_hint_are_refused(hint: Any, value: Any) -> None:
+    with pytest.raises(ValueError, match="needed a"):
+        coerced(value, hint)

@@ -71,11 +71,6 @@ class NoFinal(Sound):
     layers = ("3",)
 
 
-@says("reads layer '9', which is not cached (3, final)")
-class NotCached(Sound):
-    layers = ("9", "final")
-
-
 @says("reads layer '3', which its layers ('final',) do not name")
 class NotNamed(Layers):
     layers = ("final",)
@@ -262,6 +257,29 @@ class Misremembering(Sound):
         return lambda episode, support_rows, query_rows: torch.zeros(*query_rows.shape, episode.ways)
 
 
+@says("its constructor reads values, which tensors of the meta device lack")
+class Reading(Sound):
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.size = float(self.lift.weight.abs().sum())
+
+
+class PassingOn(Head):
+    """Takes what the contract gives by ``**more``, and annotates with what is not there when it runs."""
+
+    def __init__(self, width: "Elsewhere" = 4, **more: Any) -> None:  # noqa: F821
+        super().__init__(**more)
+        self.width = width
+
+    def scores(self, episode: Episode) -> Mapping[str, Tensor]:
+        support, query = (videos["final"].mean(2) for videos in (episode.support, episode.query))
+        return {"look": cosine(query, episode.one_hot.mT @ support / episode.shots[..., None])}
+
+
+def test_a_constructor_may_pass_on_what_it_is_given() -> None:
+    check_head(f"{__name__}:PassingOn", settings={"width": 5})
+
+
 @pytest.mark.parametrize("head", BROKEN, ids=lambda head: head.__name__)
 def test_a_broken_head_is_told_what_is_wrong_in_one_line(head: type[Sound]) -> None:
     with pytest.raises(AssertionError) as failed:
@@ -278,6 +296,15 @@ def test_settings_that_are_swallowed_are_seen(monkeypatch: pytest.MonkeyPatch) -
     )
     with pytest.raises(AssertionError, match="head any: takes a setting that it does not have"):
         check_head("any")
+
+
+class NotCached(Sound):
+    layers = ("final", "9")
+
+
+def test_a_layer_that_is_not_cached_is_refused_when_the_head_is_built() -> None:
+    with pytest.raises(ValueError, match=r"layers: found '9'; needed a cached layer \(3\)"):
+        check_head(f"{__name__}:NotCached", layer_dims={"3": 7})
 
 
 class Raising(Sound):

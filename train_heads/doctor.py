@@ -16,6 +16,7 @@ from clipspm.errors import ClipspmError, UsageError
 from clipspm.tables import Table
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.result import load_predictions
+from clipspm.train_heads.heads.registry import HeadMissing
 from clipspm.train_heads.places import known_runs, run_at
 from clipspm.train_heads.runs import (
     CONFIG,
@@ -105,6 +106,7 @@ class _Examination:
         self.run: Run | None = None
         self.head: Head | None = None
         self.results: dict[str, Any] = {}
+        self.remark = ""
 
     def diagnosis(self) -> Diagnosis:
         self._record(CONFIG, self._config)
@@ -129,6 +131,9 @@ class _Examination:
         try:
             digest = check(name)
         except ClipspmError as error:
+            if name == CONFIG and (missing := _missing_head(error)):
+                self.found[name] = Finding(name, "whole", missing)
+                return
             state: State = "damaged" if os.path.lexists(self.path / name) else "missing"
             self.found[name] = Finding(name, state, _without_name(error, self.path / name))
             return
@@ -154,7 +159,10 @@ class _Examination:
 
     def _config(self, name: str) -> str | None:
         self.run = Run.open(self.path)
-        self.head = self.run.build_head()
+        if ":" in self.run.config.head:  # code of others is not run to look at files
+            self.remark = f"its head {self.run.config.head} was not built, so its weights are not compared"
+        else:
+            self.head = self.run.build_head()
         return load_json(self.path / name, IN_CONFIG)[1]
 
     def _tensors(self, name: str) -> str | None:
@@ -212,6 +220,8 @@ class _Examination:
     def _remark(self, name: str) -> str:
         if name == METRICS and not self._ended:
             return "lines are added until training ends: not checked yet"
+        if name == CONFIG:
+            return self.remark
         if name.startswith("eval-") and name[5:-4] not in self.results.get("evaluations", {}):
             return f"{RESULTS} does not name it: the evaluation was cut short"
         return ""
@@ -298,3 +308,12 @@ def _without_name(error: ClipspmError, file: Path) -> str:
         str(error).removeprefix(f"cannot read {file}: ").removeprefix(f"{file} ").removeprefix("is damaged: ")
     )
     return json.dumps(said)[1:-1].replace('\\"', '"')
+
+
+def _missing_head(error: BaseException | None) -> str:
+    """Return what is said of a head that is not installed here, if that is the cause of ``error``."""
+    while error is not None:
+        if isinstance(error, HeadMissing):
+            return str(error)
+        error = error.__cause__
+    return ""

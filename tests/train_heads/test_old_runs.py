@@ -1,5 +1,6 @@
 """Runs that version 0.2.0 wrote open, load and score as they did: ``runs-0.2.zip``, trained on the fake cache."""
 
+import sys
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -43,6 +44,17 @@ def test_runs_of_version_0_2_stand_in_tables_and_are_whole(runs: Path) -> None:
     assert not found.skipped
     assert {path.name for score in found.scores for path in score.runs} == set(RUNS)
     assert all(file.state != "damaged" for name in RUNS for file in examine(runs / name).files)
+
+
+def test_a_run_whose_head_is_not_here_is_whole(runs: Path) -> None:
+    """Nor is code of others run to look at files."""
+    file = runs / "default" / "config.json"
+    edit_json(file, lambda content: content["config"].update(head="this:Head", head_config={}))
+    found = {finding.name: finding for finding in examine(runs / "default").files}
+    assert {found[name].state for name in ("config.json", "best.safetensors")} == {"no digest"}
+    assert "this" not in sys.modules
+    with pytest.raises(ClipspmError, match="needed a subclass of clipspm's Head|cannot be imported"):
+        Run.open(runs / "default").build_head()
 
 
 def test_a_setting_that_is_gone_is_named(runs: Path) -> None:

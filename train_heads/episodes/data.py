@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipspm.cache.spec import FINAL
 from clipspm.devices import resolve_device
-from clipspm.errors import ClipspmError
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.episodes.pool import SPLITS, FeatureSource, Pool, Split, content_digest
 
 if TYPE_CHECKING:
@@ -33,8 +33,15 @@ class Data:
 
     @classmethod
     def of(cls, source: "Data | FeatureSource", device: str = "auto") -> "Data":
-        """Return ``source`` itself if it is a :class:`Data`, else the data of that cache."""
-        return source if isinstance(source, Data) else cls(source, device)
+        """Return ``source`` if it is a :class:`Data`, else the data of that cache on ``device``.
+
+        Raises :class:`UsageError` if it is one, and on another device than the one that is asked for.
+        """
+        if not isinstance(source, Data):
+            return cls(source, device)
+        if device != "auto" and resolve_device(device) != source.device:
+            raise UsageError(f"the features are on {source.device}, but {device} was asked for")
+        return source
 
     @cached_property
     def device(self) -> "torch.device":
@@ -84,11 +91,13 @@ class Data:
     @contextmanager
     def closed(self, split: Split) -> Iterator[None]:
         """Refuse access to the features of ``split`` within the block."""
+        was_closed = split in self._closed
         self._closed.add(split)
         try:
             yield
         finally:
-            self._closed.discard(split)
+            if not was_closed:
+                self._closed.discard(split)
 
     def coverage(self) -> dict[Split, tuple[int, int]]:
         """Return, by split, how many videos are here and how many a complete data set has."""

@@ -3,15 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from clipspm.cache.spec import EpisodeSplit
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.episodes.random import digest
 
-Split = Literal["train", "val", "test"]
+Split = EpisodeSplit
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 

@@ -24,7 +24,7 @@ from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, check_frame
 from clipspm.train_heads.episodes.files import check_claims
 from clipspm.train_heads.episodes.pool import FeatureSource, Split
 from clipspm.train_heads.episodes.random import digest
-from clipspm.train_heads.evaluation.leaks import guard_labels, guard_test_classes
+from clipspm.train_heads.evaluation.leaks import guard_labels, guard_recall, guard_test_classes
 from clipspm.train_heads.evaluation.predict import autocast, evaluating, predict, recall_videos
 from clipspm.train_heads.evaluation.result import EvalResult, load_predictions, save_predictions
 from clipspm.train_heads.heads.base import Head
@@ -174,6 +174,8 @@ def score(
     predictions = {}
     for protocol in scoring.protocols:
         guard_labels(head, bank, episodes[:1], frames, protocol)
+        if known is not None:
+            guard_recall(head, bank, episodes[:8], frames, protocol)
         with reporter.task(f"scoring, {protocol}", len(episodes), "episodes") as advance:
             predictions[protocol] = predict(
                 head,

@@ -13,7 +13,7 @@ from torch import Tensor
 from clipspm.errors import ClipspmError
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.draw import Episodes
-from clipspm.train_heads.evaluation.predict import evaluating, make_batch
+from clipspm.train_heads.evaluation.predict import evaluating, make_batch, precomputed
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import Run
@@ -60,6 +60,15 @@ def guard_labels(head: Head, bank: FeatureBank, episodes: Episodes, frames: int,
         alone = episode.mapped(query=lambda x: x[:, :1])
         if protocol == "inductive" and not _same_logits(head.run(alone).logits, logits[:, :1]):
             raise ClipspmError("leak: inductive logits of a query change with the other queries")
+
+
+def guard_recall(head: Head, bank: FeatureBank, episodes: Episodes, frames: int, protocol: Protocol) -> None:
+    """Refuse a head whose precomputed scores are not its scores: :func:`guard_labels` looks at those only."""
+    episode = make_batch(bank, episodes, frames, layers=head.layers, protocol=protocol).episode
+    with evaluating(head):
+        known = precomputed(head, bank, episodes, frames)
+        if known is not None and not _same_logits(known.logits(episode, episodes), head.run(episode).logits):
+            raise ClipspmError("leak: the head scores otherwise with what it recalls of the videos")
 
 
 def _same_logits(found: Tensor, logits: Tensor) -> bool:

@@ -24,8 +24,8 @@ from clipspm.train_heads.heads.base import Head, Scorer
 from clipspm.train_heads.heads.episode import BaseClasses, Episode
 from clipspm.train_heads.heads.protocol import Protocol
 
-#: largest size in bytes of the features to recall; what a head keeps of them is 35 times as large
-_MOST_RECALLED = 4.5e7
+#: largest size in bytes of the features to recall; what a head keeps of them is 17 times as large
+_MOST_RECALLED = 9e7
 _TUNE_LIMIT = 64  # with more combinations than this, search one buffer at a time
 
 
@@ -151,16 +151,27 @@ class RecalledVideos:
 
 
 def recall_videos(head: Head, bank: FeatureBank, episodes: Episodes, frames: int) -> RecalledVideos | None:
-    """Let ``head`` precompute what it needs of each video of ``episodes``.
+    """Let ``head`` precompute what it needs of each video of ``episodes``, if that is less work.
 
     None if most videos occur only once, if there are too many, or if the head has no faster way to score
-    them. Of queries the head sees features only, not their class.
+    them.
     """
     supports, queries = np.unique(episodes.support), np.unique(episodes.query)
     if 2 * np.union1d(supports, queries).size > episodes.support.size + episodes.query.size:
         return None
     if (supports.size + queries.size) * frames * bank.text.shape[-1] * 4 > _MOST_RECALLED:
         return None
+    return precomputed(head, bank, episodes, frames)
+
+
+def precomputed(head: Head, bank: FeatureBank, episodes: Episodes, frames: int) -> RecalledVideos | None:
+    """Let ``head`` precompute what it needs of each video of ``episodes``; None if it has no use for that.
+
+    Of queries the head sees features only, in an order that tells nothing of their class.
+    """
+    supports, queries = np.unique(episodes.support), np.unique(episodes.query)
+    for videos in (supports, queries):
+        np.random.default_rng(0).shuffle(videos)
     text = bank.text[torch.from_numpy(bank.pool.labels[supports]).to(bank.device)]
     seen = (bank.gather(videos[None], frames)[0] for videos in (supports, queries))
     scorer = head.recall(next(seen), text, next(seen))

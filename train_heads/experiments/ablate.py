@@ -133,7 +133,7 @@ def plan_ablation(
     )
     drawn = draw(spec, pool, episodes)
     untrained = _untrained(data, rows)
-    for name in engine.devices if engine else ():
+    for name in (engine.devices if engine else ()) or (base.device,):
         resolve_device(name)
     plan = Plan(
         data=data,
@@ -218,6 +218,7 @@ class Plan:
         if not todo:
             return 0
         task = CellTask.of(self.data, self.episodes, self.out, self.protocols, self.keep_weights)
+        task = replace(task, device=self.base.device)
         if len(engine.devices) > 1:  # they share the cores of this machine
             task = replace(task, threads=max(1, torch.get_num_threads() // len(engine.devices)))
         trained = 0

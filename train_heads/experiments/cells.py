@@ -65,6 +65,7 @@ class CellTask:
     episodes: Path
     protocols: tuple[Protocol, ...]
     keep_weights: bool
+    device: str = "auto"
     threads: int | None = None
 
     @classmethod
@@ -97,7 +98,7 @@ class CellTask:
         cache = cache.require(SPLITS, allow_partial=content_digest(cache) != self.content)
         if content_digest(cache) != self.content:
             raise ClipspmError(f"{self.cache} holds other videos here than where the ablation was started")
-        data = Data(cache, device or "auto")
+        data = Data(cache, device or self.device)
         episodes = Episodes.load(self.episodes)
 
         def work(cells: Iterable[Cell]) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from itertools import product
 from clipspm.errors import UsageError
 from clipspm.settings import near
 from clipspm.train_heads.config import DEFAULT_HEAD, TrainConfig, checked, load_recipe, resolve_config
-from clipspm.train_heads.heads.registry import known_heads
+from clipspm.train_heads.heads.registry import HEADS
 
 MODULES = ("hsmr", "spm", "padm")
 FULL = "full"
@@ -53,7 +53,7 @@ def ablation_rows(
             raise UsageError(f"cannot drop {already_off[0]}: the configuration has it off already")
         if parts:
             rows["without " + "+".join(parts)] = base.with_head(**dict.fromkeys(parts, False))
-    for head in (name for name in known_heads() if name != base.head) if ALL in heads else heads:
+    for head in (name for name in HEADS if name != base.head) if ALL in heads else heads:
         own = checked(load_recipe(base.recipe).get("heads", {}).get(head, {}).get("train", {}), base.recipe)
         settings = resolve_config(recipe=base.recipe, preset=base.preset, overrides={"head": head})
         rows[head] = replace(base, head=head, head_config=settings.head_config, preset=settings.preset, **own)

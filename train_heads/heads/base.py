@@ -56,8 +56,10 @@ class Head(nn.Module):
     #: whether to check the arguments before scoring (one synchronisation with the device per call)
     check: bool = True
 
-    def __init__(self, *, dim: int, layer_dims: Mapping[str, int] | None = None) -> None:
-        """``dim``: D of the final layer; ``layer_dims``: widths of the other cached layers."""
+    def __init__(
+        self, *, dim: int, frames: int | None = None, layer_dims: Mapping[str, int] | None = None
+    ) -> None:
+        """``dim``: D of the final layer; ``frames``: T; ``layer_dims``: widths of the other cached layers."""
         super().__init__()
         self.dim = dim
         self.layer_dims = {**(layer_dims or {}), FINAL: dim}
@@ -67,7 +69,7 @@ class Head(nn.Module):
 
         Inductive scores of a query must not depend on the other queries.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not implement scores")
 
     def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
         """Make logits [E, Q, C] of the evidence: its sum, weighted by :attr:`weights`."""
@@ -123,7 +125,7 @@ class Head(nn.Module):
                 base = BaseClasses(full(base.text), *rows)
             losses = self.losses(whole, evidence, episode.widened(query_labels), base)
         if episode.has_batch:
-            return HeadOutput(logits, losses, evidence)
+            return HeadOutput(logits, losses, dict(evidence))
         first = ({name: x[0] for name, x in part.items()} for part in (losses, evidence))
         return HeadOutput(logits[0], *first)
 

@@ -22,5 +22,7 @@ class Evidence(dict[str, Tensor]):
 
 def weighted_sum(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Add up ``scores``, each [E, Q, C], times their ``weights`` (1 where not named): logits [E, Q, C]."""
+    if not scores:
+        raise ValueError("scores: found no evidence; needed one named score or more")
     first, *rest = (score * weights.get(name, 1.0) for name, score in scores.items())
     return sum(rest, start=first)

@@ -26,6 +26,10 @@ _GIVEN = ("dim", "frames", "layer_dims")
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
+class HeadMissing(ValueError):
+    """A head that another package or module should bring, which is not here."""
+
+
 @dataclass(frozen=True)
 class HeadEntry:
     """A head that can be asked for by name.
@@ -49,8 +53,11 @@ class HeadEntry:
         module, _, name = self.target.partition(":")
         try:
             found: Any = getattr(import_module(module), name, None)
-        except ImportError as error:
-            raise ValueError(f"head {self.target}: cannot be imported ({error})") from error
+        except Exception as error:  # whatever code of others raises
+            raise HeadMissing(
+                f"head {self.target}: cannot be imported ({type(error).__name__}: {error}); is its package "
+                "installed, or its folder on PYTHONPATH?"
+            ) from error
         if not (isinstance(found, type) and issubclass(found, Head)):
             raise ValueError(f"head {self.target}: found {found!r}; needed a subclass of clipspm's Head")
         return found
@@ -136,11 +143,17 @@ def head_entry(name: str) -> HeadEntry:
 
 @cache
 def _from_packages() -> dict[str, HeadEntry]:
+    try:
+        points = tuple(entry_points(group=GROUP))
+    except Exception:  # a package with broken metadata
+        points = ()
     return {
         point.name: HeadEntry(
-            f"of the package {point.dist.name if point.dist else '?'}", point.value, settings=None
+            f"of the package {point.dist.name}" if point.dist and point.dist.name else "of another package",
+            f"{point.module}:{point.attr}",
+            settings=None,
         )
-        for point in entry_points(group=GROUP)
+        for point in points
     }
 
 
@@ -177,13 +190,25 @@ def build_head(
     if name == "clip-spm":
         return kind(dim, make_config(**settings), layer_dims=layer_dims)
     arguments = inspect.signature(kind).parameters
-    own = entry.settings
-    if own is None:
-        hints = get_type_hints(entry.load().__init__)
-        own = {key: hints.get(key, Any) for key in arguments if key not in _GIVEN}
+    own = _settings_of(entry.load()) if entry.settings is None else entry.settings
+    passed_on = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
     shape = {"dim": dim, "frames": frames, "layer_dims": layer_dims or {}}
-    given = {key: value for key, value in shape.items() if key in arguments}
-    return kind(**given, **entry.fixed, **_typed(name, settings, own))
+    given = {key: value for key, value in shape.items() if passed_on or key in arguments}
+    head = kind(**given, **entry.fixed, **_typed(name, settings, own))
+    for layer in head.layers:
+        head.width_of(layer, "layers")
+    return head
+
+
+def _settings_of(kind: "type[Head]") -> dict[str, Any]:
+    """Return the settings of a head of others, with their types where its annotations can be read."""
+    try:
+        hints = get_type_hints(kind.__init__)
+    except Exception:  # names that only a type checker imports
+        hints = {}
+    arguments = inspect.signature(kind).parameters.values()
+    named = (a.name for a in arguments if a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL))
+    return {name: hints.get(name, Any) for name in named if name not in _GIVEN}
 
 
 def check_settings(name: str, options: Mapping[str, Any]) -> None:

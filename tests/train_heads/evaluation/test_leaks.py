@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from clipspm.errors import ClipspmError
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.pool import Pool
 from clipspm.train_heads.evaluation.evaluate import evaluate
-from clipspm.train_heads.heads.base import HeadOutput
+from clipspm.train_heads.heads.base import HeadOutput, Scorer
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.registry import HEADS, build_head
 from clipspm.train_heads.runs import Run
@@ -156,3 +156,32 @@ def test_what_a_head_recalls_of_queries_is_told_nothing_of_their_class() -> None
     head = Recalling()
     evaluate(head, CACHE, episodes=200, shots=2, log=silent, device="cpu")
     assert head.seen == (40, 40, 40)
+
+
+def test_scores_that_depend_on_what_is_recalled_trip() -> None:
+    class Averaging(ByHand):
+        def recall(self, supports: Tensor, text: Tensor, queries: Tensor) -> Scorer:
+            near = (queries + queries.roll(1, 0) + queries.roll(-1, 0)) / 3
+
+            def scored(episode: Episode, support: Tensor, query: Tensor) -> Tensor:
+                return self.run(replace(episode, query={"final": near[query]})).logits
+
+            return scored
+
+    with pytest.raises(ClipspmError, match="leak: the head scores otherwise with what it recalls"):
+        evaluate(Averaging(), CACHE, episodes=200, log=silent, device="cpu")
+
+
+def test_closed_in_a_closed_split_stays_closed() -> None:
+    data = Data(CACHE, "cpu")
+    with data.closed("test"):
+        with data.closed("test"):
+            pass
+        with pytest.raises(ClipspmError, match="leak: the test split is asked for"):
+            data.bank("test")
+    assert data.bank("test").pool.split == "test"
+
+
+def test_another_device_than_that_of_the_data_is_refused() -> None:
+    with pytest.raises(UsageError, match="the features are on cpu, but meta was asked for|is not available"):
+        evaluate(ByHand(), Data(CACHE, "cpu"), episodes=5, log=silent, device="meta")

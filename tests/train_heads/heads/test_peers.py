@@ -237,6 +237,7 @@ def test_semantic_prompt_reaches_supports_only() -> None:
     ("name", "config", "message"),
     [
         ("trx", {"sizes": (2, 9)}, "sizes: found \\(2, 9\\); needed one or more of 1..4"),
+        ("trx", {"sizes": (2, 2)}, "sizes: found \\(2, 2\\); needed one or more of 1..4, each once"),
         ("clip-fsar", {"heads": 3}, "heads: found 3; needed a divisor of D = 16"),
         ("cpm", {"m_f": 13}, "m_f: found 8, 13; needed"),
         ("semantic-prompt", {"heads": 5}, "heads: found 5; needed a divisor"),

@@ -84,6 +84,8 @@ class CLIPSPM(Head):
             self.motion = MotionFeatures(dim)
             self.moving = MovingFrames(c.motion_taps)
             self.w_motion = nn.Parameter(torch.tensor(1.0))
+            if c.shallow_layer == FINAL:
+                raise ValueError("shallow_layer: found 'final'; needed another cached layer")
             if c.shallow_layer is not None:
                 self.layers = (FINAL, c.shallow_layer)
                 self.lift = nn.Linear(self.width_of(c.shallow_layer, "shallow_layer"), dim)

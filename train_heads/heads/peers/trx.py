@@ -79,8 +79,8 @@ class TRX(Head):
     ) -> None:
         super().__init__(dim=dim)
         sizes = tuple(sizes)
-        if not sizes or not 1 <= min(sizes) <= max(sizes) <= frames:
-            raise ValueError(f"sizes: found {sizes}; needed one or more of 1..{frames}, the number of frames")
+        if not sizes or len(set(sizes)) < len(sizes) or not 1 <= min(sizes) <= max(sizes) <= frames:
+            raise ValueError(f"sizes: found {sizes}; needed one or more of 1..{frames}, each once")
         self.frames, self.sizes = frames, sizes
         self.dropout = nn.Dropout(dropout)
         self.attentions = nn.ModuleList(TupleAttention(dim, frames, size, out_dim) for size in sizes)
