@@ -188,7 +188,9 @@ def train_heads(
     if run is not None and own_settings:
         config = replace(run.config, **given)
     elif run is None or any(chosen.values()):
-        config = fit_to_cache(resolve_config(dataset=data.spec.dataset, **chosen), data, _silent)
+        config = fit_to_cache(
+            resolve_config(dataset=data.spec.dataset, **chosen), data.pools, data.spec.frames, _silent
+        )
     if run is not None:
         run_dir = run.path
     elif run_dir is None:
@@ -256,7 +258,7 @@ def evaluate(
     data = as_trained(scored, cache, allow_partial=allow_partial, device=device or "auto")
     if not episodes_file:  # what would be refused is refused before PyTorch is loaded
         of_run = {"way": wanted.way or scored.config.way, "shot": wanted.shots or scored.config.shots}
-        check_request(data.pool("test"), queries=wanted.queries, **of_run)
+        check_request(data.pools["test"], queries=wanted.queries, **of_run)
     asked: dict[str, Any] = {
         "episodes": Episodes.load(episodes_file) if episodes_file else test_episodes,
         **asdict(wanted),

@@ -47,6 +47,7 @@ from clipspm.train_heads.heads.protocol import Protocol
 from clipspm.train_heads.runs import HeadShape, Run
 from clipspm.train_heads.training.curves import Several
 from clipspm.train_heads.training.loop import Trainer
+from clipspm.train_heads.training.selection import Selector
 
 CLAIM = "CLIP-SPM trains twice, and is scored several times, as fast as plain code (docs/speed.md)."
 
@@ -245,7 +246,8 @@ class Package:
         torch.manual_seed(0)
         head = shape.build(wanted)
         run = Run.create(Path(folder) / "run", wanted, shape, data.described())
-        self.trainer = Trainer(data, run, head, Several([]), Reporter(lambda line: None))
+        bank, quiet = data.bank("train"), Reporter(lambda line: None)
+        self.trainer = Trainer(bank, Selector(), run, head, Several([]), quiet)
         self.bank, self.head, self.at = data.bank("test"), head, 0
 
     def train(self) -> float:

@@ -6,7 +6,7 @@ from them, D feature width, C classes of the split.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clipspm.errors import ClipspmError, UsageError
+from clipspm.errors import ClipspmError
 from clipspm.progress import track
 from clipspm.train_heads.episodes.draw import check_frames
-from clipspm.train_heads.episodes.pool import FeatureSource, Pool
+from clipspm.train_heads.episodes.pool import Pool
 from clipspm.train_heads.episodes.random import derive_seed
 
 _BLOCK = 256  # rows read from the cache at a time
@@ -101,29 +101,23 @@ class FeatureBank:
         self._shuffle_keys: Tensor | None = None
 
     @classmethod
-    def from_cache(
+    def read(
         cls,
-        cache: FeatureSource,
         pool: Pool,
-        layers: Sequence[str] = ("final",),
+        sources: Mapping[str, Any],
+        text: npt.NDArray[np.float32],
+        *,
+        where: Path,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        *,
         mapped: bool | None = None,
     ) -> "FeatureBank":
         """Read the videos of ``pool``. Features stay in the cache's precision; ``gather`` returns ``dtype``.
 
-        ``mapped``: leave features in the cache's files and read what each batch needs; None: do so if they
-        take more than half of the free memory.
+        ``sources``: features [.., V, T', D] of the whole cache by layer; ``text`` [.., D] of all its classes;
+        ``where``: what messages call it. ``mapped``: leave features in the cache's files and read what each
+        batch needs; None: do so if they take more than half of the free memory.
         """
-        for layer in layers:
-            if layer not in cache.spec.layers:
-                wanted = [*(known for known in cache.spec.layers if known != "final"), layer, "final"]
-                raise UsageError(
-                    f"{cache.path} has no layer {layer!r}, it holds {', '.join(cache.spec.layers)}: "
-                    f"`clipspm extract --layers {','.join(wanted)}` caches it"
-                )
-        sources = {layer: cache.mapped(layer) for layer in layers}
         if mapped is None:
             row = sum(source.dtype.itemsize * math.prod(source.shape[1:]) for source in sources.values())
             mapped = 2 * row * len(pool.ids) > free_memory(torch.device(device))
@@ -136,12 +130,10 @@ class FeatureBank:
             finite = torch.cat([part.flatten(1).isfinite().all(1) for part in stored.split(_BLOCK)])
             if not bool(finite.all()):
                 video = pool.ids[int((~finite).nonzero()[0])]
-                raise ClipspmError(
-                    f"{cache.path}: layer {layer} of video {video} is not finite; extract it again"
-                )
+                raise ClipspmError(f"{where}: layer {layer} of video {video} is not finite; extract it again")
             features[layer] = stored.to(device)
-        text = np.asarray(cache.text())[pool.text_rows]
-        return cls(pool, features, torch.from_numpy(text).to(device, dtype), dtype=dtype)
+        own_text = torch.from_numpy(np.asarray(text)[pool.text_rows])
+        return cls(pool, features, own_text.to(device, dtype), dtype=dtype)
 
     def part(self, keep: npt.NDArray[np.bool_]) -> "FeatureBank":
         """Return the bank of the videos of the mask ``keep`` [N], and of the classes that have any."""

@@ -27,7 +27,10 @@ class Data:
     def __init__(self, cache: FeatureSource, device: str = "auto") -> None:
         self.cache, self.spec, self.path = cache, cache.spec, Path(cache.path)
         self._device = device
-        self._pools: dict[Split, Pool] = {}
+        #: the videos and classes of each split: names and counts, no features
+        self.pools = {split: Pool.from_cache(cache, split) for split in SPLITS}
+        #: 16 hex digits over which videos and classes are in which split
+        self.content = content_digest(cache)
         self._banks: dict[Split, FeatureBank] = {}
         self._closed: set[Split] = set()
 
@@ -48,11 +51,6 @@ class Data:
         """The device that holds features and computes; :class:`UsageError` if there is none of that name."""
         return resolve_device(self._device)
 
-    @cached_property
-    def content(self) -> str:
-        """16 hex digits that identify which videos and classes are in which split."""
-        return content_digest(self.cache)
-
     def described(self) -> dict[str, Any]:
         """Return what a run records of its cache."""
         return {
@@ -62,12 +60,6 @@ class Data:
             "dataset": self.spec.dataset,
             "class_splits": dict(self.cache.class_splits),
         }
-
-    def pool(self, split: Split) -> Pool:
-        """Return the videos and classes of ``split``: names and counts, no features."""
-        if split not in self._pools:
-            self._pools[split] = Pool.from_cache(self.cache, split)
-        return self._pools[split]
 
     def bank(
         self, split: Split, layers: Sequence[str] = (FINAL,), *, shuffle_time: bool = False
@@ -83,10 +75,23 @@ class Data:
         bank = self._banks.get(split)
         missing = [layer for layer in layers if bank is None or layer not in bank.layers]
         if missing or bank is None:
-            more = FeatureBank.from_cache(self.cache, self.pool(split), missing, self.device)
+            sources = {layer: self._mapped(layer) for layer in missing}
+            more = FeatureBank.read(
+                self.pools[split], sources, self.cache.text(), where=self.path, device=self.device
+            )
             bank = bank.joined(more) if bank else more
         self._banks[split] = bank
         return bank.shuffled() if shuffle_time else bank
+
+    def _mapped(self, layer: str) -> Any:
+        cached = self.spec.layers
+        if layer not in cached:
+            wanted = [*(known for known in cached if known != FINAL), layer, FINAL]
+            raise UsageError(
+                f"{self.path} has no layer {layer!r}, it holds {', '.join(cached)}: "
+                f"`clipspm extract --layers {','.join(wanted)}` caches it"
+            )
+        return self.cache.mapped(layer)
 
     @contextmanager
     def closed(self, split: Split) -> Iterator[None]:

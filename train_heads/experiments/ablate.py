@@ -120,7 +120,7 @@ def plan_ablation(
         raise UsageError(f"seeds are {list(seeds)}; give at least one, and each only once")
     rows = ablation_rows(base, drops=drops, grid=grid, heads=heads, extra=extra)
     data = Data.of(data, base.device)
-    pool = data.pool("test")
+    pool = data.pools["test"]
     check_request(pool, way=base.way, shot=base.shots, queries=queries)
     rows = _fit_rows(rows, data, Reporter(log))
     spec = EpisodeSpec(
@@ -325,7 +325,9 @@ def _fit_rows(rows: Mapping[str, TrainConfig], data: Data, reporter: Reporter) -
             said.add(line)
             reporter.say(line)
 
-    return {name: fit_to_cache(config, data, say_once) for name, config in rows.items()}
+    return {
+        name: fit_to_cache(config, data.pools, data.spec.frames, say_once) for name, config in rows.items()
+    }
 
 
 def _cells(config: TrainConfig, seeds: Sequence[int], data: Data, out: Path) -> tuple[Cell, ...]:

@@ -20,10 +20,9 @@ from clipspm.interrupts import undisturbed
 from clipspm.progress import Reporter
 from clipspm.settings import typed
 from clipspm.train_heads.config import TrainConfig
-from clipspm.train_heads.episodes.data import Data
+from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.draw import EpisodeSpec, draw
 from clipspm.train_heads.episodes.random import derive_seed
-from clipspm.train_heads.evaluation.leaks import guard_classes
 from clipspm.train_heads.evaluation.predict import autocast, make_batch
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.runs import STATE, Run
@@ -31,7 +30,7 @@ from clipspm.train_heads.training.augment import mix_motion
 from clipspm.train_heads.training.curves import MetricLogger
 from clipspm.train_heads.training.hold_out import Selection
 from clipspm.train_heads.training.optim import lr_at, make_optimizer
-from clipspm.train_heads.training.selection import make_selector
+from clipspm.train_heads.training.selection import Selector
 
 #: the reference sums the losses of this many episodes per step; other batch sizes are scaled to it
 REFERENCE_BATCH = 16
@@ -103,7 +102,8 @@ class Trainer:
 
     def __init__(
         self,
-        data: Data,
+        bank: FeatureBank,
+        selector: Selector,
         run: Run,
         head: Head,
         metrics: MetricLogger,
@@ -116,10 +116,9 @@ class Trainer:
         assert config.frames is not None
         assert config.queries is not None
         self.frames = config.frames
-        self.bank = data.bank("train", head.layers, shuffle_time=config.shuffle_time)
-        guard_classes(data.cache.class_splits, self.bank)
+        self.bank, self.selector = bank, selector
         self.spec = EpisodeSpec(
-            dataset=data.spec.dataset,
+            dataset=bank.pool.dataset,
             split="train",
             way=config.way,
             shot=config.shots,
@@ -128,7 +127,6 @@ class Trainer:
         )
         self.steps = -(-config.episodes // config.batch) if head.trainable else 0
         self.every = max(1, config.val_every // config.batch)
-        self.bank, self.selector = make_selector(config, data, self.bank, head, reporter.say)
         if self.selector.held_out:
             self.every = max(1, min(self.every, self.steps // _VALIDATIONS))
         self.selector.save(run.path)

@@ -10,9 +10,7 @@ from typing import Any
 from clipspm.progress import Say
 from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes.bank import FeatureBank
-from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
-from clipspm.train_heads.evaluation.leaks import guard_classes
 from clipspm.train_heads.evaluation.predict import predict, tune
 from clipspm.train_heads.evaluation.stats import accuracies
 from clipspm.train_heads.heads.base import Head
@@ -60,20 +58,16 @@ class Selector:
 
 
 def make_selector(
-    config: TrainConfig, data: Data, train: FeatureBank, head: Head, say: Say
+    config: TrainConfig, train: FeatureBank, val: FeatureBank | None, head: Head, why: str, say: Say
 ) -> tuple[FeatureBank, Selector]:
     """Return the part of the bank ``train`` to train on, and the selector.
 
-    It uses the validation classes if there are two or more, else what :func:`set_aside` takes out of
-    ``train``, which is reported to ``say``.
+    It uses the bank ``val`` of the validation classes if there is one, else what :func:`set_aside` takes out
+    of ``train``; that, and ``why``, are reported to ``say``.
     """
-    classes = len(data.pool("val").names)
-    spec = EpisodeSpec(dataset=data.spec.dataset, split="val", way=2, shot=config.shots, queries=1)
-    if classes >= 2:
-        bank = data.bank("val", head.layers, shuffle_time=config.shuffle_time)
-        guard_classes(data.cache.class_splits, bank)
-        return train, _selector_on("val", bank, spec, config)
-    why = f"{classes or 'no'} validation class{'es' * (not classes)}"
+    spec = EpisodeSpec(dataset=train.pool.dataset, split="val", way=2, shot=config.shots, queries=1)
+    if val is not None:
+        return train, _selector_on("val", val, spec, config)
     if not head.trainable or not config.episodes:
         if head.tunable:
             say(f"note: {why}: nothing is tuned (selection: none)")

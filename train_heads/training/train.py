@@ -18,13 +18,17 @@ from clipspm.errors import UsageError
 from clipspm.progress import Reporter, Say
 from clipspm.settings import typed
 from clipspm.train_heads.config import TrainConfig
+from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.data import Data
-from clipspm.train_heads.episodes.pool import FeatureSource
+from clipspm.train_heads.episodes.pool import FeatureSource, Split
 from clipspm.train_heads.episodes.random import derive_seed
+from clipspm.train_heads.evaluation.leaks import guard_classes
+from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.request import fit_to_cache
 from clipspm.train_heads.runs import CONFIG, METRICS, RESULTS, HeadShape, Run, training_lock
 from clipspm.train_heads.training.curves import JsonLines, MetricLogger, Several, TensorBoard
 from clipspm.train_heads.training.loop import Trainer, TrainResult
+from clipspm.train_heads.training.selection import Selector, make_selector
 
 
 def train(
@@ -55,7 +59,7 @@ def train(
         Run.open(run_dir).build_head()  # report an invalid head with the name of its file
     data = Data.of(data, config.device)
     device = data.device
-    config = fit_to_cache(config, data, reporter.say)
+    config = fit_to_cache(config, data.pools, data.spec.frames, reporter.say)
     assert config.frames is not None
     shape = HeadShape.of(data.spec.dims, config.frames)
     with _keep_random_state(device):
@@ -75,8 +79,9 @@ def train(
         trainer = None
         try:
             with data.closed("test"), _keep_random_state(device):
+                bank, selector = _banks(data, config, head, reporter.say)
                 trainer = Trainer(
-                    data, run, head.to(device), logger, reporter, keep_checkpoints=keep_checkpoints
+                    bank, selector, run, head.to(device), logger, reporter, keep_checkpoints=keep_checkpoints
                 )
                 return trainer.run_to_end()
         except (KeyboardInterrupt, DiskFull) as stop:
@@ -89,6 +94,19 @@ def train(
             raise
         finally:
             logger.close()
+
+
+def _banks(data: Data, config: TrainConfig, head: Head, say: Say) -> tuple[FeatureBank, Selector]:
+    """Return the features to train on, and what selects the weights."""
+
+    def bank(split: Split) -> FeatureBank:
+        found = data.bank(split, head.layers, shuffle_time=config.shuffle_time)
+        guard_classes(data.cache.class_splits, found)
+        return found
+
+    classes = len(data.pools["val"].names)
+    why = f"{classes or 'no'} validation class{'es' * (not classes)}"
+    return make_selector(config, bank("train"), bank("val") if classes >= 2 else None, head, why, say)
 
 
 def _open_run(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +139,13 @@ def test_feature_that_is_not_finite_names_the_video() -> None:
         Data(cache, "cpu").bank("train")
 
 
+def bank_of(cache: Any, split: Any, *, mapped: bool) -> FeatureBank:
+    sources = {"final": cache.mapped("final")}
+    return FeatureBank.read(
+        Pool.from_cache(cache, split), sources, cache.text(), where=cache.path, mapped=mapped
+    )
+
+
 @pytest.mark.parametrize("name", ["c.zarr", "c.h5"])
 def test_features_left_in_the_files_are_the_same(tmp_path: Path, name: str) -> None:
     """Batches, losses and predictions, for views and jitter too."""
@@ -145,18 +153,15 @@ def test_features_left_in_the_files_are_the_same(tmp_path: Path, name: str) -> N
     cache = real_cache(tmp_path / "first.zarr", fake)
     if name == "c.h5":
         cache = open_cache(convert(cache.path, tmp_path / name))
-    held = FeatureBank.from_cache(cache, Pool.from_cache(cache, "train"), mapped=False)
-    left = FeatureBank.from_cache(cache, Pool.from_cache(cache, "train"), mapped=True)
+    held = bank_of(cache, "train", mapped=False)
+    left = bank_of(cache, "train", mapped=True)
     assert left.nbytes() == 0 < held.nbytes()
     videos = np.random.default_rng(0).integers(0, len(held.pool.ids), (3, 8))
     for seed in (None, 1):
         generators = [None if seed is None else torch.Generator().manual_seed(seed) for _ in range(2)]
         got = [bank.gather(videos, 4, g) for bank, g in zip((left, held), generators, strict=True)]
         assert torch.equal(*got) and got[0].dtype == torch.float32
-    shuffled = [
-        FeatureBank.from_cache(cache, Pool.from_cache(cache, "test"), mapped=m).shuffled()
-        for m in (True, False)
-    ]
+    shuffled = [bank_of(cache, "test", mapped=m).shuffled() for m in (True, False)]
     assert torch.equal(*(bank.gather(videos % 20, 4) for bank in shuffled))
 
 
@@ -192,6 +197,6 @@ def test_damage_is_noticed_when_a_mapped_shard_is_first_touched(tmp_path: Path) 
     data = bytearray(chunk.read_bytes())
     data[99] ^= 1
     chunk.write_bytes(data)
-    bank = FeatureBank.from_cache(cache, Pool.from_cache(cache, "train"), mapped=True)
+    bank = bank_of(cache, "train", mapped=True)
     with pytest.raises(ClipspmError, match=r"shard 0 of layer final is damaged .*--repair"):
         bank.gather(np.array([[0]]), 4)

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from clipspm.errors import ClipspmError, UsageError
-from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.pool import Pool
@@ -20,7 +19,7 @@ from clipspm.train_heads.heads.base import HeadOutput, Scorer
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.registry import HEADS, build_head
 from clipspm.train_heads.runs import Run
-from clipspm.train_heads.training import loop
+from clipspm.train_heads.training import train as train_module
 from clipspm.train_heads.training.loop import Trainer
 from clipspm.train_heads.training.selection import Selector
 from clipspm.train_heads.training.train import train
@@ -89,12 +88,10 @@ def test_no_head_trips_the_guard_of_labels(name: str) -> None:
 
 
 def test_selection_on_the_test_split_trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def on_test(
-        config: TrainConfig, data: Data, bank: FeatureBank, *rest: Any
-    ) -> tuple[FeatureBank, Selector]:
-        return bank, Selector("val", data.bank("test"), None)
+    def on_test(data: Data, *rest: Any) -> tuple[FeatureBank, Selector]:
+        return data.bank("train"), Selector("val", data.bank("test"), None)
 
-    monkeypatch.setattr(loop, "make_selector", on_test)
+    monkeypatch.setattr(train_module, "_banks", on_test)
     with pytest.raises(ClipspmError, match="leak: the test split is asked for while a head is trained"):
         train(CACHE, tiny_config(episodes=16), tmp_path / "r", log=silent)
 

@@ -161,13 +161,13 @@ def test_training_reads_no_test_row_and_no_test_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
-    original = FeatureBank.from_cache.__func__
+    original = FeatureBank.read.__func__
 
-    def watch(cls: type, cache: object, pool: Pool, *args: Any, **kwargs: Any) -> FeatureBank:
+    def watch(cls: type, pool: Pool, *args: Any, **kwargs: Any) -> FeatureBank:
         opened.append(pool.split)
-        return original(cls, cache, pool, *args, **kwargs)
+        return original(cls, pool, *args, **kwargs)
 
-    monkeypatch.setattr(FeatureBank, "from_cache", classmethod(watch))
+    monkeypatch.setattr(FeatureBank, "read", classmethod(watch))
     train(CACHE, tiny_config(episodes=16), tmp_path / "r", log=silent)
     assert opened == ["train", "val"]
 
