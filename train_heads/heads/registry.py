@@ -69,6 +69,12 @@ _BLOCK: dict[str, Any] = {"heads": int, "ffn_width": int, "dropout": float}
 
 HEADS: dict[str, HeadEntry] = {
     "clip-spm": HeadEntry("CLIP-SPM: HSMR, SPM and PADM (arXiv 2512.19036)", f"{_HERE}.clipspm.head:CLIPSPM"),
+    "evidence": HeadEntry(
+        "look, motion and texts of frozen features, weighed by the supports",
+        f"{_HERE}.peers.evidence_pool:EvidencePool",
+        settings={"look": bool, "move": bool, "text": bool, "without": tuple[str, ...]},
+        trained=False,
+    ),
     "clip-fsar": HeadEntry(
         "class texts with supports, OTAM (arXiv 2303.02982)",
         f"{_HERE}.peers.clip_fsar:CLIPFSAR",
