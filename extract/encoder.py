@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from clipspm.cache.spec import FINAL
+from clipspm.devices import resolve_device
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.config import Precision
 from clipspm.extract.measured import recall, remember
@@ -61,7 +62,7 @@ class Encoder:
         pixel_norm: Literal["model", "none"] = "model",
     ) -> None:
         self.source: LoadedModel = load_model(model, pretrained)
-        self.device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = resolve_device(device or "auto")
         self._model = self.source.model.to(self.device)
         self._in_bf16: Any = None
         visual = self._model.visual
@@ -274,17 +275,6 @@ class PendingFeatures:
         if self._copied is not None:
             self._copied.synchronize()
         return self._values
-
-
-def check_device(name: str) -> torch.device:
-    """The device called ``name``; raises :class:`UsageError` if it does not work on this machine."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).splitlines()[0]
-        raise UsageError(f"--device {name}: cannot be used on this machine ({why})") from error
-    return device
 
 
 def _tower_kind(visual: Any) -> str:

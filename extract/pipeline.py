@@ -26,11 +26,12 @@ from clipspm.cache.writer import (
     parts_path,
     statuses_to_do,
 )
+from clipspm.devices import resolve_device
 from clipspm.engines import make_engine
 from clipspm.errors import ClipspmError
 from clipspm.extract.config import ExtractConfig, Precision
 from clipspm.extract.datasets import NO_FLIP, Index
-from clipspm.extract.encoder import Encoder, check_device
+from clipspm.extract.encoder import Encoder
 from clipspm.extract.plan import DEFAULT_MODEL, Work, decoders, prepare
 from clipspm.extract.shards import Shard, ShardTask, Spent
 
@@ -130,7 +131,7 @@ def run(
     """Run the extraction that :func:`~.plan.prepare` has checked; the second half of :func:`extract`."""
     config, index = work.config, work.index
     for name in config.devices:
-        check_device(name)
+        resolve_device(name)
     assert config.model is not None
     if config.threads is not None:
         torch.set_num_threads(config.threads)

@@ -123,7 +123,7 @@ class HeadShape:
                 layer_dims=self.layer_dims,
             )
         except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, MemoryError) as error:
-            said = "" if f" of {config.head}" in str(error) else f"head {config.head}: "
+            said = "" if config.head in str(error) else f"head {config.head}: "
             raise UsageError(f"{said}{plain(error)[:400]}") from error
 
 

@@ -42,7 +42,8 @@ class Data:
         """
         if not isinstance(source, Data):
             return cls(source, device)
-        if device != "auto" and resolve_device(device) != source.device:
+        here, asked = source.device, resolve_device(device) if device != "auto" else source.device
+        if (here.type, here.index or 0) != (asked.type, asked.index or 0):
             raise UsageError(f"the features are on {source.device}, but {device} was asked for")
         return source
 
