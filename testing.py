@@ -259,14 +259,17 @@ def _recall(checked: _Checked) -> None:
         for protocol in PROTOCOLS:
             given = replace(episode, protocol=protocol)
             texts = given.text_of(given.support_labels)
-            videos = given.support[FINAL].flatten(0, 1), texts.flatten(0, 1), given.query[FINAL].flatten(0, 1)
-            scorer = head.recall(*videos)
+            unknown = torch.full((E * Q, texts.shape[-1]), torch.nan)  # the class of a query
+            videos = {
+                layer: torch.cat([given.support[layer].flatten(0, 1), given.query[layer].flatten(0, 1)])
+                for layer in head.layers
+            }
+            scorer = head.recall(videos, torch.cat([texts.flatten(0, 1), unknown]))
             if scorer is None:
                 return
-            rows = (torch.arange(E * count).view(E, count) for count in (S, Q))
-            checked.same(
-                scorer(given, *rows), head.run(given).logits, f"{protocol} logits differ with recall"
-            )
+            rows = torch.arange(E * (S + Q)).split([E * S, E * Q])
+            found = scorer(given, rows[0].view(E, S), rows[1].view(E, Q))
+            checked.same(found, head.run(given).logits, f"{protocol} logits differ with recall")
 
 
 def _planned(checked: _Checked) -> None:

@@ -266,7 +266,7 @@ class Package:
         rows = np.arange(videos).reshape(1, -1)
         with evaluating(self.head), autocast(self.bank.device, self.precision):
             frames, text = self.bank.gather(rows, FRAMES)[0], self.bank.text[self.bank.labels[:videos]]
-            return seconds(lambda: self.head.recall(frames, text, frames)) / videos
+            return seconds(lambda: self.head.recall({"final": frames}, text)) / videos
 
     def know(self) -> None:
         """Recall all test videos, as an evaluation of 10,000 episodes does."""

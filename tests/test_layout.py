@@ -22,6 +22,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "train_heads/heads/protocol train_heads/heads/episode train_heads/heads/evidence train_heads/heads/checks train_heads/heads/base",
     ),
     ("train_heads/heads/clipspm", "train_heads/heads/peers"),
+    ("train_heads/heads/pool",),  # evidence that needs no training, and what CLIP-SPM learns on top
     ("train_heads/heads/registry",),
     ("testing",),  # what a head promises, for tests of your own
     ("train_heads/config train_heads/places train_heads/request train_heads/runs train_heads/resume",),

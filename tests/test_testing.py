@@ -253,7 +253,7 @@ class Wide(Sound):
 
 @says("inductive logits differ with recall")
 class Misremembering(Sound):
-    def recall(self, supports: Tensor, text: Tensor, queries: Tensor) -> Any:
+    def recall(self, videos: Mapping[str, Tensor], text: Tensor) -> Any:
         return lambda episode, support_rows, query_rows: torch.zeros(*query_rows.shape, episode.ways)
 
 

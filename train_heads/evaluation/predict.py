@@ -84,12 +84,20 @@ def evaluating(head: Head) -> Iterator[None]:
         head.check = check
 
 
-def batch_size(episodes: Episodes, frames: int, dim: int, protocol: Protocol, device: torch.device) -> int:
-    """Return how many episodes to score at a time to keep activations within about 0.5 GB (6 GB on a GPU)."""
+def batch_size(
+    episodes: Episodes, frames: int, dim: int, protocol: Protocol, device: torch.device, *, wide: bool = True
+) -> int:
+    """Return how many episodes to score at a time to keep activations within about 0.5 GB (6 GB on a GPU).
+
+    ``wide``: the head has blocks that every query passes together with the supports.
+    """
     supports, queries, way = episodes.support.shape[1], episodes.query.shape[1], episodes.spec.way
     copies = queries if protocol == "inductive" else 1
-    tokens = (supports + queries + copies * (way + supports + 2)) * (frames + 1)
-    each = tokens * (4 * 2048 + 8 * dim) * 4
+    if wide:
+        tokens = (supports + queries + copies * (way + supports + 2)) * (frames + 1)
+        each = tokens * (4 * 2048 + 8 * dim) * 4
+    else:
+        each = (supports + queries) * frames * (dim + supports) * 32
     budget = 6e9 if device.type == "cuda" else 5e8
     return int(min(max(budget // each, 1), 512))
 
@@ -111,16 +119,18 @@ def predict(
     ``known``: the result of :func:`recall_videos` on these episodes, if they are scored several times with
     the same weights.
     """
-    step = batch or batch_size(episodes, frames, bank.text.shape[-1], protocol, bank.device)
     episodes = episodes.on(bank.pool)
     found = []
     check = head.check
     with evaluating(head), autocast(bank.device, precision):
         known = known or recall_videos(head, bank, episodes, frames)
+        wide, layers = (known.scorer.wide, known.scorer.layers) if known else (head.trainable, head.layers)
+        dim = bank.text.shape[-1]
+        step = batch or batch_size(episodes, frames, dim, protocol, bank.device, wide=wide)
         for start in range(0, len(episodes), step):
             head.check = check and start == 0  # every batch has the same shapes and labels
             part = episodes[start : start + step]
-            episode = make_batch(bank, part, frames, layers=head.layers, protocol=protocol).episode
+            episode = make_batch(bank, part, frames, layers=layers, protocol=protocol).episode
             logits = head.run(episode).logits if known is None else known.logits(episode, part)
             if not bool(torch.isfinite(logits).all()):
                 raise ClipspmError(
@@ -135,17 +145,16 @@ def predict(
 
 @dataclass(frozen=True)
 class RecalledVideos:
-    """What a head precomputed; ``supports`` and ``queries`` [N]: the row in it of each pool video, or -1."""
+    """What a head precomputed; ``place`` [N]: the row in it of each pool video, or -1."""
 
     scorer: Scorer
-    supports: Tensor
-    queries: Tensor
+    place: Tensor
 
     def logits(self, episode: Episode, episodes: Episodes) -> Tensor:
         """Return the logits [E, Q, C] of ``episode``, which was gathered for ``episodes``."""
         rows = (
-            place[torch.from_numpy(np.ascontiguousarray(videos)).to(place.device)]
-            for place, videos in ((self.supports, episodes.support), (self.queries, episodes.query))
+            self.place[torch.from_numpy(np.ascontiguousarray(videos)).to(self.place.device)]
+            for videos in (episodes.support, episodes.query)
         )
         return self.scorer(episode.batched(), *rows)
 
@@ -156,10 +165,10 @@ def recall_videos(head: Head, bank: FeatureBank, episodes: Episodes, frames: int
     None if most videos occur only once, if there are too many, or if the head has no faster way to score
     them.
     """
-    supports, queries = np.unique(episodes.support), np.unique(episodes.query)
-    if 2 * np.union1d(supports, queries).size > episodes.support.size + episodes.query.size:
+    count = np.union1d(episodes.support, episodes.query).size
+    if 2 * count > episodes.support.size + episodes.query.size:
         return None
-    if (supports.size + queries.size) * frames * bank.text.shape[-1] * 4 > _MOST_RECALLED:
+    if 2 * count * frames * bank.text.shape[-1] * 4 > _MOST_RECALLED:
         return None
     return precomputed(head, bank, episodes, frames)
 
@@ -167,23 +176,21 @@ def recall_videos(head: Head, bank: FeatureBank, episodes: Episodes, frames: int
 def precomputed(head: Head, bank: FeatureBank, episodes: Episodes, frames: int) -> RecalledVideos | None:
     """Let ``head`` precompute what it needs of each video of ``episodes``; None if it has no use for that.
 
-    Of queries the head sees features only, in an order that tells nothing of their class.
+    The videos come in an order that tells nothing of their class.
     """
-    supports, queries = np.unique(episodes.support), np.unique(episodes.query)
-    for videos in (supports, queries):
-        np.random.default_rng(0).shuffle(videos)
-    text = bank.text[torch.from_numpy(bank.pool.labels[supports]).to(bank.device)]
-    seen = (bank.gather(videos[None], frames)[0] for videos in (supports, queries))
-    scorer = head.recall(next(seen), text, next(seen))
+    if type(head).recall is Head.recall:
+        return None
+    videos = np.union1d(episodes.support, episodes.query)
+    np.random.default_rng(0).shuffle(videos)
+    text = bank.text[torch.from_numpy(bank.pool.labels[videos]).to(bank.device)]
+    scorer = head.recall(
+        {layer: bank.gather(videos[None], frames, layer=layer)[0] for layer in head.layers}, text
+    )
     if scorer is None:
         return None
-
-    def places(videos: npt.NDArray[np.int64]) -> Tensor:
-        place = torch.full((len(bank.pool.ids),), -1, device=bank.device)
-        place[torch.from_numpy(videos).to(bank.device)] = torch.arange(videos.size, device=bank.device)
-        return place
-
-    return RecalledVideos(scorer, places(supports), places(queries))
+    place = torch.full((len(bank.pool.ids),), -1, device=bank.device)
+    place[torch.from_numpy(videos).to(bank.device)] = torch.arange(videos.size, device=bank.device)
+    return RecalledVideos(scorer, place)
 
 
 def tune(

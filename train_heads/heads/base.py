@@ -3,8 +3,9 @@
 Shapes: E episodes, S support videos, Q query videos, C classes (ways), T frames, D feature width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol as Interface
 
 from torch import Tensor, nn
 
@@ -19,9 +20,6 @@ from clipspm.train_heads.heads.protocol import Protocol
 #: divides by 16; so one episode contributes its sum / 16, however many queries it has
 EPISODES_PER_STEP = 16
 
-#: (episode, rows of its supports [E, S], rows of its queries [E, Q]) -> logits; see :meth:`Head.recall`
-Scorer = Callable[[Episode, Tensor, Tensor], Tensor]
-
 
 @dataclass
 class HeadOutput:
@@ -33,6 +31,24 @@ class HeadOutput:
     logits: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     evidence: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Scorer(Interface):
+    """What :meth:`Head.recall` returns: it scores episodes of videos that it knows.
+
+    ``layers``: the features that an episode has to bring nevertheless. ``wide``: whether it takes the memory
+    of a head with parameters.
+    """
+
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+
+    @property
+    def wide(self) -> bool: ...
+
+    def __call__(self, episode: Episode, support: Tensor, query: Tensor) -> Tensor:
+        """Return logits [E, Q, C] of the rows ``support`` [E, S] and ``query`` [E, Q] of its videos."""
+        ...
 
 
 class Head(nn.Module):
@@ -88,11 +104,19 @@ class Head(nn.Module):
         """Return each episode's loss, [E]: cross-entropy summed over queries / 16, plus :meth:`losses`."""
         return sum(output.losses.values(), start=matching_loss(output.logits, query_labels))
 
-    def recall(self, supports: Tensor, text: Tensor, queries: Tensor) -> Scorer | None:
+    def calibrate(self, shots: int, episodes: Iterable[tuple[Episode, Tensor]]) -> None:
+        """Measure what scoring with ``shots`` needs to know, on ``episodes`` of training classes.
+
+        Called before training, and before a head that was not trained is scored, with the query labels [E, Q]
+        of each batch; from one shot up to five, as far as the classes allow. Most heads need nothing.
+        """
+        return None
+
+    def recall(self, videos: Mapping[str, Tensor], text: Tensor) -> Scorer | None:
         """Prepare faster scoring of many episodes of the same videos, in evaluation mode, or return None.
 
-        ``supports`` [N, T, D] with the class text of each, ``text`` [N, D]; ``queries`` [M, T, D]. The scorer
-        is called with the rows of ``supports`` and ``queries`` that an episode consists of.
+        ``videos``: the head's layers of each, [N, T, D]; ``text`` [N, D]: the text of each one's class, for
+        when it is a support: the scores of queries are compared with those of :meth:`scores`, which has none.
         """
         return None
 

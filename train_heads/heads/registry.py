@@ -70,9 +70,10 @@ _BLOCK: dict[str, Any] = {"heads": int, "ffn_width": int, "dropout": float}
 HEADS: dict[str, HeadEntry] = {
     "clip-spm": HeadEntry("CLIP-SPM: HSMR, SPM and PADM (arXiv 2512.19036)", f"{_HERE}.clipspm.head:CLIPSPM"),
     "evidence": HeadEntry(
-        "look, motion and texts of frozen features, weighed by the supports",
-        f"{_HERE}.peers.evidence_pool:EvidencePool",
-        settings={"look": bool, "move": bool, "text": bool, "without": tuple[str, ...]},
+        "look, motion and texts of frozen features, pooled",
+        f"{_HERE}.pool.head:EvidencePool",
+        {"pool": True, "hsmr": False, "spm": False, "padm": False},
+        settings={**dict.fromkeys(("look", "move", "drift", "text"), bool), "without": tuple[str, ...]},
         trained=False,
     ),
     "clip-fsar": HeadEntry(
@@ -128,6 +129,10 @@ HEADS: dict[str, HeadEntry] = {
         trained=False,
     ),
 }
+
+
+#: heads whose settings are those of :class:`CLIPSPMConfig`
+OF_CLIPSPM = ("clip-spm", "evidence")
 
 
 def known_heads() -> dict[str, HeadEntry]:
@@ -192,9 +197,12 @@ def build_head(
     or an invalid value.
     """
     entry, settings = head_entry(name), dict(config or {})
-    kind: Callable[..., Head] = entry.load()
-    if name == "clip-spm":
-        return kind(dim, make_config(**settings), layer_dims=layer_dims)
+    if name in OF_CLIPSPM:
+        check_settings(name, settings)
+        made = make_config(**settings, **entry.fixed)
+        kind: Callable[..., Head] = (HEADS["evidence"] if made.pool else entry).load()
+        return kind(dim, made, layer_dims=layer_dims)
+    kind = entry.load()
     arguments = inspect.signature(kind).parameters
     own = _settings_of(entry.load()) if entry.settings is None else entry.settings
     passed_on = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())

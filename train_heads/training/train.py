@@ -22,6 +22,7 @@ from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.pool import FeatureSource, Split
 from clipspm.train_heads.episodes.random import derive_seed
+from clipspm.train_heads.evaluation.calibrate import calibrate
 from clipspm.train_heads.evaluation.leaks import guard_classes
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.request import fit_to_cache
@@ -80,8 +81,9 @@ def train(
         try:
             with data.closed("test"), _keep_random_state(device):
                 bank, selector = _banks(data, config, head, reporter.say)
+                calibrate(head.to(device), bank, way=config.way, frames=config.frames)
                 trainer = Trainer(
-                    bank, selector, run, head.to(device), logger, reporter, keep_checkpoints=keep_checkpoints
+                    bank, selector, run, head, logger, reporter, keep_checkpoints=keep_checkpoints
                 )
                 return trainer.run_to_end()
         except (KeyboardInterrupt, DiskFull) as stop:

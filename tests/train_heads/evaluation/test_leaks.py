@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -145,25 +146,33 @@ def test_an_inductive_head_that_looks_at_the_other_queries_trips() -> None:
     evaluate(Centring(), CACHE, episodes=20, protocols=("transductive",), log=silent, device="cpu")
 
 
-def test_what_a_head_recalls_of_queries_is_told_nothing_of_their_class() -> None:
+def test_what_a_head_recalls_comes_in_no_order_with_the_text_of_its_class() -> None:
     class Recalling(ByHand):
-        def recall(self, supports: Tensor, text: Tensor, queries: Tensor) -> None:
-            self.seen = len(supports), len(text), len(queries)
+        def recall(self, videos: Mapping[str, Tensor], text: Tensor) -> None:
+            self.seen = videos["final"].numpy(), text.numpy()
 
     head = Recalling()
     evaluate(head, CACHE, episodes=200, shots=2, log=silent, device="cpu")
-    assert head.seen == (40, 40, 40)
+    bank = Data(CACHE, "cpu").bank("test")
+    videos, text = head.seen
+    order = [int((bank.gather(np.arange(40)[None], 4)[0].numpy() == v).all((1, 2)).argmax()) for v in videos]
+    assert sorted(order) == list(range(40)) != order
+    assert (text == bank.text[bank.labels[torch.tensor(order)]].numpy()).all()
 
 
 def test_scores_that_depend_on_what_is_recalled_trip() -> None:
     class Averaging(ByHand):
-        def recall(self, supports: Tensor, text: Tensor, queries: Tensor) -> Scorer:
-            near = (queries + queries.roll(1, 0) + queries.roll(-1, 0)) / 3
+        def recall(self, videos: Mapping[str, Tensor], text: Tensor) -> Scorer:
+            seen = videos["final"]
+            near = (seen + seen.roll(1, 0) + seen.roll(-1, 0)) / 3
 
-            def scored(episode: Episode, support: Tensor, query: Tensor) -> Tensor:
-                return self.run(replace(episode, query={"final": near[query]})).logits
+            class Near:
+                layers, wide = ("final",), False
 
-            return scored
+                def __call__(near_: Self, episode: Episode, support: Tensor, query: Tensor) -> Tensor:
+                    return self.run(replace(episode, query={"final": near[query]})).logits
+
+            return Near()
 
     with pytest.raises(ClipspmError, match="leak: the head scores otherwise with what it recalls"):
         evaluate(Averaging(), CACHE, episodes=200, log=silent, device="cpu")

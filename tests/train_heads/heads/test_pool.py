@@ -1,4 +1,4 @@
-"""Evidence from dot products: a plain loop beside it, and fits beside a fine grid."""
+"""The pool: cosines beside a plain loop, tables beside cosines, fits beside a fine grid, and what each part is for."""
 
 import math
 
@@ -7,16 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipspm.train_heads.heads.parts.pool import (
-    cosines,
-    fit_factor,
-    fit_weights,
-    left_out,
-    log_likelihood,
-    look,
-    move,
-    to_classes,
-)
+from clipspm.train_heads.heads.episode import Episode
+from clipspm.train_heads.heads.pool.fits import fit_factor, fit_weights, log_likelihood
+from clipspm.train_heads.heads.pool.head import EvidencePool
+from clipspm.train_heads.heads.pool.kinds import KINDS, Cosines, class_scores, drifting, spread
+from clipspm.train_heads.heads.registry import build_head
 
 E, S, Q, C, T, D = 2, 6, 3, 3, 4, 8
 LABELS = torch.tensor([[2, 0, 1, 0, 2, 1], [1, 2, 2, 0, 0, 1]])
@@ -32,35 +27,165 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("kind", [look, move])
-def test_scores_are_those_of_a_plain_loop(kind: object) -> None:
+def changed(kind: str, s: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """What a kind sees of the clips ``x``, in plain words; ``s``: the supports."""
+    if kind == "look":
+        return x - s.mean((0, 1))
+    if kind == "drift":  # T = 4: weights 1, 2, 1, and the ends stand still
+        padded = np.concatenate([x[:, :1], x, x[:, -1:]], axis=1)
+        x = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
+    return x - x.mean(1, keepdims=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_a_plain_loop(kind: str) -> None:
     support, query = videos()
-    found = kind(support, query)  # type: ignore[operator]
-    scores, left = to_classes(found.queries, ONE_HOT), left_out(found.supports, ONE_HOT)
+    scores, left = class_scores(KINDS[kind](support, query), ONE_HOT)
     for e in range(E):
-        s, q = support[e].double().numpy(), query[e].double().numpy()
-        if kind is look:
-            centre = s.mean((0, 1))
-            s, q = s - centre, q - centre
-        else:
-            s, q = (x - x.mean(1, keepdims=True) for x in (s, q))
-        s, q = unit(s), unit(q)
+        raw = support[e].double().numpy()
+        s, q = (unit(changed(kind, raw, x.double().numpy())) for x in (support[e], query[e]))
         for c in range(C):
             own = [i for i in range(S) if LABELS[e, i] == c]
             for i in range(Q):
-                expected = np.mean([(q[i] * s[j]).sum(-1).mean() for j in own])
+                expected = (unit(s[own].mean(0)) * q[i]).sum(-1).mean()
                 assert float(scores[e, i, c]) == pytest.approx(expected, abs=1e-5)
             for i in range(S):
                 others = [j for j in own if j != i]
-                expected = np.mean([(s[i] * s[j]).sum(-1).mean() for j in others])
+                expected = (unit(s[others].mean(0)) * s[i]).sum(-1).mean()
                 assert float(left[e, i, c]) == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_class_with_one_support_cannot_be_left_out() -> None:
+def test_a_support_that_is_alone_in_its_class_scores_nothing_for_it() -> None:
     support, query = videos()
-    one = F.one_hot(torch.arange(3).expand(E, -1), C).float()
-    found = cosines(support[:, :3], query)
-    assert left_out(found.supports, one).diagonal(dim1=1, dim2=2).isnan().all()
+    labels = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 1, 2, 1, 1, 0]])
+    queries, left = class_scores(KINDS["move"](support, query), F.one_hot(labels, C).float())
+    alone = labels == 2
+    assert (left[alone][:, 2] == 0).all()
+    assert (left[~alone] != 0).all()
+    assert queries.isfinite().all()
+
+
+def test_drift_is_blind_to_jitter_and_keeps_what_is_slow() -> None:
+    t = torch.arange(8.0)
+    slow, jitter = t.unsqueeze(-1), (-1.0) ** t.unsqueeze(-1)
+    assert drifting(jitter).norm() < 0.3 * jitter.norm()
+    assert drifting(slow).norm() > 0.8 * (slow - slow.mean()).norm()
+    assert torch.equal(drifting(torch.ones(8, 1)), torch.zeros(8, 1))
+
+
+def test_spread_is_the_deviation_between_classes_and_never_nothing() -> None:
+    """With two classes of one support each there is a single pair: its distance stands in."""
+    support, query = videos()
+    found = KINDS["move"](support, query)
+    alike = found.supports.mean(1)[0].double()
+    pairs = [float(alike[i, j]) for i in range(S) for j in range(i) if LABELS[0, i] != LABELS[0, j]]
+    count, mean = len(pairs), float(np.mean(pairs))
+    expected = math.sqrt((count * np.var(pairs) + (0.2 * (1 - mean)) ** 2) / (count + 1))
+    assert float(spread(found, ONE_HOT)[0]) == pytest.approx(expected, rel=1e-5)
+    two = Cosines(found.supports[:, :, :2, :2], found.queries[..., :2])
+    assert (spread(two, torch.eye(2).expand(E, 2, 2)) > 0.01).all()
+    same = Cosines(torch.ones(E, T, S, S), torch.ones(E, T, Q, S))
+    assert spread(same, ONE_HOT).isfinite().all()
+
+
+SHAPE = {"dim": D, "frames": T, "layer_dims": {"2": 5, "3:mean": 6}}
+
+
+def episode(shots: int = 2, *, seed: int = 0) -> Episode:
+    g = torch.Generator().manual_seed(seed)
+    widths = {**SHAPE["layer_dims"], "final": D}
+    labels = torch.arange(C).repeat(E, shots)
+    support, query = (
+        {n: torch.randn(E, k, T, d, generator=g) for n, d in widths.items()} for k in (C * shots, Q)
+    )
+    return Episode(support, query, labels, torch.randn(E, C, D, generator=g))
+
+
+@pytest.mark.parametrize("shots", [1, 2, 4])
+@pytest.mark.parametrize("settings", [{}, {"text": False}, {"look": False}, {"move": False, "drift": False}])
+def test_tables_score_as_the_features_do(shots: int, settings: dict[str, bool]) -> None:
+    """Features far from zero too, whose products lose digits."""
+    head = build_head("evidence", **SHAPE, config=settings).eval()
+    given = episode(shots).mapped(lambda x: x + 5, lambda x: x + 5)
+    every = {
+        n: torch.cat([given.support[n].flatten(0, 1), given.query[n].flatten(0, 1)]) for n in head.layers
+    }
+    scorer = head.recall(every, torch.empty(0))
+    assert scorer is not None
+    supports, queries = torch.arange(E * (C * shots + Q)).split([E * C * shots, E * Q])
+    without = Episode({}, {}, given.support_labels, given.text)
+    found = scorer(without, supports.view(E, -1), queries.view(E, -1))
+    torch.testing.assert_close(found, head.run(given).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_tables_that_would_not_fit_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipspm.train_heads.heads.pool.tables.MOST", 1000)
+    head = build_head("evidence", **SHAPE).eval()
+    assert head.recall({n: torch.zeros(9, T, d) for n, d in head.layer_dims.items()}, torch.empty(0)) is None
+
+
+def planted(shots: int, useful: str, seed: int) -> tuple[Episode, torch.Tensor]:
+    """Many episodes in which only the look of one layer tells classes apart."""
+    g, n = torch.Generator().manual_seed(seed), 200
+    classes = torch.arange(C)
+    labels, truth = classes.repeat(n, shots), torch.randint(C, (n, Q), generator=g)
+    parts = []
+    centre = torch.randn(n, C, 1, D, generator=g)
+    for of in (labels, truth):
+        seen = {name: torch.randn(*of.shape, T, D, generator=g) for name in ("2", "final")}
+        seen[useful] += 2 * centre.gather(1, of[..., None, None].expand(-1, -1, 1, D))
+        parts.append(seen)
+    return Episode(parts[0], parts[1], labels, torch.randn(n, C, D, generator=g)), truth
+
+
+def accuracy(head: EvidencePool, given: Episode, truth: torch.Tensor) -> float:
+    return float((head.run(given).logits.argmax(-1) == truth).double().mean())
+
+
+@pytest.mark.parametrize("useful", ["2", "final"])
+def test_supports_weigh_the_evidence_that_tells_them_apart(useful: str) -> None:
+    head = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
+    given, truth = planted(4, useful, 0)
+    weights = head._weights(given, head.scores(given).kept.left_out)
+    own = head.names.index(f"look/{useful}")
+    assert (weights.argmax(1) == own).double().mean() > 0.95
+    equal = (head.factors[0] * head.equal).double()
+    assert (weights[:, own] > equal[own]).double().mean() > 0.95
+    alone = build_head(
+        "evidence", dim=D, frames=T, layer_dims={"2": D}, config={"move": False, "drift": False}
+    )
+    assert accuracy(head, given, truth) > 0.85 * accuracy(alone.eval(), given, truth)
+
+
+def test_calibration_on_training_classes_helps_where_the_same_evidence_tells() -> None:
+    head = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
+    given, truth = planted(1, "2", 0)
+    before = accuracy(head, given, truth)
+    head.calibrate(1, [planted(1, "2", 1)])
+    assert accuracy(head, given, truth) > before + 0.02
+    assert head.fitted[0].argmax() == head.names.index("look/2")
+    other = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(other.run(given).logits, head.run(given).logits)
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+def test_texts_that_tell_are_used_and_those_that_mislead_are_not(shots: int) -> None:
+    given, truth = planted(shots, "final", 0)
+    head = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
+    silent = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}, config={"text": False}).eval()
+    means = torch.stack(
+        [
+            given.support["final"][given.support_labels == c].view(200, -1, T, D).mean((1, 2))
+            for c in range(C)
+        ],
+        1,
+    )
+    said = accuracy(head, Episode(given.support, given.query, given.support_labels, means), truth)
+    lied = accuracy(head, Episode(given.support, given.query, given.support_labels, means.roll(1, 1)), truth)
+    nothing = accuracy(silent, given, truth)
+    assert said > nothing
+    assert lied > nothing - 0.02
 
 
 def test_weights_are_the_best_of_a_grid() -> None:

@@ -41,6 +41,14 @@ class CLIPSPMConfig:
     ffn_dropout: float = 0.05  #: twice in each feed-forward network
     zero_init: bool = False  #: attention and feed-forward outputs of the blocks start at zero
 
+    # The default head (:mod:`..pool.head`): evidence that needs no training beneath the three modules.
+    pool: bool = False
+    look: bool = True
+    move: bool = True
+    drift: bool = True
+    text: bool = True
+    without: tuple[str, ...] = ()  #: cached layers that the pool leaves out
+
     consistency: bool = False  #: L_text and L_consist, as in the paper; the released code has them off
 
     # Weights of the distances in the logits.

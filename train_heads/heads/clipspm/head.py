@@ -184,8 +184,8 @@ class CLIPSPM(Head):
             terms["motion"] = self.w_motion * terms["motion"]
         return matching_loss(output.logits, query_labels) + LOSS_WEIGHT * sum(terms.values())
 
-    def recall(self, supports: Tensor, text: Tensor, queries: Tensor) -> Scorer | None:
-        return recall(self, supports, text, queries)
+    def recall(self, videos: Mapping[str, Tensor], text: Tensor) -> Scorer | None:
+        return recall(self, videos[FINAL], text)
 
     def _frames(self, episode: Episode, raw: Tensor) -> tuple[Tensor, Tensor | None, Fused | None]:
         """Return the frames [E, N, T, D] that SPM, PADM and the matching see.

@@ -5,7 +5,7 @@ frames and its own class text, and the projections of that output are computed o
 each episode that it is in. A query's prompt depends on the episode, so only its gated frames and their
 projections are computed once. The slow path is :meth:`CLIPSPM.scores`.
 
-Shapes: N or M videos, T frames, D width.
+Shapes: N videos, T frames, D width.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,33 +44,32 @@ class Modules(Protocol):
     def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor: ...
 
 
-def recall(head: Modules, supports: Tensor, text: Tensor, queries: Tensor) -> "Recalled | None":
+def recall(head: Modules, videos: Tensor, text: Tensor) -> "Recalled | None":
     """Implement :meth:`Head.recall`; None if the head uses more than SPM and PADM, or would gain nothing."""
     c = head.config
     if head.training or not (c.spm and c.padm) or c.refines_what_moves or c.position:
         return None
     if c.hsmr and c.motion_weight:
         return None
-    kind = supports.device.type
+    kind = videos.device.type
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != torch.bfloat16:
         return None  # scores of pieces, before the norm divides them, could leave the range of fp16
     with torch.autocast(kind, enabled=False):  # once per video: exact whatever the precision
-        if not pieces.worth_it(head.padm.block, supports):
+        if not pieces.worth_it(head.padm.block, videos):
             return None
 
         def as_support(rows: slice) -> "Videos":
-            gated = head.fusion.gate_frames(supports[rows])
+            gated = head.fusion.gate_frames(videos[rows])
             ((modulated, _),) = head.fusion((gated.unsqueeze(0), text[rows].unsqueeze(0)))
             frames = modulated.squeeze(0)
             return Videos(frames, pieces.project(head.padm.block, frames))
 
         def as_query(rows: slice) -> "Videos":
-            gated = head.fusion.gate_frames(queries[rows])
+            gated = head.fusion.gate_frames(videos[rows])
             return Videos(gated, pieces.project(head.fusion.block, gated))
 
-        return Recalled(
-            head, _compute_in_chunks(as_support, len(supports)), _compute_in_chunks(as_query, len(queries))
-        )
+        count = len(videos)
+        return Recalled(head, _compute_in_chunks(as_support, count), _compute_in_chunks(as_query, count))
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,14 @@ class Videos:
 
 @dataclass(frozen=True)
 class Recalled:
-    """Scores episodes of known ``supports`` [N] and ``queries`` [M]."""
+    """Scores episodes of known videos [N], which are ``supports`` here and ``queries`` there."""
 
     head: Modules
     supports: Videos
     queries: Videos
+
+    layers = (FINAL,)
+    wide = True
 
     def __call__(self, episode: Episode, support: Tensor, query: Tensor) -> Tensor:
         """Return logits [E, Q, C] of episodes made of the rows ``support`` [E, S] and ``query`` [E, Q]."""

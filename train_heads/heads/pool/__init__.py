@@ -1,0 +1,1 @@
+"""The pool: evidence of frozen features that needs no training, and the head that weighs it."""

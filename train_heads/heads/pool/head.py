@@ -1,0 +1,210 @@
+"""The default head: evidence of frozen features, pooled, and beneath it whatever CLIP-SPM learns on top.
+
+Shapes: E episodes, S supports, Q queries, C classes (ways), K pieces of evidence.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipspm.cache.spec import FINAL
+from clipspm.train_heads.heads.base import Head, HeadOutput, Scorer
+from clipspm.train_heads.heads.clipspm.config import CLIPSPMConfig
+from clipspm.train_heads.heads.clipspm.head import CLIPSPM
+from clipspm.train_heads.heads.episode import BaseClasses, Episode
+from clipspm.train_heads.heads.evidence import Evidence
+from clipspm.train_heads.heads.parts.text_scores import text_cosine
+from clipspm.train_heads.heads.pool.fits import fit_factor, fit_weights, log_likelihood
+from clipspm.train_heads.heads.pool.kinds import KINDS, Cosines, class_scores, spread
+from clipspm.train_heads.heads.pool.tables import Tables
+
+TEXT = "text"
+#: numbers of shots that weights and temperature are measured for; more shots take the last
+MOST_SHOTS = 5
+#: rate of the exponential prior of the text's factor
+_TEXT_PENALTY = 0.75
+#: factor of the pooled evidence where it was not measured on training classes
+_UNMEASURED = 1.0
+#: candidates of the learned evidence's weight
+_LEARNED = (0.0, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the supports tell: scores of each left out of its prototype, [E, K, S, C]; of its texts [E, S, C].
+
+    ``learned``: what the learned part kept for its losses.
+    """
+
+    left_out: Tensor
+    text: Tensor | None
+    learned: Evidence | None
+
+
+class EvidencePool(Head):
+    """A weighted sum of evidence that needs no training, weighed by the supports of each episode.
+
+    Evidence: for each cached layer ``look/LAYER``, ``move/LAYER`` and ``drift/LAYER`` (:mod:`.kinds`), each
+    divided by its spread between the episode's supports; ``text``; and that of CLIP-SPM, trained with the rest
+    as an offset, whose weight is chosen on validation classes (0: it is not used, as before training).
+    :meth:`calibrate` measures one factor and weights on training classes. At one shot the weights are the mean
+    of equal ones and those; from two shots on, the mixture of both by which the left-out supports are likely,
+    refined on them. The factor of the text is fitted to the supports at every shot.
+    """
+
+    factors: Tensor  #: of the sum of equal weights, by shots [5]
+    fitted: Tensor  #: weights that suit the training classes, by shots [5, K]
+    learned_weight: Tensor
+    temperature: Tensor
+
+    def __init__(
+        self, dim: int, config: CLIPSPMConfig, *, layer_dims: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__(dim=dim, layer_dims=layer_dims)
+        c = self.config = config
+        for layer in c.without:
+            self.width_of(layer, "without")
+        layers = [layer for layer in self.layer_dims if layer not in c.without]
+        kinds = [kind for kind in KINDS if getattr(c, kind)]
+        self.names = tuple(f"{kind}/{layer}" for layer in layers for kind in kinds)
+        self.learned = CLIPSPM(dim, c, layer_dims=layer_dims) if c.hsmr or c.spm or c.padm else None
+        if not self.names and not c.text:
+            raise ValueError("look, move, drift, text: found none; needed one or more")
+        read = (*(layers if kinds else ()), FINAL, *(self.learned.layers if self.learned else ()))
+        self.layers = tuple(dict.fromkeys(read))
+        # looks count as much as all that moves
+        share = torch.tensor([1.0 if name.startswith("look/") else 0.5 for name in self.names])
+        self.register_buffer("equal", share / share.sum(), persistent=False)
+        self.register_buffer("factors", torch.full((MOST_SHOTS,), _UNMEASURED))
+        self.register_buffer("fitted", (self.equal * _UNMEASURED).repeat(MOST_SHOTS, 1))
+        self.register_buffer("temperature", torch.tensor(1.0))
+        self.register_buffer("learned_weight", torch.tensor(0.0))
+        if self.learned is not None:
+            self.min_frames, self.unused = self.learned.min_frames, ("learned.scale",)
+            self.tunable = {"learned_weight": _LEARNED}
+
+    @property
+    def trainable(self) -> bool:
+        return self.learned is not None and self.learned.trainable
+
+    def scores(self, episode: Episode) -> Evidence:
+        texts = None
+        if self.config.text:
+            texts = (
+                text_cosine(episode.support[FINAL], episode.text),
+                text_cosine(episode.query[FINAL], episode.text),
+            )
+        learned = self.learned.scores(episode) if self.learned is not None and self._learns() else None
+        return self.weighed(episode, self._cosines(episode), texts, learned)
+
+    def weighed(
+        self,
+        episode: Episode,
+        found: Mapping[str, Cosines],
+        texts: tuple[Tensor, Tensor] | None,
+        learned: Evidence | None = None,
+    ) -> Evidence:
+        """Make evidence of cosines by piece and of ``texts``: cosines of supports and queries, [E, S or Q, C]."""
+        evidence, left_out = {}, []
+        for name, cosines in found.items():
+            scale = 1 / spread(cosines, episode.one_hot)[:, None, None]
+            queries, supports = class_scores(cosines, episode.one_hot)
+            evidence[name] = queries * scale
+            left_out.append(supports * scale)
+        known = None
+        if texts is not None:
+            scale = 1 / texts[0].std(-1, correction=0).mean(-1).clamp(min=1e-4)[:, None, None]
+            known, evidence[TEXT] = (x * scale for x in texts)
+        evidence |= learned or {}
+        stacked = torch.stack(left_out, 1) if left_out else episode.text.new_zeros(0)
+        return Evidence(evidence, kept=Known(stacked, known, learned))
+
+    def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
+        assert isinstance(scores, Evidence)
+        known: Known = scores.kept
+        with torch.no_grad():
+            logits = self._pooled(episode, scores, known)
+        if known.learned is not None and self.learned is not None:
+            weight = 1.0 if self.training else self.learned_weight
+            logits = logits + weight * self.learned.combine(episode, known.learned)
+        return logits * self.temperature
+
+    def losses(
+        self, episode: Episode, scores: Evidence, query_labels: Tensor, base: BaseClasses | None
+    ) -> dict[str, Tensor]:
+        if self.learned is None or scores.kept.learned is None:
+            return {}
+        return self.learned.losses(episode, scores.kept.learned, query_labels, base)
+
+    def episode_loss(self, output: HeadOutput, query_labels: Tensor) -> Tensor:
+        if self.learned is None:
+            return super().episode_loss(output, query_labels)
+        return self.learned.episode_loss(output, query_labels)
+
+    @torch.no_grad()
+    def calibrate(self, shots: int, episodes: Iterable[tuple[Episode, Tensor]]) -> None:
+        stacked, truth = [], []
+        for episode, labels in episodes:
+            whole = episode.batched()
+            evidence = self.weighed(whole, self._cosines(whole), None)
+            visual = torch.stack([evidence[name] for name in self.names], 1)  # [E, K, Q, C]
+            stacked.append(visual.transpose(0, 1).flatten(1, 2))
+            truth.append(labels.flatten())
+        scores, labels = torch.cat(stacked, 1).unsqueeze(0), torch.cat(truth).unsqueeze(0)
+        equal = torch.einsum("k,ekvc->evc", self.equal, scores)
+        factor = fit_factor(equal, labels, None, 0.0)[0]
+        prior = factor * self.equal
+        rows = slice(shots - 1, None)
+        self.factors[rows] = factor.to(self.factors)
+        self.fitted[rows] = fit_weights(scores, labels, prior, prior)[0].to(self.fitted)
+
+    def recall(self, videos: Mapping[str, Tensor], text: Tensor) -> Scorer | None:
+        return None if self._learns() else Tables.of(self, videos)
+
+    def _learns(self) -> bool:
+        """Return whether the learned evidence counts."""
+        return self.training or bool(self.learned_weight != 0)
+
+    def _cosines(self, episode: Episode) -> dict[str, Cosines]:
+        found = {}
+        for name in self.names:
+            kind, layer = name.split("/", 1)
+            found[name] = KINDS[kind](episode.support[layer], episode.query[layer])
+        return found
+
+    def _pooled(self, episode: Episode, scores: Mapping[str, Tensor], known: Known) -> Tensor:
+        """Return the logits of the evidence that is not learned, [E, Q, C]."""
+        labels, logits, offset = episode.support_labels, None, None
+        if self.names:
+            apart = int(episode.shots.min()) > 1
+            weights = self._weights(episode, known.left_out if apart else None)
+            visual = torch.stack([scores[name] for name in self.names], 1)
+            logits = torch.einsum("ek,ekqc->eqc", weights.to(visual), visual)
+            if apart:
+                offset = torch.einsum("ek,eksc->esc", weights, known.left_out.to(weights))
+        if known.text is not None:
+            factor = fit_factor(known.text, labels, offset, _TEXT_PENALTY).to(scores[TEXT])
+            told = factor[:, None, None] * scores[TEXT]
+            logits = told if logits is None else logits + told
+        assert logits is not None
+        return logits
+
+    def _weights(self, episode: Episode, left_out: Tensor | None) -> Tensor:
+        """Return the weights of the pieces, [E, K]; ``left_out`` [E, K, S, C] where supports can tell."""
+        row = episode.shots.mean(1).round().long().clamp(1, MOST_SHOTS) - 1
+        equal = self.factors.double()[row].unsqueeze(1) * self.equal.double()
+        fitted = self.fitted.double()[row]
+        if left_out is None:
+            return (equal + fitted) / 2
+        left_out, labels = left_out.double(), episode.support_labels
+        likely = torch.stack(
+            [
+                log_likelihood(torch.einsum("ek,eksc->esc", weights, left_out), labels)
+                for weights in (equal, fitted)
+            ],
+            1,
+        ).softmax(1)
+        mixed = torch.einsum("em,emk->ek", likely, torch.stack([equal, fitted], 1))
+        return fit_weights(left_out, labels, mixed, torch.maximum(mixed, equal / 2))
