@@ -25,8 +25,9 @@ from clipspm.train_heads.episodes.files import check_claims
 from clipspm.train_heads.episodes.pool import FeatureSource, Split
 from clipspm.train_heads.episodes.random import digest
 from clipspm.train_heads.evaluation.leaks import guard_labels, guard_recall, guard_test_classes
-from clipspm.train_heads.evaluation.predict import autocast, evaluating, predict, recall_videos
+from clipspm.train_heads.evaluation.predict import autocast, evaluating, recall_videos, scored
 from clipspm.train_heads.evaluation.result import EvalResult, load_predictions, save_predictions
+from clipspm.train_heads.evaluation.stats import reliability
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.resume import as_trained
@@ -111,8 +112,8 @@ def evaluate(
     if subject.run is not None and scoring.split == "test":
         guard_test_classes(subject.run, bank)
     drawn = episodes_of(scoring, data, bank)
-    predictions = score(subject.head.to(data.device), bank, drawn, scoring, Reporter(log))
-    result = EvalResult(drawn, predictions, _facts(subject, data, scoring, drawn))
+    predictions, reliability = score(subject.head.to(data.device), bank, drawn, scoring, Reporter(log))
+    result = EvalResult(drawn, predictions, _facts(subject, data, scoring, drawn), reliability)
     if subject.run is not None:
         _write(subject.run, result)
     return result
@@ -164,20 +165,23 @@ def episodes_of(scoring: Scoring, data: Data, bank: FeatureBank) -> Episodes:
 
 def score(
     head: Head, bank: FeatureBank, episodes: Episodes, scoring: Scoring, reporter: Reporter
-) -> dict[Protocol, npt.NDArray[np.int64]]:
-    """Predict ``episodes``, [n, Q] for each protocol; refuse a head that sees query labels."""
+) -> tuple[dict[Protocol, npt.NDArray[np.int64]], dict[Protocol, dict[str, Any]]]:
+    """Predict ``episodes``, [n, Q] for each protocol; refuse a head that sees query labels.
+
+    Returns the :func:`~.stats.reliability` of the probabilities too.
+    """
     frames, precision = scoring.frames, scoring.precision
     assert frames is not None
     assert precision is not None
     with evaluating(head), autocast(bank.device, precision):
         known = recall_videos(head, bank, episodes, frames)
-    predictions = {}
+    predictions, reliable = {}, {}
     for protocol in scoring.protocols:
         guard_labels(head, bank, episodes[:1], frames, protocol)
         if known is not None:
             guard_recall(head, bank, episodes[:8], frames, protocol)
         with reporter.task(f"scoring, {protocol}", len(episodes), "episodes") as advance:
-            predictions[protocol] = predict(
+            logits = scored(
                 head,
                 bank,
                 episodes,
@@ -188,7 +192,12 @@ def score(
                 advance=advance,
                 known=known,
             )
-    return predictions
+            best = [batch.double().softmax(-1).max(-1) for batch in logits]
+        found = np.concatenate([classes.cpu().numpy() for _, classes in best])
+        sure = np.concatenate([share.cpu().numpy() for share, _ in best])
+        predictions[protocol] = found
+        reliable[protocol] = reliability(sure, found == episodes.query_labels)
+    return predictions, reliable
 
 
 def _facts(subject: Subject, data: Data, scoring: Scoring, drawn: Episodes) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.stats import accuracies
 from clipspm.train_heads.heads.base import Head, Scorer
 from clipspm.train_heads.heads.episode import BaseClasses, Episode
+from clipspm.train_heads.heads.pool.fits import fit_factor
 from clipspm.train_heads.heads.protocol import Protocol
 
 #: largest size in bytes of the features to recall; what a head keeps of them is 17 times as large
@@ -102,7 +104,13 @@ def batch_size(
     return int(min(max(budget // each, 1), 512))
 
 
-def predict(
+def predict(head: Head, bank: FeatureBank, episodes: Episodes, **how: Any) -> npt.NDArray[np.int64]:
+    """Return the class (0..C-1) with the highest logit for every query, [n, Q]; ``how``: :func:`scored`'s."""
+    found = [logits.argmax(-1).cpu().numpy() for logits in scored(head, bank, episodes, **how)]
+    return np.concatenate(found) if found else np.empty((0, episodes.query.shape[1]), dtype=np.int64)
+
+
+def scored(
     head: Head,
     bank: FeatureBank,
     episodes: Episodes,
@@ -113,14 +121,13 @@ def predict(
     batch: int | None = None,
     advance: Advance | None = None,
     known: "RecalledVideos | None" = None,
-) -> npt.NDArray[np.int64]:
-    """Return the class (0..C-1) with the highest logit for every query, [n, Q].
+) -> Iterator[Tensor]:
+    """Yield the logits of all queries, a few episodes at a time, [E, Q, C].
 
     ``known``: the result of :func:`recall_videos` on these episodes, if they are scored several times with
     the same weights.
     """
     episodes = episodes.on(bank.pool)
-    found = []
     check = head.check
     with evaluating(head), autocast(bank.device, precision):
         known = known or recall_videos(head, bank, episodes, frames)
@@ -137,10 +144,9 @@ def predict(
                     f"the head's logits are not finite in episodes {start}..{start + len(part) - 1} "
                     f"({precision}); try float32"
                 )
-            found.append(logits.argmax(-1).cpu().numpy())
+            yield logits
             if advance is not None:
                 advance(len(part), "")
-    return np.concatenate(found) if found else np.empty((0, episodes.query.shape[1]), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -231,3 +237,18 @@ def tune(
     for name, value in best.items():
         buffers[name].fill_(value)
     return best
+
+
+def fit_temperature(head: Head, bank: FeatureBank, episodes: Episodes, **how: Any) -> None:
+    """Set the buffer ``temperature`` of ``head``, if it has one, to what fits validation ``episodes`` best.
+
+    It divides the logits, so it changes probabilities and no choice of a class.
+    """
+    buffer = dict(head.named_buffers()).get("temperature")
+    if buffer is None:
+        return
+    logits = torch.cat(list(scored(head, bank, episodes, **how))).float() * buffer
+    labels = torch.tensor(episodes.query_labels, device=logits.device)
+    factor = fit_factor(logits.flatten(0, 1).unsqueeze(0), labels.flatten().unsqueeze(0), None, 0.0)
+    if float(factor) > 0:
+        buffer.fill_(1 / float(factor))

@@ -25,12 +25,14 @@ class EvalResult:
     """Predictions and accuracy of one head on n episodes.
 
     ``predictions``: by protocol, [n, Q], the class 0..C-1 chosen for each query. ``facts``: everything that
-    identifies the numbers, as written to ``results.json``.
+    identifies the numbers, as written to ``results.json``. ``reliability``: by protocol, how far the
+    probabilities can be believed (:func:`~.stats.reliability`).
     """
 
     episodes: Episodes = field(repr=False)
     predictions: dict[Protocol, npt.NDArray[np.int64]] = field(repr=False)
     facts: dict[str, Any]
+    reliability: dict[Protocol, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     @property
     def protocols(self) -> tuple[Protocol, ...]:
@@ -62,6 +64,7 @@ class EvalResult:
             "per_class": _by_name(by_class.names, by_class.accuracies),
             "per_class95": _by_name(by_class.names, by_class.half),
             "confusion": by_class.confusion.tolist(),
+            **({"reliability": self.reliability[protocol]} if protocol in self.reliability else {}),
         }
 
     def table(self) -> Table:

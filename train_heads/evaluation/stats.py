@@ -7,6 +7,7 @@ set of classes.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,3 +114,22 @@ def bootstrap_means(values: Floats, *, resamples: int = 2000, seed: int = 0) -> 
 def accuracies(predictions: npt.NDArray[np.int64], episodes: Episodes) -> npt.NDArray[np.float64]:
     """Return the accuracy of each episode, [n]."""
     return np.asarray((predictions == episodes.query_labels).mean(1), dtype=np.float64)
+
+
+def reliability(confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Compare the probabilities of the chosen classes with how often they are right; same shapes.
+
+    ``bins``: ten of equal width from 0 to 1 that hold any, each with its mean ``confidence``, ``accuracy`` and
+    ``share`` of all; ``ece``: the expected calibration error, the mean gap of the two (arXiv 1706.04599).
+    """
+    sure, right = confidence.ravel(), right.ravel()
+    place = np.minimum((sure * 10).astype(int), 9)
+    bins = [
+        {
+            "confidence": float(sure[place == i].mean()),
+            "accuracy": float(right[place == i].mean()),
+            "share": float((place == i).mean()),
+        }
+        for i in np.unique(place)
+    ]
+    return {"ece": sum(b["share"] * abs(b["confidence"] - b["accuracy"]) for b in bins), "bins": bins}

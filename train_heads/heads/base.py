@@ -67,6 +67,8 @@ class Head(nn.Module):
     weights: Mapping[str, float] = {}
     #: scalar buffers to tune on validation classes after training, each with its candidates
     tunable: Mapping[str, tuple[float, ...]] = {}
+    #: whether what it learns counts only as far as it helps with classes that did not train it
+    needs_unseen: bool = False
     #: parameters that nothing reads, kept for the checkpoints of others
     unused: tuple[str, ...] = ()
     #: whether to check the arguments before scoring (one synchronisation with the device per call)
@@ -110,6 +112,10 @@ class Head(nn.Module):
         Called before training, and before a head that was not trained is scored, with the query labels [E, Q]
         of each batch; from one shot up to five, as far as the classes allow. Most heads need nothing.
         """
+        return None
+
+    def start_training(self) -> None:
+        """Prepare for the first training step."""
         return None
 
     def recall(self, videos: Mapping[str, Tensor], text: Tensor) -> Scorer | None:

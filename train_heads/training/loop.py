@@ -125,13 +125,16 @@ class Trainer:
             queries=config.queries,
             seed=config.seed,
         )
-        self.steps = -(-config.episodes // config.batch) if head.trainable else 0
+        trains = head.trainable and (selector.unseen or not head.needs_unseen)
+        self.steps = -(-config.episodes // config.batch) if trains else 0
         self.every = max(1, config.val_every // config.batch)
         if self.selector.held_out:
             self.every = max(1, min(self.every, self.steps // _VALIDATIONS))
         self.selector.save(run.path)
+        if self.steps:
+            head.start_training()
         parameters = [p for p in head.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(parameters, config) if head.trainable else None
+        self.optimizer = make_optimizer(parameters, config) if trains else None
         # with torch's default of 65,536 gradients overflow and the first steps are skipped
         self.scaler = torch.amp.GradScaler(
             self.bank.device.type, init_scale=256.0, enabled=config.precision == "fp16"
@@ -305,6 +308,7 @@ class Trainer:
             if self.steps:
                 run.load_weights(self.head, "best")
             tuned = self.selector.tuned(self.head, config)
+            self.selector.temper(self.head, config)
             if tuned or at.best_accuracy is None:
                 at.best_accuracy = self.validate()
             run.save_weights("best", self.head, step=at.best_step, val_accuracy=at.best_accuracy, tuned=tuned)

@@ -11,7 +11,7 @@ from clipspm.progress import Say
 from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
-from clipspm.train_heads.evaluation.predict import predict, tune
+from clipspm.train_heads.evaluation.predict import fit_temperature, predict, tune
 from clipspm.train_heads.evaluation.stats import accuracies
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.training.hold_out import Selection, set_aside
@@ -38,6 +38,11 @@ class Selector:
         """Whether the bank is a part of the training set."""
         return self.by.startswith("held-out")
 
+    @property
+    def unseen(self) -> bool:
+        """Whether the bank holds classes that are not trained on."""
+        return self.by in ("val", "held-out classes")
+
     def accuracy(self, head: Head, config: TrainConfig) -> float | None:
         """Return the mean accuracy of ``head``; None if there is nothing to select on."""
         if self.bank is None or self.episodes is None:
@@ -50,6 +55,11 @@ class Selector:
         if self.bank is None or self.episodes is None:
             return {}
         return tune(head, self.bank, self.episodes, **_how(config))
+
+    def temper(self, head: Head, config: TrainConfig) -> None:
+        """Fit the head's temperature, if it has one."""
+        if self.bank is not None and self.episodes is not None and self.unseen:
+            fit_temperature(head, self.bank, self.episodes, **_how(config))
 
     def save(self, folder: Path) -> None:
         """Write the episodes beside the weights that are selected on them."""
@@ -76,6 +86,12 @@ def make_selector(
     found = None
     if config.hold_out:
         found = set_aside(train.pool, way=config.way, shot=config.shots, queries=config.queries)
+    if head.needs_unseen and (found is None or found[0] != "held-out classes"):
+        say(
+            f"note: {why}, and too few training classes to set some aside: nothing is trained, because what "
+            "is learned gets its weight on classes that did not train it (selection: none)"
+        )
+        return train, Selector()
     if found is None:
         say(f"warning: {why}, so the last weights are kept (selection: none)")
         if config.episodes > _SHORT:

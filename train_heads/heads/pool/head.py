@@ -23,8 +23,9 @@ from clipspm.train_heads.heads.pool.tables import Tables
 TEXT = "text"
 #: numbers of shots that weights and temperature are measured for; more shots take the last
 MOST_SHOTS = 5
-#: rate of the exponential prior of the text's factor
-_TEXT_PENALTY = 0.75
+#: rate of the exponential prior of the text's factor, times the root of the number of supports: what texts that
+#: say nothing reach by chance grows like that
+_TEXT_PENALTY = 0.6
 #: factor of the pooled evidence where it was not measured on training classes
 _UNMEASURED = 1.0
 #: candidates of the learned evidence's weight
@@ -51,11 +52,13 @@ class EvidencePool(Head):
     as an offset, whose weight is chosen on validation classes (0: it is not used, as before training).
     :meth:`calibrate` measures one factor and weights on training classes. At one shot the weights are the mean
     of equal ones and those; from two shots on, the mixture of both by which the left-out supports are likely,
-    refined on them. The factor of the text is fitted to the supports at every shot.
+    refined on them. The factor of the text is fitted to the supports at every shot, and mixed with the one
+    measured on training classes by which the supports are likely.
     """
 
     factors: Tensor  #: of the sum of equal weights, by shots [5]
     fitted: Tensor  #: weights that suit the training classes, by shots [5, K]
+    told: Tensor  #: factor of the text that suits them, by shots [5]
     learned_weight: Tensor
     temperature: Tensor
 
@@ -79,25 +82,20 @@ class EvidencePool(Head):
         self.register_buffer("equal", share / share.sum(), persistent=False)
         self.register_buffer("factors", torch.full((MOST_SHOTS,), _UNMEASURED))
         self.register_buffer("fitted", (self.equal * _UNMEASURED).repeat(MOST_SHOTS, 1))
+        self.register_buffer("told", torch.zeros(MOST_SHOTS))
         self.register_buffer("temperature", torch.tensor(1.0))
         self.register_buffer("learned_weight", torch.tensor(0.0))
         if self.learned is not None:
             self.min_frames, self.unused = self.learned.min_frames, ("learned.scale",)
-            self.tunable = {"learned_weight": _LEARNED}
+            self.tunable, self.needs_unseen = {"learned_weight": _LEARNED}, True
 
     @property
     def trainable(self) -> bool:
         return self.learned is not None and self.learned.trainable
 
     def scores(self, episode: Episode) -> Evidence:
-        texts = None
-        if self.config.text:
-            texts = (
-                text_cosine(episode.support[FINAL], episode.text),
-                text_cosine(episode.query[FINAL], episode.text),
-            )
         learned = self.learned.scores(episode) if self.learned is not None and self._learns() else None
-        return self.weighed(episode, self._cosines(episode), texts, learned)
+        return self.weighed(episode, self._cosines(episode), self._texts(episode), learned)
 
     def weighed(
         self,
@@ -125,11 +123,11 @@ class EvidencePool(Head):
         assert isinstance(scores, Evidence)
         known: Known = scores.kept
         with torch.no_grad():
-            logits = self._pooled(episode, scores, known)
+            logits = self._pooled(episode, scores)
         if known.learned is not None and self.learned is not None:
             weight = 1.0 if self.training else self.learned_weight
             logits = logits + weight * self.learned.combine(episode, known.learned)
-        return logits * self.temperature
+        return logits / self.temperature
 
     def losses(
         self, episode: Episode, scores: Evidence, query_labels: Tensor, base: BaseClasses | None
@@ -143,22 +141,35 @@ class EvidencePool(Head):
             return super().episode_loss(output, query_labels)
         return self.learned.episode_loss(output, query_labels)
 
+    def start_training(self) -> None:
+        self.learned_weight.fill_(1.0)
+
     @torch.no_grad()
     def calibrate(self, shots: int, episodes: Iterable[tuple[Episode, Tensor]]) -> None:
-        stacked, truth = [], []
-        for episode, labels in episodes:
-            whole = episode.batched()
-            evidence = self.weighed(whole, self._cosines(whole), None)
-            visual = torch.stack([evidence[name] for name in self.names], 1)  # [E, K, Q, C]
-            stacked.append(visual.transpose(0, 1).flatten(1, 2))
-            truth.append(labels.flatten())
-        scores, labels = torch.cat(stacked, 1).unsqueeze(0), torch.cat(truth).unsqueeze(0)
-        equal = torch.einsum("k,ekvc->evc", self.equal, scores)
-        factor = fit_factor(equal, labels, None, 0.0)[0]
-        prior = factor * self.equal
-        rows = slice(shots - 1, None)
-        self.factors[rows] = factor.to(self.factors)
-        self.fitted[rows] = fit_weights(scores, labels, prior, prior)[0].to(self.fitted)
+        given = [(episode.batched(), labels) for episode, labels in episodes]
+        evidence = [self.weighed(episode, self._cosines(episode), self._texts(episode)) for episode, _ in given]
+        labels = torch.cat([truth.flatten() for _, truth in given]).unsqueeze(0)
+        rows = slice(shots - 1, None)  # more shots too, until they are measured
+
+        def all_of(name: str) -> Tensor:  # [1, N, C]
+            return torch.cat([found[name].flatten(0, 1) for found in evidence]).unsqueeze(0)
+
+        pooled = None
+        if self.names:
+            scores = torch.stack([all_of(name) for name in self.names], 1)
+            equal = torch.einsum("k,ekvc->evc", self.equal, scores)
+            factor = fit_factor(equal, labels, None, 0.0)[0]
+            prior = factor * self.equal
+            self.factors[rows] = factor.to(self.factors)
+            self.fitted[rows] = fit_weights(scores, labels, prior, prior)[0].to(self.fitted)
+            pooled = torch.cat(
+                [
+                    self._visual(episode, found)[0].flatten(0, 1)
+                    for (episode, _), found in zip(given, evidence, strict=True)
+                ]
+            ).unsqueeze(0)
+        if self.config.text:
+            self.told[rows] = fit_factor(all_of(TEXT), labels, pooled, 0.0)[0].to(self.told)
 
     def recall(self, videos: Mapping[str, Tensor], text: Tensor) -> Scorer | None:
         return None if self._learns() else Tables.of(self, videos)
@@ -174,26 +185,46 @@ class EvidencePool(Head):
             found[name] = KINDS[kind](episode.support[layer], episode.query[layer])
         return found
 
-    def _pooled(self, episode: Episode, scores: Mapping[str, Tensor], known: Known) -> Tensor:
+    def _texts(self, episode: Episode) -> tuple[Tensor, Tensor] | None:
+        if not self.config.text:
+            return None
+        support, query = (text_cosine(x[FINAL], episode.text) for x in (episode.support, episode.query))
+        return support, query
+
+    def _pooled(self, episode: Episode, scores: Evidence) -> Tensor:
         """Return the logits of the evidence that is not learned, [E, Q, C]."""
-        labels, logits, offset = episode.support_labels, None, None
-        if self.names:
-            apart = int(episode.shots.min()) > 1
-            weights = self._weights(episode, known.left_out if apart else None)
-            visual = torch.stack([scores[name] for name in self.names], 1)
-            logits = torch.einsum("ek,ekqc->eqc", weights.to(visual), visual)
-            if apart:
-                offset = torch.einsum("ek,eksc->esc", weights, known.left_out.to(weights))
-        if known.text is not None:
-            factor = fit_factor(known.text, labels, offset, _TEXT_PENALTY).to(scores[TEXT])
-            told = factor[:, None, None] * scores[TEXT]
-            logits = told if logits is None else logits + told
-        assert logits is not None
+        if not self.names:
+            return self._text_factor(episode, scores, None) * scores[TEXT]
+        logits, offset = self._visual(episode, scores)
+        if TEXT in scores:
+            logits = logits + self._text_factor(episode, scores, offset) * scores[TEXT]
         return logits
+
+    def _visual(self, episode: Episode, scores: Evidence) -> tuple[Tensor, Tensor | None]:
+        """Return the logits of what is seen, [E, Q, C], and of the left-out supports, [E, S, C], if there are."""
+        apart, left_out = int(episode.shots.min()) > 1, scores.kept.left_out
+        weights = self._weights(episode, left_out if apart else None)
+        visual = torch.stack([scores[name] for name in self.names], 1)
+        logits = torch.einsum("ek,ekqc->eqc", weights.to(visual), visual)
+        return logits, torch.einsum("ek,eksc->esc", weights, left_out.to(weights)) if apart else None
+
+    def _text_factor(self, episode: Episode, scores: Evidence, offset: Tensor | None) -> Tensor:
+        """Return the factor of the text in each episode, [E, 1, 1]."""
+        text, labels = scores.kept.text.double(), episode.support_labels
+        found = fit_factor(text, labels, offset, _TEXT_PENALTY * labels.shape[1] ** 0.5)
+        told = self.told.double()[self._row(episode)]
+        beside = torch.zeros_like(text) if offset is None else offset
+        gain = log_likelihood(beside + told[:, None, None] * text, labels) - log_likelihood(beside, labels)
+        factor = found + gain.sigmoid() * (told - found).clamp(min=0)
+        return factor[:, None, None].to(scores[TEXT])
+
+    def _row(self, episode: Episode) -> Tensor:
+        """Return which row of what was measured by shots is that of each episode, [E]."""
+        return episode.shots.mean(1).round().long().clamp(1, MOST_SHOTS) - 1
 
     def _weights(self, episode: Episode, left_out: Tensor | None) -> Tensor:
         """Return the weights of the pieces, [E, K]; ``left_out`` [E, K, S, C] where supports can tell."""
-        row = episode.shots.mean(1).round().long().clamp(1, MOST_SHOTS) - 1
+        row = self._row(episode)
         equal = self.factors.double()[row].unsqueeze(1) * self.equal.double()
         fitted = self.fitted.double()[row]
         if left_out is None:
