@@ -23,8 +23,14 @@ def runs_dir() -> Path:
 
 
 def demo_dir() -> Path:
-    """Where ``demo`` writes without ``--out``: ``videos/``, ``cache.zarr`` and ``runs/``."""
+    """Where ``demo`` writes without ``--out``: ``videos/``, ``cache.zarr``, ``runs/``; other worlds below."""
     return home() / "demo"
+
+
+def demo_dirs() -> list[Path]:
+    """The folders of the worlds that ``demo`` has been in; the first is :func:`demo_dir`."""
+    first = demo_dir()
+    return [first, *sorted(place for place in first.glob("*/") if not place.name.startswith("."))]
 
 
 def check_outside(path: Path) -> None:
