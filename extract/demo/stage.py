@@ -4,11 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipspm.cache import Cache, Split, open_cache
+from clipspm.cache.transform import convert
+from clipspm.cache.writer import parts_path
 from clipspm.errors import ClipspmError
 from clipspm.extract.config import ExtractConfig
 from clipspm.extract.demo import MOTION, WORLDS, World, render_demo
 from clipspm.extract.demo.plan import CLIPS, QUICK_CLIPS
 from clipspm.extract.pipeline import ExtractResult, Progress, extract
+
+CACHE = "cache.zarr"
 
 
 def extract_demo(
@@ -22,11 +26,16 @@ def extract_demo(
 ) -> tuple[Cache, list[dict[str, Split]]]:
     """Render and extract the videos of a world under ``where``, as far as missing or failed before.
 
+    A world with the videos of another one starts from the features of that one's cache.
     Returns the cache and the three class splits (class name -> split). Raises :class:`ClipspmError` if a
     video cannot be read.
     """
     drawn, clips = WORLDS[world], QUICK_CLIPS if quick else CLIPS
-    videos, out = drawn.videos(where), drawn.folder(where) / "cache.zarr"
+    videos, out = drawn.videos(where), drawn.folder(where) / CACHE
+    if drawn.filmed_as != world and not (out.exists() or parts_path(out).exists()):
+        callbacks = {"on_message": on_message, "on_progress": on_progress, "on_failures": on_failures}
+        extract_demo(where, world=drawn.filmed_as, quick=quick, **callbacks)
+        convert(WORLDS[drawn.filmed_as].folder(where) / CACHE, out, dataset=drawn.dataset)
     on_message(f"rendering {clips} clips for each of {len(drawn.names)} classes, {drawn.about}")
     render_demo(videos, clips_per_class=clips, world=world)
     config = ExtractConfig(dataset=drawn.dataset, videos=videos, out=out, batch_size=256, retry_failed=True)

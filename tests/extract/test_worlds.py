@@ -14,11 +14,21 @@ import pytest
 import torch
 from torch.nn import functional
 
+from clipspm.cache import open_cache
 from clipspm.cache.home import demo_dirs
 from clipspm.errors import UsageError
 from clipspm.extract.config import ExtractConfig
 from clipspm.extract.datasets import DATASETS, DEMOS, NO_FLIP, index_dataset
-from clipspm.extract.demo import CLASSES, DEMO_SPLITS, PAIRS, WORLDS, render_demo, tiny_clip_source, world_of
+from clipspm.extract.demo import (
+    CLASSES,
+    DEMO_SPLITS,
+    PAIRS,
+    WORLDS,
+    render_demo,
+    stage,
+    tiny_clip_source,
+    world_of,
+)
 from clipspm.extract.demo.actions import draw_action
 from clipspm.extract.demo.looks import LOOKS
 from clipspm.extract.demo.render import draw_clip
@@ -156,6 +166,39 @@ def test_each_world_is_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def _named(split: dict[str, list[str]], world: object) -> set[str]:
     return {world.names[folder] for folders in split.values() for folder in folders}  # type: ignore[attr-defined]
+
+
+def test_worlds_of_the_same_videos_share_their_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what their classes are called differs; the features are read once."""
+    monkeypatch.setattr(stage, "QUICK_CLIPS", 1)
+    some = [folder for folder in BOTH if folder.endswith("hiding")]  # of several videos, for speed
+    monkeypatch.setattr(
+        stage,
+        "render_demo",
+        lambda root, clips_per_class, world: render_demo(
+            root, clips_per_class=clips_per_class, classes=some, world=world
+        ),
+    )
+    lines: list[str] = []
+    told, splits = stage.extract_demo(tmp_path, world="told", quick=True, on_message=lines.append)
+    assert [line.partition(" in ")[0] for line in lines if " encoded in " in line] == [
+        f"{len(some)} videos encoded", "0 videos encoded",
+    ]  # fmt: skip
+    both = open_cache(tmp_path / "both" / "cache.zarr")
+    assert (told.spec.dataset, both.spec.dataset) == ("demo-told", "demo-both")
+    assert set(told.class_names) == {TOLD[folder] for folder in some}
+    assert all(TOLD[Path(video.id).parent.name] == video.class_name for video in told.videos)
+    assert all(told.class_splits[name] == splits[0][name] for name in told.class_names)
+    rows = {video.id: row for row, video in enumerate(both.good)}
+    for row, video in enumerate(told.good):
+        np.testing.assert_array_equal(told.features()[row], both.features()[rows[video.id]])
+    model, tokenizer = open_clip.create_model(tiny_clip_source()), open_clip.get_tokenizer(tiny_clip_source())
+    with torch.inference_mode():
+        texts = model.encode_text(tokenizer([f"a photo of {name}" for name in told.class_names]))
+    found = functional.normalize(torch.from_numpy(told.text()), dim=-1)
+    torch.testing.assert_close(found, functional.normalize(texts, dim=-1), atol=1e-3, rtol=1e-3)
 
 
 def test_told_names_are_understood_and_the_others_are_not() -> None:
