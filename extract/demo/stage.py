@@ -33,8 +33,14 @@ def extract_demo(
     drawn, clips = WORLDS[world], QUICK_CLIPS if quick else CLIPS
     videos, out = drawn.videos(where), drawn.folder(where) / CACHE
     if drawn.filmed_as != world and not (out.exists() or parts_path(out).exists()):
-        callbacks = {"on_message": on_message, "on_progress": on_progress, "on_failures": on_failures}
-        extract_demo(where, world=drawn.filmed_as, quick=quick, **callbacks)
+        extract_demo(
+            where,
+            world=drawn.filmed_as,
+            quick=quick,
+            on_message=on_message,
+            on_progress=on_progress,
+            on_failures=on_failures,
+        )
         convert(WORLDS[drawn.filmed_as].folder(where) / CACHE, out, dataset=drawn.dataset)
     on_message(f"rendering {clips} clips for each of {len(drawn.names)} classes, {drawn.about}")
     render_demo(videos, clips_per_class=clips, world=world)
