@@ -28,7 +28,7 @@ def demo_dir() -> Path:
 
 
 def demo_dirs() -> list[Path]:
-    """The folders of the worlds that ``demo`` has been in; the first is :func:`demo_dir`."""
+    """Return :func:`demo_dir` and the folders in it: worlds other than the first have one each."""
     first = demo_dir()
     return [first, *sorted(place for place in first.glob("*/") if not place.name.startswith("."))]
 
