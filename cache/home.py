@@ -23,8 +23,14 @@ def runs_dir() -> Path:
 
 
 def demo_dir() -> Path:
-    """Where ``demo`` writes without ``--out``: ``videos/``, ``cache.zarr`` and ``runs/``."""
+    """Where ``demo`` writes without ``--out``: ``videos/``, ``cache.zarr``, ``runs/``; other worlds below."""
     return home() / "demo"
+
+
+def demo_dirs() -> list[Path]:
+    """Return :func:`demo_dir` and the folders in it: worlds other than the first have one each."""
+    first = demo_dir()
+    return [first, *sorted(place for place in first.glob("*/") if not place.name.startswith("."))]
 
 
 def check_outside(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipspm.cache.content import read_content
-from clipspm.cache.home import caches_dir, demo_dir
+from clipspm.cache.home import caches_dir, demo_dirs
 from clipspm.cache.ledger import TEXT_SHARD, digests, values_digest
 from clipspm.cache.mapped import MappedFeatures
 from clipspm.cache.seal import check_metadata
@@ -228,8 +228,8 @@ def open_cache(path: str | Path) -> Cache:
 
 
 def list_caches(folder: Path | None = None) -> list[Path]:
-    """The caches under ``folder`` (default: the caches folder and the demo's cache), newest last."""
-    places = [] if folder else [demo_dir() / "cache.zarr"]
+    """The caches under ``folder`` (default: the caches folder and the demo's caches), newest last."""
+    places = [] if folder else [place / "cache.zarr" for place in demo_dirs()]
     folder = folder or caches_dir()
     places += folder.iterdir() if folder.is_dir() else []
     found = [p for p in places if (p / SPEC).is_file() or (p.is_file() and format_of(p) == "hdf5")]

@@ -6,7 +6,7 @@ No feature is computed again: values are checked against their digests and copie
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,16 @@ class _Row:
     row: int
 
 
-def convert(source: str | Path, target: str | Path, *, format: Format | None = None) -> Path:
-    """Copy a cache to ``target`` in ``format`` (default: by its name) and verify it. Returns the path."""
+def convert(
+    source: str | Path, target: str | Path, *, format: Format | None = None, dataset: str | None = None
+) -> Path:
+    """Copy a cache to ``target`` in ``format`` (default: by its name) and verify it. Returns the path.
+
+    ``dataset``: the data set that the copy is of, for one that has the same videos.
+    """
     cache = open_cache(source)
+    if dataset is not None:
+        cache = replace(cache, spec=replace(cache.spec, dataset=dataset))
     target = Path(target)
     rows = [_Row(record, cache, row) for row, record in enumerate(cache.videos)]
     return _write(target, format or format_of(target), rows, [cache], len(cache.shards[0]))

@@ -14,12 +14,12 @@ app = App("The benchmarks, and what of them is on this disk.")
 
 @app.callback()
 def datasets(context: typer.Context, as_json: Json = False) -> None:
-    """The five benchmarks with their classes and videos per split."""
+    """The five benchmarks and the drawn worlds of the demo, with their classes and videos per split."""
     if context.invoked_subcommand is not None:
         return
-    from clipspm.extract.report import benchmarks_table, describe_benchmarks
+    from clipspm.extract.report import benchmarks_table, describe_benchmarks, describe_demos
 
-    found = describe_benchmarks()
+    found = [*describe_benchmarks(), *describe_demos()]
     tell(as_json, {"datasets": found}, benchmarks_table(found))
 
 

@@ -36,7 +36,8 @@ class ExtractConfig:
     """
 
     dataset: str = option(
-        help="hmdb51, ucf101, kinetics100, ssv2-full, ssv2-small, folder, manifest or demo.", panel="Data"
+        help="hmdb51, ucf101, kinetics100, ssv2-full, ssv2-small, folder, manifest, demo or demo-WORLD.",
+        panel="Data",
     )
     videos: Path | None = option(
         None, "Where the videos are.", "Data", shown="$CLIPSPM_DATA/DATASET, then ./data/DATASET"

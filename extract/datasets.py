@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from clipspm.cache.disk import check_size, reading
-from clipspm.cache.home import home
+from clipspm.cache.home import demo_dir
 from clipspm.cache.spec import SPLITS, Plan, Split, VideoRecord
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.lists import Files, VideoList, read_lists, without_brackets
@@ -27,10 +27,12 @@ from clipspm.extract.suffixes import is_frame_name, is_video_name, stem
 
 Benchmark = Literal["hmdb51", "ucf101", "kinetics100", "ssv2-full", "ssv2-small"]
 BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
-DATASETS: tuple[str, ...] = (*BENCHMARKS, "folder", "manifest", "demo")
+#: the worlds of the demo
+DEMOS: tuple[str, ...] = ("demo", "demo-look", "demo-both", "demo-told", "demo-lied")
+DATASETS: tuple[str, ...] = (*BENCHMARKS, "folder", "manifest", *DEMOS)
 
 #: data sets in which mirroring a clip changes its class
-NO_FLIP = frozenset({"ssv2-full", "ssv2-small", "demo"})
+NO_FLIP = frozenset({"ssv2-full", "ssv2-small", *DEMOS})
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,14 @@ def index_dataset(
     which then define the videos of a benchmark. Raises :class:`ClipspmError` if nothing is found.
     """
     check_name(dataset)
-    if dataset == "demo":
-        root = videos or home() / "demo" / "videos"
+    if dataset in DEMOS:
+        root = videos or demo_videos(dataset)
         if not root.is_dir():
             raise ClipspmError(
-                f"no demo videos at {root}: `clipspm demo` or `clipspm extract --dataset demo` renders them"
+                f"no demo videos at {root}: `clipspm demo` or `clipspm extract --dataset {dataset}` renders "
+                "them"
             )
-        return index_demo(root, [path for path, _, _ in _index_folder(root)[0]], splits)
+        return index_demo(root, [path for path, _, _ in _index_folder(root)[0]], splits, dataset)
     root = _locate(dataset, videos)
     if split_files is not None:
         if dataset not in BENCHMARKS:
@@ -113,20 +116,28 @@ def index_dataset(
     return _make_index(dataset, root, rows, notes, splits, expected, copies, homes)
 
 
-def index_demo(root: Path, files: Iterable[Path], splits: Path | None = None) -> Index:
-    """Index the demo's videos, ``root/<class folder>/<clip>``, which need not be rendered yet."""
-    from clipspm.extract.demo import CLASSES, demo_splits
+def demo_videos(dataset: str) -> Path:
+    """Where the videos of one of :data:`DEMOS` are by default."""
+    from clipspm.extract.demo import world_of
 
-    split_of = {folder: split for split, folders in demo_splits(0).items() for folder in folders}
+    return world_of(dataset).videos(demo_dir())
+
+
+def index_demo(root: Path, files: Iterable[Path], splits: Path | None = None, dataset: str = "demo") -> Index:
+    """Index a world's videos, ``root/<class folder>/<clip>``, which need not be rendered yet."""
+    from clipspm.extract.demo import world_of
+
+    world = world_of(dataset)
+    split_of = {folder: split for split, folders in world.splits[0].items() for folder in folders}
     rows: list[Row] = [
         (
             path,
-            CLASSES.get(path.parent.name, _display_name(path.parent.name)),
+            world.names.get(path.parent.name, _display_name(path.parent.name)),
             cast(Split, split_of.get(path.parent.name, "none")),
         )
         for path in files
     ]
-    return _make_index("demo", root, rows, (), splits)
+    return _make_index(dataset, root, rows, (), splits)
 
 
 # --------------------------------------------------------------------------------------------- where

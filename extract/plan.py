@@ -13,7 +13,7 @@ from clipspm.cache.home import caches_dir, check_outside, home
 from clipspm.engines import check_installed
 from clipspm.errors import ClipspmError
 from clipspm.extract.config import ExtractConfig, parse_layers
-from clipspm.extract.datasets import Index, index_dataset, index_demo, read_splits
+from clipspm.extract.datasets import DEMOS, Index, demo_videos, index_dataset, index_demo, read_splits
 from clipspm.extract.models import check_model
 from clipspm.extract.prompts import load_templates
 
@@ -57,12 +57,12 @@ def decoders(config: ExtractConfig) -> int:
 
 
 def _with_defaults(config: ExtractConfig) -> ExtractConfig:
-    if config.dataset == "demo":
+    if config.dataset in DEMOS:
         from clipspm.extract.demo import tiny_clip_source
 
         if config.model is None:
             config = replace(config, model=tiny_clip_source(), precision="fp32")
-        return replace(config, videos=config.videos or home() / "demo" / "videos")
+        return replace(config, videos=config.videos or demo_videos(config.dataset))
     if config.model is None:
         pretrained = config.pretrained or DEFAULT_PRETRAINED
         return replace(config, model=DEFAULT_MODEL, pretrained=pretrained)
@@ -72,15 +72,17 @@ def _with_defaults(config: ExtractConfig) -> ExtractConfig:
 def _find_videos(config: ExtractConfig, on_start: Callable[[str], None]) -> Index:
     """Find the videos; splits are checked before the demo is rendered."""
     videos = config.videos
-    if config.dataset == "demo" and videos is not None and not videos.is_dir():
-        from clipspm.extract.demo import clip_files, render_demo
+    if config.dataset in DEMOS and videos is not None and not videos.is_dir():
+        from clipspm.extract.demo import clip_files, render_demo, world_of
 
-        index = index_demo(videos, [path for path, _, _ in clip_files(videos)], config.splits)
+        world = world_of(config.dataset).name
+        files = [path for path, _, _ in clip_files(videos, world=world)]
+        index = index_demo(videos, files, config.splits, config.dataset)
         if config.dry_run:
             on_start(f"{len(index.plan.videos)} demo videos would be rendered to {videos}")
         else:
             on_start(f"rendering the demo videos to {videos}")
-            render_demo(videos, workers=decoders(config))
+            render_demo(videos, workers=decoders(config), world=world)
         return index
     if config.splits is not None:
         read_splits(config.splits)  # before a large folder is listed

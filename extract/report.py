@@ -233,8 +233,27 @@ def describe_benchmarks() -> list[dict[str, Any]]:
     return rows
 
 
+def describe_demos() -> list[dict[str, Any]]:
+    """The drawn data sets, in the form of :func:`describe_benchmarks`; their videos are rendered here."""
+    from clipspm.extract.demo import WORLDS
+    from clipspm.extract.demo.plan import CLIPS
+
+    return [
+        {
+            "name": world.dataset,
+            "splits": {
+                split: {"classes": len(world.splits[0][split]), "videos": CLIPS * len(world.splits[0][split])}
+                for split in ("train", "val", "test")
+            },
+            "about": f"drawn: {world.about}",
+            "home": f"clipspm demo --world {world.name}",
+        }
+        for world in WORLDS.values()
+    ]
+
+
 def benchmarks_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The result of :func:`describe_benchmarks` as a table."""
+    """The result of :func:`describe_benchmarks` and :func:`describe_demos` as a table."""
     lines = []
     for row in rows:
         parts = [row["splits"][split] for split in SPLITS if split in row["splits"]]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipspm.extract.demo.shapes import (
+    COLOURS,
     KINDS,
     SIDE,
     SYMMETRY,
@@ -31,22 +32,6 @@ from clipspm.extract.demo.shapes import (
 SIZES = ("minute", "tiny", "small", "medium", "big", "large", "huge")
 COLUMNS = ("far left", "left", "inner left", "middle", "inner right", "right", "far right")
 ROWS = ("highest", "high", "upper", "central", "lower", "low", "lowest")
-COLOURS = (
-    *(
-        "red",
-        "orange",
-        "yellow",
-        "lime",
-        "green",
-        "mint",
-        "cyan",
-        "azure",
-        "blue",
-        "violet",
-        "magenta",
-        "pink",
-    ),
-)
 OPACITIES = ("ghostly", "faint", "pale", "dense", "solid")
 ASPECTS = ("flat", "wide", "even", "tall", "slender")
 NOTCHES = ("slit", "narrow notch", "broad notch", "giant notch")

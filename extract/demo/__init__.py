@@ -1,4 +1,4 @@
-"""The demo data set: videos of drawn shapes, their class splits, and a tiny CLIP that encodes them.
+"""The demo data sets: videos of drawn shapes, their class splits, and a tiny CLIP that encodes them.
 
 Nothing here imports torch: rendering needs only numpy and PyAV, and the encoder is a name that open_clip
 loads.
@@ -8,9 +8,21 @@ from pathlib import Path
 
 from .actions import CLASSES, PAIRS
 from .render import clip_files, render_demo
-from .splits import DEMO_SPLITS, demo_splits
+from .worlds import DEMO_SPLITS, MOTION, WORLDS, World, demo_splits, world_of
 
-__all__ = ["CLASSES", "DEMO_SPLITS", "PAIRS", "clip_files", "demo_splits", "render_demo", "tiny_clip_source"]
+__all__ = [
+    "CLASSES",
+    "DEMO_SPLITS",
+    "MOTION",
+    "PAIRS",
+    "WORLDS",
+    "World",
+    "clip_files",
+    "demo_splits",
+    "render_demo",
+    "tiny_clip_source",
+    "world_of",
+]
 
 
 def tiny_clip_source() -> str:

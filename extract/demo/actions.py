@@ -1,9 +1,9 @@
-"""The actions of the demo: pairs of classes that differ only in the direction of time.
+"""The actions of the demo: pairs that differ only in the direction of time.
 
-A clip of a pair's second class is drawn like one of the first class, with its frames reversed. The frames of
-both therefore have the same distribution, easing and pauses included, and only their order tells the two
-apart. Everything else (shapes, colours, background, bystanders, size, speed, start, easing, pauses) is drawn
-in the same way for every pair.
+A clip of a pair's second action is drawn like one of the first, with its frames reversed. The frames of both
+therefore have the same distribution, easing and pauses included, and only their order tells the two apart.
+Unless a look (:mod:`.looks`) is given, everything else (shapes, colours, background, bystanders, size, speed,
+start, easing, pauses) is drawn in the same way for every pair.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .shapes import KINDS, SIDE, Backdrop, Bar, Floats, Thing, hsv, paint, paint_bar, to_uint8
+from .looks import Look
+from .shapes import KINDS, SIDE, TONES, Backdrop, Bar, Floats, Thing, hsv, paint, paint_bar, to_uint8
 
 FRAMES = 24
 """Frames per clip: 8 x 3, so that the middles of 8 equal segments are the same after reversing the clip."""
@@ -26,6 +27,10 @@ SHAKE, WOBBLE, BREATH, FLICKER = 0.15, 0.35, 0.45, 0.75
 
 Set on validation classes: with smaller ones, subtracting a clip's mean frame already solves most of the task.
 """
+
+
+HUE_SPREAD = 0.03
+"""Standard deviation of the hue, in turns, between clips of one look."""
 
 
 @dataclass(frozen=True)
@@ -266,12 +271,25 @@ CLASSES: dict[str, str] = {folder: folder.replace("_", " ") for pair in PAIRS fo
 _ACTIONS = {folder: (act, place == 1) for pair, act in _FAMILIES.items() for place, folder in enumerate(pair)}
 
 
-def draw_action(folder: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw one clip of class ``folder``.  [FRAMES, SIDE, SIDE, 3]
+def _dressed(scene: Scene, backdrop: Backdrop, look: Look) -> tuple[Scene, Backdrop]:
+    """Give the acting shape, the bar and the background their ``look``; all else stays as drawn."""
+    rng = scene.rng
+    hue = (look.hue + rng.normal(0, HUE_SPREAD)) % 1
+    thing = replace(
+        scene.thing, kind=look.kind, colour=hsv(hue, rng.uniform(0.65, 1.0), rng.uniform(0.7, 1.0))
+    )
+    bar = replace(_bar(rng), upright=look.bar == "upright") if look.bar else None
+    tone = float(rng.uniform(*TONES[look.tone]))
+    return replace(scene, thing=thing, bar=bar), replace(backdrop, tone=tone)
 
-    With the same ``rng`` state, the two classes of a pair get the same frames in opposite order.
+
+def draw_action(action: str, rng: np.random.Generator, look: Look | None = None) -> NDArray[np.uint8]:
+    """Draw one clip of an ``action`` (a key of :data:`CLASSES`), with a random ``look`` or the one given.
+
+    [FRAMES, SIDE, SIDE, 3].  With the same ``rng`` state, the two actions of a pair get the same frames in
+    opposite order.
     """
-    act, backwards = _ACTIONS[folder]
+    act, backwards = _ACTIONS[action]
     backdrop = Backdrop.draw(rng)
     scene = Scene(
         rng=rng,
@@ -280,6 +298,8 @@ def draw_action(folder: str, rng: np.random.Generator) -> NDArray[np.uint8]:
         other=_bystander(rng) if rng.random() < 0.35 else None,
         bar=_bar(rng) if rng.random() < 0.25 else None,
     )
+    if look is not None:
+        scene, backdrop = _dressed(scene, backdrop, look)
     shot = act(scene)
     if scene.other is not None:
         shot = replace(shot, things=(scene.other, *shot.things))

@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 from clipspm.progress import track
 
-from .actions import CLASSES, FPS, draw_action
+from .actions import FPS
+from .worlds import MOTION, WORLDS
 
 # mbtree reads uninitialised memory at this frame size, which makes the bytes differ from run to run
 _X264 = {"preset": "veryfast", "crf": "18", "x264-params": "mbtree=0"}
 
 
-def draw_clip(folder: str, *, seed: int, index: int) -> NDArray[np.uint8]:
+def draw_clip(folder: str, *, seed: int, index: int, world: str = MOTION) -> NDArray[np.uint8]:
     """Draw clip ``index`` of class ``folder``, before encoding.  [FRAMES, SIDE, SIDE, 3]"""
-    return draw_action(folder, np.random.default_rng([seed, crc32(folder.encode()), index]))
+    return WORLDS[world].draw(folder, np.random.default_rng([seed, crc32(folder.encode()), index]))
 
 
 def write_mp4(path: Path, frames: NDArray[np.uint8], *, fps: int = FPS) -> None:
@@ -48,16 +49,17 @@ def write_mp4(path: Path, frames: NDArray[np.uint8], *, fps: int = FPS) -> None:
 
 
 def clip_files(
-    root: Path, clips_per_class: int = 40, classes: Sequence[str] | None = None
+    root: Path, clips_per_class: int = 40, classes: Sequence[str] | None = None, *, world: str = MOTION
 ) -> list[tuple[Path, str, int]]:
-    """The files of the demo under ``root``: (path, class folder, index in the class).
+    """The files of a world under ``root``: (path, class folder, index in the class).
 
-    Raises ``ValueError`` for a folder that is not one of :data:`CLASSES`.
+    Raises ``ValueError`` for a folder that is not a class of ``world``.
     """
-    wanted = list(CLASSES) if classes is None else list(classes)
-    unknown = [folder for folder in wanted if folder not in CLASSES]
+    known = WORLDS[world].names
+    wanted = list(known) if classes is None else list(classes)
+    unknown = [folder for folder in wanted if folder not in known]
     if unknown:
-        raise ValueError(f"no demo class named {unknown[0]!r}; there are {', '.join(CLASSES)}")
+        raise ValueError(f"no demo class named {unknown[0]!r}; there are {', '.join(known)}")
     return [
         (root / folder / f"{folder}_{index:03d}.mp4", folder, index)
         for folder in wanted
@@ -72,20 +74,21 @@ def render_demo(
     seed: int = 0,
     workers: int = 2,
     classes: Sequence[str] | None = None,
+    world: str = MOTION,
 ) -> None:
-    """Render the demo's videos as ``root/<class folder>/<clip>.mp4``.
+    """Render the videos of ``world`` as ``root/<class folder>/<clip>.mp4``.
 
-    A clip depends only on ``seed``, its class and its index. Existing files are kept: a second call only adds
-    missing ones, so use one folder per seed. ``classes``: folders of :data:`CLASSES` (default: all). Raises
-    ``ValueError`` for a folder that is not one of them.
+    A clip depends only on ``seed``, the world's videos, its class and its index. Existing files are kept: a
+    second call only adds missing ones, so use one folder per seed. ``classes``: class folders of the world
+    (default: all). Raises ``ValueError`` for a folder that is not one of them.
     """
-    jobs = [file for file in clip_files(root, clips_per_class, classes) if not file[0].exists()]
+    jobs = [file for file in clip_files(root, clips_per_class, classes, world=world) if not file[0].exists()]
     for folder in {path.parent for path, _, _ in jobs}:
         folder.mkdir(parents=True, exist_ok=True)
 
     def render(job: tuple[Path, str, int]) -> None:
         path, folder, index = job
-        write_mp4(path, draw_clip(folder, seed=seed, index=index))
+        write_mp4(path, draw_clip(folder, seed=seed, index=index, world=world))
 
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         for _ in track(pool.map(render, jobs), "rendering", len(jobs), "clips"):  # raises what a job raised

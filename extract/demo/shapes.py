@@ -23,6 +23,22 @@ SYMMETRY = {"square": 90, "triangle": 120, "cross": 90, "star": 72, "slab": 180,
 
 KINDS = tuple(SYMMETRY)
 
+COLOURS = (
+    "red",
+    "orange",
+    "yellow",
+    "lime",
+    "green",
+    "mint",
+    "cyan",
+    "azure",
+    "blue",
+    "violet",
+    "magenta",
+    "pink",
+)
+"""Names of the hues, a twelfth of a turn apart."""
+
 _ROOT3 = float(np.sqrt(3.0))
 _STAR_ARM = np.pi / 5  # half the angle between two points of the star
 _STAR_OUTER = np.array([1.08, 0.0])
@@ -187,6 +203,10 @@ def hsv(hue: Any, saturation: Any, value: Any) -> Floats:
     return (v[:, None] * (1 - s[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))).astype(np.float32)
 
 
+TONES = {"dark": (0.05, 0.3), "bright": (0.62, 0.92)}
+"""Least and most brightness of the two kinds of background; mid tones would hide saturated shapes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Backdrop:
     """A background: a tinted tone with a gradient, a ripple and grain."""
@@ -204,9 +224,8 @@ class Backdrop:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Backdrop:
-        """Draw a random background, dark or light: on mid tones, saturated shapes are hard to see."""
-        dark = rng.random() < 0.5
-        tone = float(rng.uniform(0.05, 0.3) if dark else rng.uniform(0.62, 0.92))
+        """Draw a random background, dark or bright."""
+        tone = float(rng.uniform(*TONES["dark" if rng.random() < 0.5 else "bright"]))
         tint = tuple(float(t) for t in rng.uniform(-0.06, 0.06, 3))
         return cls(
             tone=tone,

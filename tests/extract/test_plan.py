@@ -149,7 +149,7 @@ def test_extract_ends_with_the_next_command(clips: Path, model: str, tmp_path: P
 def test_a_demo_that_cannot_read_its_videos_says_why_and_tries_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def render(root: Path, clips_per_class: int) -> None:
+    def render(root: Path, clips_per_class: int, world: str = "motion") -> None:
         render_demo(root, clips_per_class=1, classes=[*CLASSES][:2])
 
     monkeypatch.setattr(stage, "render_demo", render)

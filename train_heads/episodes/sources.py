@@ -50,7 +50,7 @@ _RULES: dict[str, Callable[[str, str], str]] = {
     "kinetics100": _kinetics,
     "ssv2-full": _own,
     "ssv2-small": _own,
-    "demo": _own,
+    **dict.fromkeys(("demo", "demo-look", "demo-both", "demo-told", "demo-lied"), _own),
 }
 
 

@@ -176,7 +176,7 @@ class ShotsResult:
                             row.name,
                             f"{100 * score.mean:.1f} ± {100 * score.half:.1f}",
                             f"± {100 * seeds.std:.1f}" if several and seeds else "",
-                            "" if row is result.rows[0] else _signed(result.effect(row.name, protocol)),
+                            "" if row is result.rows[0] else signed(result.effect(row.name, protocol)),
                         ]
                     )
         shots = "/".join(str(result.facts["shots"]) for result in self.results)
@@ -220,5 +220,6 @@ def together(results: Sequence[AblationResult]) -> AblationResult:
     return AblationResult(tuple(rows), first.seeds, first.episodes, facts, sum(r.trained for r in results))
 
 
-def _signed(effect: Difference) -> str:
+def signed(effect: Difference) -> str:
+    """Return a difference in points with its interval, such as ``+1.2 [+0.3, +2.1]``."""
     return f"{100 * effect.mean:+.1f} [{100 * effect.low:+.1f}, {100 * effect.high:+.1f}]"

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import yaml
 
 from clipspm.cache.disk import reading
-from clipspm.cache.home import demo_dir, runs_dir
+from clipspm.cache.home import demo_dirs, runs_dir
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.progress import track
 from clipspm.tables import Table, chance, records_csv
@@ -288,7 +288,8 @@ def collect(places: Iterable[str | Path] = (), *, dataset: str | None = None, sp
 
     Runs that differ only in the seed are one score. Raises :class:`UsageError` if nothing is found.
     """
-    found = [Path(place) for place in places] or [p for p in (runs_dir(), demo_dir() / "runs") if p.is_dir()]
+    usual = (runs_dir(), *(place / "runs" for place in demo_dirs()))
+    found = [Path(place) for place in places] or [place for place in usual if place.is_dir()]
     if not found:
         raise UsageError(f"no runs yet at {runs_dir()}: `clipspm train-heads` and `clipspm eval` make them")
     ones: list[_Evaluation] = []
