@@ -26,8 +26,13 @@ from clipspm.train_heads.episodes.pool import FeatureSource, Split
 from clipspm.train_heads.episodes.random import digest
 from clipspm.train_heads.evaluation.leaks import guard_labels, guard_recall, guard_test_classes
 from clipspm.train_heads.evaluation.predict import autocast, evaluating, recall_videos, scored
-from clipspm.train_heads.evaluation.result import EvalResult, load_predictions, save_predictions
-from clipspm.train_heads.evaluation.stats import reliability
+from clipspm.train_heads.evaluation.result import (
+    EvalResult,
+    Floats32,
+    Stored,
+    load_predictions,
+    save_predictions,
+)
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.resume import as_trained
@@ -112,8 +117,8 @@ def evaluate(
     if subject.run is not None and scoring.split == "test":
         guard_test_classes(subject.run, bank)
     drawn = episodes_of(scoring, data, bank)
-    predictions, reliability = score(subject.head.to(data.device), bank, drawn, scoring, Reporter(log))
-    result = EvalResult(drawn, predictions, _facts(subject, data, scoring, drawn), reliability)
+    predictions, sure = score(subject.head.to(data.device), bank, drawn, scoring, Reporter(log))
+    result = EvalResult(drawn, predictions, _facts(subject, data, scoring, drawn), sure)
     if subject.run is not None:
         _write(subject.run, result)
     return result
@@ -165,17 +170,17 @@ def episodes_of(scoring: Scoring, data: Data, bank: FeatureBank) -> Episodes:
 
 def score(
     head: Head, bank: FeatureBank, episodes: Episodes, scoring: Scoring, reporter: Reporter
-) -> tuple[dict[Protocol, npt.NDArray[np.int64]], dict[Protocol, dict[str, Any]]]:
-    """Predict ``episodes``, [n, Q] for each protocol; refuse a head that sees query labels.
+) -> tuple[dict[Protocol, npt.NDArray[np.int64]], dict[Protocol, Floats32]]:
+    """Predict ``episodes``; refuse a head that sees query labels.
 
-    Returns the :func:`~.stats.reliability` of the probabilities too.
+    Returns the class of every query and its probability, [n, Q] by protocol.
     """
     frames, precision = scoring.frames, scoring.precision
     assert frames is not None
     assert precision is not None
     with evaluating(head), autocast(bank.device, precision):
         known = recall_videos(head, bank, episodes, frames)
-    predictions, reliable = {}, {}
+    predictions, confidences = {}, {}
     for protocol in scoring.protocols:
         guard_labels(head, bank, episodes[:1], frames, protocol)
         if known is not None:
@@ -192,12 +197,11 @@ def score(
                 advance=advance,
                 known=known,
             )
-            best = [batch.double().softmax(-1).max(-1) for batch in logits]
-        found = np.concatenate([classes.cpu().numpy() for _, classes in best])
-        sure = np.concatenate([share.cpu().numpy() for share, _ in best])
-        predictions[protocol] = found
-        reliable[protocol] = reliability(sure, found == episodes.query_labels)
-    return predictions, reliable
+            best = [(batch.argmax(-1), batch.float().softmax(-1).amax(-1)) for batch in logits]
+        predictions[protocol], confidences[protocol] = (
+            np.concatenate([part.cpu().numpy() for part in parts]) for parts in zip(*best, strict=True)
+        )
+    return predictions, confidences
 
 
 def _facts(subject: Subject, data: Data, scoring: Scoring, drawn: Episodes) -> dict[str, Any]:
@@ -285,11 +289,14 @@ def _write(run: Run, result: EvalResult) -> None:
             )
         evaluations = results.setdefault("evaluations", {})
         before = evaluations.pop(name, {})
-        predictions: dict[Protocol, npt.NDArray[np.int64]] = {}
+        own = Stored(result.predictions, result.confidences, result.facts)
         if before and before.get("weights_sha256", digest) == digest:
             with suppress(Unreadable):
-                predictions = load_predictions(run, name, result.episodes)[0]
-        arrays = save_predictions(run, name, predictions | result.predictions, result.facts)
+                kept = load_predictions(run, name, result.episodes)
+                own = Stored(
+                    kept.predictions | own.predictions, kept.confidences | own.confidences, own.facts
+                )
+        arrays = save_predictions(run, name, own)
         protocols = {**before.get("protocols", {}), **content["protocols"]}
         kept = {k: before[k] for k in ("selection_bias",) if k in before}
         content["protocols"] = {p: protocols[p] for p in PROTOCOLS if p in arrays and p in protocols}

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,14 @@ from clipspm.errors import ClipspmError
 from clipspm.tables import Table, chance, records_csv
 from clipspm.train_heads.episodes.draw import Episodes
 from clipspm.train_heads.evaluation.per_class import ClassTable, class_interval
-from clipspm.train_heads.evaluation.stats import Estimate, accuracies, estimate
+from clipspm.train_heads.evaluation.stats import Estimate, accuracies, estimate, reliability
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.runs import RESULTS, Run
+
+
+Floats32 = npt.NDArray[np.float32]
+#: ends the name of the array of a protocol's confidences
+_CONFIDENCE = "-confidence"
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,14 @@ class EvalResult:
     """Predictions and accuracy of one head on n episodes.
 
     ``predictions``: by protocol, [n, Q], the class 0..C-1 chosen for each query. ``facts``: everything that
-    identifies the numbers, as written to ``results.json``. ``reliability``: by protocol, how far the
-    probabilities can be believed (:func:`~.stats.reliability`).
+    identifies the numbers, as written to ``results.json``. ``confidences``: the probability of the class
+    chosen, [n, Q] by protocol; evaluations of versions before 0.3 have none.
     """
 
     episodes: Episodes = field(repr=False)
     predictions: dict[Protocol, npt.NDArray[np.int64]] = field(repr=False)
     facts: dict[str, Any]
-    reliability: dict[Protocol, dict[str, Any]] = field(default_factory=dict, repr=False)
+    confidences: dict[Protocol, Floats32] = field(default_factory=dict, repr=False)
 
     @property
     def protocols(self) -> tuple[Protocol, ...]:
@@ -46,6 +51,11 @@ class EvalResult:
     def estimate(self, protocol: Protocol = "inductive") -> Estimate:
         """Return the mean accuracy and the half width of its 95 % interval, 1.96 * std / sqrt(n)."""
         return estimate(self.accuracies(protocol))
+
+    def reliability(self, protocol: Protocol = "inductive") -> dict[str, Any]:
+        """Return how far the probabilities can be believed: see :func:`~.stats.reliability`."""
+        right = self.predictions[protocol] == self.episodes.query_labels
+        return reliability(self.confidences[protocol], right)
 
     def classes(self, protocol: Protocol = "inductive") -> ClassTable:
         """Return accuracy by class and the confusion matrix."""
@@ -64,7 +74,7 @@ class EvalResult:
             "per_class": _by_name(by_class.names, by_class.accuracies),
             "per_class95": _by_name(by_class.names, by_class.half),
             "confusion": by_class.confusion.tolist(),
-            **({"reliability": self.reliability[protocol]} if protocol in self.reliability else {}),
+            **({"reliability": self.reliability(protocol)} if protocol in self.confidences else {}),
         }
 
     def table(self) -> Table:
@@ -151,22 +161,27 @@ _FACTS = {
 }
 
 
-def save_predictions(
-    run: Run, name: str, predictions: Mapping[Protocol, npt.NDArray[np.int64]], facts: Mapping[str, Any]
-) -> set[Protocol]:
-    """Write an evaluation's predictions, [n, Q] by protocol, and its facts; return the protocols.
+class Stored(NamedTuple):
+    """What the file of an evaluation holds: predictions and confidences, [n, Q] by protocol, and facts.
 
-    Both are in one file, so that no reader finds the facts of one evaluation beside the numbers of another.
+    Versions before 0.3 wrote neither confidences nor facts.
     """
-    arrays: dict[str, npt.NDArray[Any]] = {str(p): found.astype(np.int16) for p, found in predictions.items()}
-    save_arrays(_predictions_file(run, name), {**arrays, "facts": np.array(json.dumps(facts))})
-    return set(predictions)
+
+    predictions: dict[Protocol, npt.NDArray[np.int64]]
+    confidences: dict[Protocol, Floats32]
+    facts: dict[str, Any] | None
 
 
-def load_predictions(
-    run: Run, name: str, episodes: Episodes
-) -> tuple[dict[Protocol, npt.NDArray[np.int64]], dict[str, Any] | None]:
-    """Read an evaluation's predictions, [n, Q] by protocol, and its facts (None before version 0.3)."""
+def save_predictions(run: Run, name: str, kept: Stored) -> set[Protocol]:
+    """Write an evaluation into one file of its own, so that nobody reads halves of two; return its protocols."""
+    arrays: dict[str, npt.NDArray[Any]] = {str(p): x.astype(np.int16) for p, x in kept.predictions.items()}
+    arrays |= {f"{p}{_CONFIDENCE}": x for p, x in kept.confidences.items()}
+    save_arrays(_predictions_file(run, name), {**arrays, "facts": np.array(json.dumps(kept.facts))})
+    return set(kept.predictions)
+
+
+def load_predictions(run: Run, name: str, episodes: Episodes) -> Stored:
+    """Read what :func:`save_predictions` wrote of an evaluation on ``episodes``; Unreadable if it is damaged."""
     path = _predictions_file(run, name)
     arrays, _ = load_arrays(path)
     with reading(path):
@@ -178,10 +193,18 @@ def load_predictions(
                 raise ValueError(f"a prediction is not a class 0..{episodes.spec.way - 1}")
         if not found:
             raise ValueError("it holds no predictions")
+        sure = {p: arrays[f"{p}{_CONFIDENCE}"] for p in found if f"{p}{_CONFIDENCE}" in arrays}
+        for array in sure.values():
+            if array.dtype != np.float32 or array.shape != episodes.query.shape:
+                raise ValueError(
+                    f"probabilities of shape {array.shape} for queries of {episodes.query.shape}"
+                )
+            if not ((array >= 0) & (array <= 1)).all():
+                raise ValueError("a probability is not one")
         facts = json.loads(str(arrays["facts"])) if "facts" in arrays else None
         if facts is not None:
             check_facts(facts, episodes)
-    return {p: array.astype(np.int64) for p, array in found.items()}, facts
+    return Stored({p: array.astype(np.int64) for p, array in found.items()}, sure, facts)
 
 
 def check_facts(facts: Mapping[str, Any], episodes: Episodes) -> None:
@@ -214,9 +237,9 @@ def load_evaluation(run: Run | str | Path, name: str | None = None) -> EvalResul
     episodes = Episodes.load(file)
     if episodes.hash != hashed:
         raise ClipspmError(f"{file} holds other episodes ({episodes.hash}) than its name says")
-    predictions, facts = load_predictions(run, name, episodes)
+    predictions, confidences, facts = load_predictions(run, name, episodes)
     if facts is None:
         facts = {k: v for k, v in evaluations[name].items() if k not in ("protocols", "selection_bias")}
         with reading(run.path / RESULTS, "is damaged"):
             check_facts(facts, episodes)
-    return EvalResult(episodes, predictions, facts)
+    return EvalResult(episodes, predictions, facts, confidences)

@@ -98,15 +98,24 @@ def test_classes_are_held_out_where_there_are_many(tmp_path: Path) -> None:
 
 
 def test_videos_are_held_out_where_classes_are_few(tmp_path: Path) -> None:
-    said, run = lines_of(4, tmp_path)
+    said, run = lines_of(4, tmp_path, head_config={"pool": False})
     assert any("training videos are set aside" in line for line in said)
     assert run.results()["selection"] == "held-out videos"
 
 
 def test_nothing_is_held_out_on_request_and_long_training_is_warned_of(tmp_path: Path) -> None:
-    said, run = lines_of(12, tmp_path, hold_out=False, episodes=176)
+    said, run = lines_of(12, tmp_path, hold_out=False, episodes=176, head_config={"pool": False})
     assert any(line.startswith("warning: ") and "--episodes 160" in line for line in said)
     assert run.results()["selection"] == "none"
+
+
+def test_what_is_learned_needs_classes_that_did_not_train_it(tmp_path: Path) -> None:
+    """Without any to give it a weight, it has none: the pool is used as it is."""
+    said, run = lines_of(4, tmp_path)
+    assert any("nothing is trained" in line for line in said)
+    training = run.results()["training"]
+    assert (training["steps"], run.results()["selection"]) == (0, "none")
+    assert float(run.load_head().learned_weight) == 0
 
 
 def test_training_stops_where_nothing_is_gained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

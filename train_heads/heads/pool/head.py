@@ -147,7 +147,9 @@ class EvidencePool(Head):
     @torch.no_grad()
     def calibrate(self, shots: int, episodes: Iterable[tuple[Episode, Tensor]]) -> None:
         given = [(episode.batched(), labels) for episode, labels in episodes]
-        evidence = [self.weighed(episode, self._cosines(episode), self._texts(episode)) for episode, _ in given]
+        evidence = [
+            self.weighed(episode, self._cosines(episode), self._texts(episode)) for episode, _ in given
+        ]
         labels = torch.cat([truth.flatten() for _, truth in given]).unsqueeze(0)
         rows = slice(shots - 1, None)  # more shots too, until they are measured
 
