@@ -275,6 +275,7 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
         dataset="folder",
         videos=folder / "videos",
         model=source,
+        layers="final",
         frames=FRAMES,
         device="cpu",
         threads=options.threads,

@@ -118,6 +118,7 @@ def ut_interaction(where: Path, shared: Path) -> Cache:
         dataset="folder",
         videos=shared / "videos" / "ut_interaction",
         model=f"local-dir:{(shared / 'weights' / 'mobilenetv2-in1k').resolve()}",
+        layers="final",
         precision="fp32",
         out=where / "cache.zarr",
     )

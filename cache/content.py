@@ -14,6 +14,7 @@ from typing import Any, get_args
 from clipspm.cache.ledger import apply, digests
 from clipspm.cache.spec import (
     CLASSES,
+    FINAL,
     LEDGER,
     SPEC,
     SPLITS,
@@ -118,7 +119,7 @@ def _spec_problems(spec: CacheSpec) -> Iterator[tuple[str, str]]:
     ):
         if not _is_integer(getattr(spec, name), 1, most):
             yield SPEC, f"{name} is {getattr(spec, name)!r}"
-    if len(set(spec.layers)) < len(spec.layers) or "final" not in spec.layers:
+    if len({layer_key(str(layer)) for layer in spec.layers}) < len(spec.layers) or FINAL not in spec.layers:
         yield SPEC, f"layers are {', '.join(map(str, spec.layers))}"
     if set(spec.dims) != set(spec.layers) or not all(
         _is_integer(d, 1, _MOST_WIDE) for d in spec.dims.values()
@@ -126,6 +127,10 @@ def _spec_problems(spec: CacheSpec) -> Iterator[tuple[str, str]]:
         yield SPEC, f"dims are {spec.dims}"
     if not spec.prompts:
         yield SPEC, "there are no prompts"
+    for name, texts in spec.descriptions.items():
+        if not (isinstance(texts, list) and texts and all(map(_is_name, texts))):
+            yield SPEC, f"the descriptions of class {name!r} are {_short(texts)}"
+            break
     for name in ("mean", "std"):
         if len(getattr(spec, name)) != 3 or not all(map(math.isfinite, getattr(spec, name))):
             yield SPEC, f"{name} is {getattr(spec, name)}"

@@ -195,6 +195,7 @@ class Cache:
             "views": spec.views,
             "store_dtype": spec.store_dtype,
             "prompts": len(spec.prompts),
+            "described_classes": len(spec.descriptions),
             "videos": dict(Counter(v.status for v in self.videos)),
             "splits": splits,
             "failures": dict(Counter(v.category for v in self.videos if v.status == "failed")),

@@ -34,6 +34,8 @@ PlannedClass = tuple[str, Split, int]
 
 #: fields for information only; the features do not depend on them
 _INFORMATIVE = frozenset({"model", "pretrained", "created_with"})
+#: fields that caches need not have, with what they then are; left out of records and fingerprints if that
+_LATER: dict[str, Any] = {"names": "as given", "descriptions": {}}
 
 
 def format_of(path: Path) -> Format:
@@ -46,7 +48,9 @@ class CacheSpec:
     """All settings that the features of a cache depend on, and the names of data set and encoder.
 
     ``weights_sha256`` and ``architecture_sha256`` identify the encoder independently of its name.
-    ``resized_by``: Pillow in the decode workers, or torch on the encoder's device.
+    ``resized_by``: Pillow in the decode workers, or torch on the encoder's device. ``names``: whether
+    prompts hold class names as words (``brush hair``) or as they are. ``descriptions``: sentences by class,
+    in place of prompts; the one prompt is then ``{}``, and a class has one text.
     """
 
     dataset: str
@@ -72,23 +76,28 @@ class CacheSpec:
     min_frames: int = 1
     format_version: int = FORMAT_VERSION
     created_with: str = ""
+    names: Literal["as given", "cleaned"] = "as given"
+    descriptions: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over every field that changes the features, 64 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
 
+    def _content(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if k not in _LATER or v != _LATER[k]}
+
     def _identity(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k not in _INFORMATIVE}
+        return {k: v for k, v in self._content().items() if k not in _INFORMATIVE}
 
     def differences(self, other: "CacheSpec") -> list[str]:
         """The fields that make two fingerprints differ, each as ``name: mine != theirs``."""
-        mine, theirs = self._identity(), other._identity()
-        return [f"{k}: {mine[k]} != {theirs[k]}" for k in mine if mine[k] != theirs[k]]
+        mine, theirs = {**_LATER, **self._identity()}, {**_LATER, **other._identity()}
+        return [_difference(k, mine[k], theirs[k]) for k in mine if mine[k] != theirs[k]]
 
     def to_json(self) -> str:
         """The spec with its fingerprint, as JSON."""
-        return json.dumps({**asdict(self), "fingerprint": self.fingerprint}, indent=1)
+        return json.dumps({**self._content(), "fingerprint": self.fingerprint}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "CacheSpec":
@@ -100,10 +109,18 @@ class CacheSpec:
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
             raise ClipspmError(f"cache format {version} found, this version reads format {FORMAT_VERSION}")
-        spec = cls(**typed({f.name: raw[f.name] for f in fields(cls)}, get_type_hints(cls)))
+        held = {f.name: raw[f.name] for f in fields(cls) if f.name in raw or f.name not in _LATER}
+        spec = cls(**typed(held, get_type_hints(cls)))
         if raw.get("fingerprint") != spec.fingerprint:
             raise ClipspmError("the spec's fingerprint does not match its fields: the cache was altered")
         return spec
+
+
+def _difference(name: str, mine: Any, theirs: Any) -> str:
+    if name != "descriptions":
+        return f"{name}: {mine} != {theirs}"
+    first = next(k for k in [*mine, *theirs] if mine.get(k) != theirs.get(k))
+    return f"descriptions (first of class {first!r}): {mine.get(first)} != {theirs.get(first)}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from clipspm.cache.disk import make_folder, remove, room_on, sync, sync_all
 from clipspm.cache.ledger import Entry, read_ledger, values_digest
 from clipspm.cache.spec import SPEC, CacheSpec, VideoRecord
-from clipspm.cache.store import STAGED, check_regular, layer_key
+from clipspm.cache.store import STAGED, check_regular, layer_file
 from clipspm.errors import ClipspmError
 
 _ENTRY = "entry.jsonl"
@@ -48,8 +48,7 @@ def stage(
         remove(aside)
         make_folder(aside)
         for layer, values in features.items():
-            layer_key(layer)
-            np.save(aside / f"{layer}.npy", values, allow_pickle=False)
+            np.save(aside / f"{layer_file(layer)}.npy", values, allow_pickle=False)
         sums = {layer: values_digest(values) for layer, values in features.items()}
         (aside / _ENTRY).write_bytes(Entry.of(shard, outcomes, sums).to_line())
         sync_all(aside)
@@ -84,9 +83,9 @@ def read_staged(place: Path, shard: int) -> tuple[Entry, dict[str, np.ndarray]]:
         entries, _ = read_ledger((folder / _ENTRY).read_bytes())
         entry, features = entries[0], {}
         for layer in map(str, entry.sha256):
-            layer_key(layer)
-            check_regular(folder / f"{layer}.npy")
-            features[layer] = np.load(folder / f"{layer}.npy", allow_pickle=False)
+            file = folder / f"{layer_file(layer)}.npy"
+            check_regular(file)
+            features[layer] = np.load(file, allow_pickle=False)
     except Exception as error:  # damaged bytes can raise anything
         raise DamagedStage(f"{folder} is damaged: run the same command again") from error
     if entry.shard != shard or any(values_digest(v) != entry.sha256[k] for k, v in features.items()):

@@ -7,7 +7,7 @@ files or as byte arrays of the same names::
     classes.json    [[class name, split, videos], ...] in the order of the rows of ``text``, then absent ones
     videos.jsonl    the planned videos, one per line, in row order
     ledger.jsonl    one line per committed shard (:mod:`.ledger`)
-    layers/<name>, text      arrays [N, V, T, D] and [C, P, D]
+    layers/<name>, text      arrays [N, V, T, D] and [C, P, D]; the name as :func:`layer_file` writes it
 
 A finished cache also describes its rows in native attributes (:class:`Facts`) for programs that open it with
 plain ``zarr.open`` or ``h5py.File``. This package does not read them.
@@ -78,7 +78,7 @@ GROUP = "zarr.json"
 #: the folder of a growing Zarr cache with its staged shards (:mod:`.staging`)
 STAGED = "staged"
 
-_LAYER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_LAYER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(:[a-z]+)?")
 _DTYPES = ("float16", "float32")
 #: the largest metadata file that is read (bytes); the ledger of a million videos has half of it
 _MOST_BLOB = 2**30
@@ -86,11 +86,19 @@ _MOST_BLOB = 2**30
 _MOST_ZEROS = 2**30
 
 
-def layer_key(layer: str) -> str:
-    """The key of a layer's array in a container; raises :class:`ClipspmError` for a name that is not safe."""
+def layer_file(layer: str) -> str:
+    """A layer's name in files: ``8.mean`` for ``8:mean``, as not every system has colons in file names.
+
+    Raises :class:`ClipspmError` for a name that is not safe.
+    """
     if not _LAYER_NAME.fullmatch(layer):
         raise ClipspmError(f"{layer!r} is not a layer name")
-    return f"layers/{layer}"
+    return layer.replace(":", ".")
+
+
+def layer_key(layer: str) -> str:
+    """The key of a layer's array in a container: ``layers/`` and :func:`layer_file`."""
+    return f"layers/{layer_file(layer)}"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from clipspm.cache.lock import writing
 from clipspm.cache.reader import Cache, open_cache, size_on_disk
 from clipspm.cache.seal import write_seal
 from clipspm.cache.spec import LEDGER, SPLITS, ExportFormat, Format, Plan, Split, VideoRecord, format_of
-from clipspm.cache.store import Hdf5Store, ZarrStore, layer_key
+from clipspm.cache.store import Hdf5Store, ZarrStore, layer_file, layer_key
 from clipspm.cache.verify import verify
 from clipspm.cache.writer import parts_path
 from clipspm.errors import ClipspmError, UsageError
@@ -130,8 +130,9 @@ def export(
 ) -> Path:
     """Write the good videos to one ``.npz`` or ``.safetensors`` file for other programs. Returns the path.
 
-    ``features.<layer>`` [N, V, T, D], ``text`` [C, P, D], ``labels`` [N] (rows of ``class_names``); ids,
-    class names, splits and spec as text arrays in ``.npz``, as JSON in ``.safetensors``' metadata. No pickle.
+    ``features.<layer>`` [N, V, T, D], with ``8.mean`` for the layer ``8:mean``; ``text`` [C, P, D];
+    ``labels`` [N] (rows of ``class_names``); ids, class names, splits and spec as text arrays in ``.npz``, as
+    JSON in ``.safetensors``' metadata. No pickle.
     ``allow_partial``: leave out what is missing or damaged. Raises :class:`ClipspmError` for NaN or infinite
     features, :class:`UsageError` if ``target`` exists or has another suffix.
     """
@@ -143,7 +144,7 @@ def export(
         raise UsageError(f"{target} exists already: name another file")
     check_outside(target)
     number = {name: i for i, name in enumerate(cache.class_names)}
-    arrays = {f"features.{layer}": cache.features(layer) for layer in cache.spec.layers}
+    arrays = {f"features.{layer_file(layer)}": cache.features(layer) for layer in cache.spec.layers}
     arrays["text"] = cache.text(templates=True)
     for name, array in arrays.items():
         if not np.isfinite(array).all():

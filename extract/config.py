@@ -4,9 +4,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from clipspm.cache.spec import FINAL, Format
+from clipspm.cache.spec import Format
 from clipspm.engines.base import MOST_THREADS, EngineConfig, parse_devices
 from clipspm.errors import UsageError
+from clipspm.extract.layers import AUTO, parse_layers, parse_tokens
 from clipspm.options import option, settle
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
@@ -31,6 +32,8 @@ class ExtractConfig:
 
     ``device``: one, or several joined by commas, each with an encoder of its own. ``threads``: of the encoder
     on a CPU (none: all cores); pinned, the numbers do not depend on how many processes share the machine.
+    ``layers``: names of :mod:`.layers` joined by commas; none: ``auto``, or those of a cache that is
+    extended. ``tokens``: what ``auto`` takes of each block of a ViT. ``descriptions``: sentences for prompts.
     ``resize_on``: the decoders' cores (Pillow) or the encoder's device (torch); ``auto``: there, on a GPU.
     ``max_failures``: a number of videos, or like ``5%`` a share of them, beyond which the extraction stops.
     """
@@ -60,8 +63,21 @@ class ExtractConfig:
         None, "open_clip architecture or local-dir:FOLDER.", "Encoder", shown="ViT-B-16-quickgelu"
     )
     pretrained: str | None = option(None, "Tag, weights file or local-dir:FOLDER.", "Encoder", shown="openai")
-    layers: str = option("final", "Layers to cache besides the final embedding.", "Encoder")
-    prompts: str = option("photo", "photo, actionclip16, or a file of templates.", "Encoder")
+    layers: str | None = option(
+        None,
+        "Layers to cache besides the final embedding: auto, or like 8,11; of a ViT also 8:cls, 8:mean.",
+        "Encoder",
+        shown="auto",
+    )
+    tokens: str | None = option(
+        None, "What --layers auto takes of each block of a ViT.", "Encoder", shown="cls,mean"
+    )
+    prompts: str | None = option(
+        None, "photo, actionclip16, or a file of templates.", "Encoder", shown="photo"
+    )
+    descriptions: Path | None = option(
+        None, "JSON {class: sentence or [sentences]}, in place of prompts.", "Encoder"
+    )
     precision: Precision = option("auto", "auto: the fastest within 1e-2 of fp32 on this device.", "Encoder")
     pixel_norm: PixelNorm = option(
         "model", "Normalise pixels as the model says, or leave them in [0, 1].", "Encoder"
@@ -97,7 +113,15 @@ class ExtractConfig:
 
         settle(self)
         check_name(self.dataset)
-        parse_layers(self.layers)
+        if self.tokens is not None:
+            parse_tokens(self.tokens)
+        if AUTO not in parse_layers(self.layers or AUTO) and self.tokens is not None:
+            raise UsageError(
+                f"--tokens {self.tokens} is for --layers auto; layers named one by one say it themselves, "
+                "like --layers 8:cls,8:mean,final"
+            )
+        if self.descriptions is not None and self.prompts is not None:
+            raise UsageError("--descriptions stand in place of --prompts: give one of them")
         if self.out is not None and (not self.out.name or "\n" in self.out.name):
             raise UsageError(f"--out {str(self.out)!r} names no cache: give a folder (or .h5 file) to write")
         self.most_failures(0)
@@ -123,16 +147,3 @@ class ExtractConfig:
                 f"--max-failures {self.max_failures!r}: expected a number of videos, or a share like 5%"
             ) from error
         return int(videos * number / 100) if share else int(number)
-
-
-def parse_layers(text: str) -> tuple[str, ...]:
-    """``"3,7,11,final"`` -> layer names, numbers ascending, ``final`` always included and last."""
-    numbers = set()
-    for part in text.split(","):
-        name = part.strip()
-        if name == FINAL:
-            continue
-        if not (name.isascii() and name.isdigit() and len(name) < 6):
-            raise UsageError(f"--layers {text!r}: {name!r} is neither a layer number nor 'final'")
-        numbers.add(int(name))
-    return (*(str(n) for n in sorted(numbers)), FINAL)

@@ -22,6 +22,7 @@ from clipspm.cache.disk import check_size, reading
 from clipspm.cache.home import demo_dir
 from clipspm.cache.spec import SPLITS, Plan, Split, VideoRecord
 from clipspm.errors import ClipspmError, UsageError
+from clipspm.extract.class_names import key_of, matched, without_duplicates
 from clipspm.extract.lists import Files, VideoList, read_lists, without_brackets
 from clipspm.extract.suffixes import is_frame_name, is_video_name, stem
 
@@ -267,14 +268,14 @@ def _index_benchmark(
     """
     folders: dict[str, list[Path]] = {}
     for each in _subfolders(root):
-        folders.setdefault(_key(each.name), []).append(each)
+        folders.setdefault(key_of(each.name), []).append(each)
     rows: list[Row] = []
     copies: dict[str, tuple[Path, ...]] = {}
     absent: list[str] = []
     fewer = 0
     for split, classes in about.classes.items():
         for folder_name, class_name, expected in classes:
-            here = folders.get(_key(folder_name)) or folders.get(_key(class_name)) or []
+            here = folders.get(key_of(folder_name)) or folders.get(key_of(class_name)) or []
             every = [video for folder in here for video in _videos_in(folder)]
             by_name: dict[str, Path] = {}
             for video in every:
@@ -307,7 +308,7 @@ def _index_listed(about: BenchmarkClasses, root: Path, lists: VideoList, splits_
     by_key: dict[str, tuple[str, Split]] = {}
     for split, classes in about.classes.items():
         for folder, name, _ in classes:
-            by_key[_key(folder)] = by_key[_key(name)] = (name, split)
+            by_key[key_of(folder)] = by_key[key_of(name)] = (name, split)
     names = {key: without_brackets(name) for key, name in lists.names.items()}
     files = Files(_all_videos(root))
     rows: list[Row] = []
@@ -319,7 +320,7 @@ def _index_listed(about: BenchmarkClasses, root: Path, lists: VideoList, splits_
     twice = outside = 0
     for video in lists.videos:
         label = names.get(video.label, video.label)
-        name, home = by_key.get(_key(label), (without_brackets(_display_name(label)), None))
+        name, home = by_key.get(key_of(label), (without_brackets(_display_name(label)), None))
         found_split = video.split or home
         if found_split is None:
             outside += 1
@@ -332,8 +333,8 @@ def _index_listed(about: BenchmarkClasses, root: Path, lists: VideoList, splits_
         homes.setdefault(name, found_split)
         found = [
             path
-            for path in files.find(video, _key)
-            if path not in taken and by_key.get(_key(path.parent.name), (name, None))[0] == name
+            for path in files.find(video, key_of)
+            if path not in taken and by_key.get(key_of(path.parent.name), (name, None))[0] == name
         ]
         if found:
             taken.add(found[0])
@@ -393,11 +394,6 @@ def _all_videos(root: Path) -> list[Path]:
     return found
 
 
-def _key(name: str) -> str:
-    """Letters and digits of a name, casefolded: compares names without case and separators."""
-    return "".join(ch for ch in name.casefold() if ch.isalnum())
-
-
 # --------------------------------------------------------------------------------------------- manifest
 
 
@@ -443,7 +439,7 @@ def read_splits(path: Path) -> dict[str, Split]:
         text = path.read_text(encoding="utf-8")
     is_toml = path.suffix.lower() == ".toml"
     with reading(path, f"is not valid {'TOML' if is_toml else 'JSON'}"):
-        raw: Any = tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=_without_duplicates)
+        raw: Any = tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=without_duplicates)
     form = '{"train": [class, ...], "val": [...], "test": [...]}'
     if not isinstance(raw, dict) or not raw:
         raise ClipspmError(f"{path} must hold {form}")
@@ -460,13 +456,6 @@ def read_splits(path: Path) -> dict[str, Split]:
     return found
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for name, count in Counter(name for name, _ in pairs).items():
-        if count > 1:
-            raise ValueError(f"the key {name!r} occurs {count} times")
-    return dict(pairs)
-
-
 def apply_splits(class_names: Iterable[str], wanted: Mapping[str, Split], source: Path) -> dict[str, Split]:
     """The split of every class in ``class_names``, ``none`` if ``wanted`` does not name it.
 
@@ -475,26 +464,13 @@ def apply_splits(class_names: Iterable[str], wanted: Mapping[str, Split], source
     """
     names = list(class_names)
     splits: dict[str, Split] = dict.fromkeys(names, "none")
-    known: dict[str, list[str]] = {}
-    for name in names:
-        if _key(name) and name not in wanted:
-            known.setdefault(_key(name), []).append(name)
-    named: dict[str, str] = {}
-    for name, split in wanted.items():
-        near = [name] if name in splits else known.get(_key(name), [])
-        match = near[0] if len(near) == 1 else None
-        if len(near) > 1:
-            raise ClipspmError(
-                f"{source}: class {name!r} can be {' or '.join(map(repr, near))}: use the exact name"
-            )
-        if match in named:
-            raise ClipspmError(f"{source}: {named[match]!r} and {name!r} are both class {match!r}")
+    for name, match in matched(names, wanted, source).items():
         if match is None:
             raise ClipspmError(
                 f"{source}: class {name!r} has no videos; the classes found are {', '.join(names[:8])}"
                 + (", ..." if len(names) > 8 else "")
             )
-        splits[match], named[match] = split, name
+        splits[match] = wanted[name]
     return splits
 
 
@@ -559,7 +535,7 @@ def _warnings(plan: Plan) -> list[str]:
         notes.append(f"there is only one class, {names[0]!r}: few-shot episodes need several")
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(_key(name) or name, []).append(name)
+        alike.setdefault(key_of(name) or name, []).append(name)
     notes += [
         f"the classes {_quoted(same)} differ in case or separators only: rename them if they are one class"
         for same in alike.values()

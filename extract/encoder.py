@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
@@ -20,6 +21,7 @@ from clipspm.cache.spec import FINAL
 from clipspm.devices import resolve_device
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.config import Precision
+from clipspm.extract.layers import MEAN, TOKENS, Tower, number_of, settle, token_of
 from clipspm.extract.measured import recall, remember
 from clipspm.extract.prompts import fill
 from clipspm.extract.views import Clip, Cut
@@ -45,9 +47,9 @@ class Preprocessing:
 class Encoder:
     """A frozen open_clip model that returns the features of ``layers``.
 
-    A layer is a block number of a ViT (from 0; gives its CLS token), a stage of a ResNet or timm tower (gives
-    its spatially pooled map), or ``final``, the projected, **unnormalised** embedding. Raises
-    :class:`UsageError` for a layer that the model does not have.
+    :mod:`.layers` says what they are called; ``auto`` among them stands for several, with ``tokens`` of each
+    block of a ViT. ``final`` is the projected, **unnormalised** embedding. Raises :class:`UsageError` for a
+    layer that the model does not have.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Encoder:
         pretrained: str | None = "openai",
         *,
         layers: Sequence[str] = (FINAL,),
+        tokens: Sequence[str] = TOKENS,
         device: str | None = None,
         precision: Precision = "auto",
         resize: int | None = None,
@@ -67,8 +70,10 @@ class Encoder:
         self._in_bf16: Any = None
         visual = self._model.visual
         self._kind = _tower_kind(visual)
-        self.layers = _check_layers(layers, _depth(visual, self._kind), self.source.name)
-        self._indices = [int(layer) for layer in self.layers if layer != FINAL]
+        depth, cls = _depth(visual, self._kind), _has_class_token(visual, self._kind)
+        self.tower = Tower(self.source.name, depth, tokens=self._kind == "vit", cls=cls)
+        self.layers = settle((*layers, FINAL), tokens, self.tower)
+        self._indices = sorted({number_of(layer) for layer in self.layers if layer != FINAL})
         self.preprocessing = _preprocessing(visual.preprocess_cfg, resize, pixel_norm)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(self.preprocessing.mean, device=self.device).view(shape[1:]) * 255
@@ -162,20 +167,37 @@ class Encoder:
             self._in_bf16._modules = {**self._model._modules, "visual": visual}
         return self._in_bf16
 
-    @torch.inference_mode()
     def encode_text(self, class_names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
         """Unnormalised text features, float32 [C, P, D], in the order given."""
+        texts = [[fill(template, name) for template in templates] for name in class_names]
+        return torch.stack(self._encode_texts(texts)).numpy()
+
+    def encode_descriptions(self, sentences: Sequence[Sequence[str]]) -> np.ndarray:
+        """One normalised text feature per class, float32 [C, 1, D]: of its normalised sentences the mean."""
+        each = [normalize(found, dim=-1).mean(0, keepdim=True) for found in self._encode_texts(sentences)]
+        return normalize(torch.stack(each), dim=-1).numpy()
+
+    def cut(self, texts: Sequence[str]) -> list[str]:
+        """Those of ``texts`` that are longer than the text tower reads."""
+        tokenizer = self.source.tokenizer
+        read = tokenizer(list(texts))
+        more = tokenizer(list(texts), context_length=read.shape[1] + 1)[:, :-1]
+        return [text for text, cut in zip(texts, (read != more).any(1).tolist(), strict=True) if cut]
+
+    @torch.inference_mode()
+    def _encode_texts(self, texts: Sequence[Sequence[str]]) -> list[Tensor]:
+        """Unnormalised features of each class's texts, float32 [texts, D], in main memory."""
         rows = []
         known = getattr(self._model, "vocab_size", None)
-        for name in track(class_names, "encoding texts", len(class_names), "classes"):
-            tokens = self.source.tokenizer([fill(template, name) for template in templates])
+        for given in track(texts, "encoding texts", len(texts), "classes"):
+            tokens = self.source.tokenizer(list(given))
             if known is not None and int(tokens.max()) >= known:
                 raise ClipspmError(
                     f"{self.source.name}: its tokenizer gives token {int(tokens.max())}, its text tower has "
                     f"{known}: set text_cfg.vocab_size in its configuration to that of its weights"
                 )
             rows.append(self._model.encode_text(tokens.to(self.device), normalize=False).float().cpu())
-        return torch.stack(rows).numpy()
+        return rows
 
     def _forward(self, model: Any, images: Tensor) -> dict[str, Tensor]:
         if not self._indices:
@@ -190,17 +212,17 @@ class Encoder:
             else {"image_output_fmt": "NCHW"}
         )
         out = model.forward_intermediates(image=images, image_indices=asked, normalize=False, **options)
-        found: dict[str, Tensor] = {}
-        for i, index in enumerate(self._indices):
-            if not tokens:
-                found[str(index)] = out["image_intermediates"][i].float().mean(dim=(-2, -1))
+        found = {}
+        for layer in self.layers:
+            if layer == FINAL:
+                found[layer] = out["image_features"]
                 continue
-            prefix = out.get("image_intermediates_prefix")
-            has_class_token = prefix is not None and prefix[i] is not None and prefix[i].shape[1] > 0
-            patches = out["image_intermediates"][i]
-            found[str(index)] = prefix[i][:, 0] if has_class_token else patches.float().mean(dim=1)
-        found[FINAL] = out["image_features"]
-        return {layer: found[layer] for layer in self.layers}
+            place = asked.index(number_of(layer))
+            if tokens and self.tower.cls and token_of(layer) != MEAN:
+                found[layer] = out["image_intermediates_prefix"][place][:, 0]
+            else:
+                found[layer] = out["image_intermediates"][place].float().mean(dim=1 if tokens else (-2, -1))
+        return found
 
     # ------------------------------------------------------------------------------------- precision
 
@@ -298,11 +320,10 @@ def _depth(visual: Any, kind: str) -> int:
     return len(blocks)
 
 
-def _check_layers(layers: Sequence[str], depth: int, name: str) -> tuple[str, ...]:
-    for layer in layers:
-        if layer != FINAL and not 0 <= int(layer) < depth:
-            raise UsageError(f"--layers: {name} has no layer {layer}; it has 0 to {depth - 1}, and final")
-    return tuple(layers)
+def _has_class_token(visual: Any, kind: str) -> bool:
+    if kind != "vit":
+        return False
+    return not hasattr(visual, "trunk") or getattr(visual.trunk, "cls_token", None) is not None
 
 
 def _preprocessing(config: dict[str, Any], resize: int | None, pixel_norm: str) -> Preprocessing:

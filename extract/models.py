@@ -39,6 +39,13 @@ def check_model(name: str, pretrained: str | None) -> None:
         raise UsageError(f"--pretrained {pretrained}: no such file")
 
 
+def shown_name(name: str, pretrained: str | None) -> str:
+    """The name of an encoder in records: of a ``local-dir:`` the folder's own name, without its place."""
+    if pretrained and pretrained.startswith(LOCAL_DIR):
+        name = pretrained
+    return LOCAL_DIR + Path(name.removeprefix(LOCAL_DIR)).name if name.startswith(LOCAL_DIR) else name
+
+
 def architectures() -> Collection[str]:
     """The architectures that open_clip knows, including those added in this process."""
     if "open_clip" in sys.modules:

@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 import clipspm
-from clipspm.cache.disk import check_room, free_bytes
+from clipspm.cache.disk import check_room, free_bytes, size_text
 from clipspm.cache.home import caches_dir
 from clipspm.cache.lock import writing
 from clipspm.cache.reader import size_on_disk
@@ -32,7 +32,9 @@ from clipspm.errors import ClipspmError
 from clipspm.extract.config import ExtractConfig, Precision
 from clipspm.extract.datasets import NO_FLIP, Index
 from clipspm.extract.encoder import Encoder
+from clipspm.extract.models import shown_name
 from clipspm.extract.plan import DEFAULT_MODEL, Work, decoders, prepare
+from clipspm.extract.prompts import fill, spoken
 from clipspm.extract.shards import Shard, ShardTask, Spent
 
 
@@ -72,7 +74,7 @@ class ExtractResult:
     """The result of an extraction.
 
     ``done``: videos read in this run; ``already``: in earlier ones; ``failures``: (path, category, message)
-    of every failed video; ``has_splits``: whether any class has a split.
+    of every failed video; ``layers``: their widths; ``has_splits``: whether any class has a split.
     """
 
     path: Path
@@ -86,6 +88,7 @@ class ExtractResult:
     notes: tuple[str, ...]
     bytes_needed: int
     bytes_free: int
+    layers: dict[str, int] = field(default_factory=dict)
     has_splits: bool = True
     dry_run: bool = False
 
@@ -139,19 +142,27 @@ def run(
     encoder = Encoder(
         config.model,
         config.pretrained,
-        layers=work.layers,
+        layers=_settled_layers(work),
+        tokens=work.tokens,
         device=config.devices[0] if config.devices else None,
         precision=_settled_precision(config),
         resize=config.resize,
         pixel_norm=config.pixel_norm,
     )
-    spec = _spec(config, encoder, work.templates, _resized_by(config, encoder))
+    if config.tokens and not encoder.tower.tokens:
+        on_start(f"note: {encoder.tower.name} has pooled maps, no tokens: --tokens does not apply")
+    spec = _spec(work, encoder, _resized_by(config, encoder))
     path = config.out or caches_dir() / _default_name(config, index, spec)
     plan = _limited(index.plan, config, path)
     needed = _bytes_needed(spec, len(plan.videos), len(plan.class_names)) * (
         2 if config.format == "hdf5" else 1
     )
     on_start(f"{len(plan.videos)} videos of {len(plan.class_names)} classes -> {path}")
+    widths = ", ".join(f"{layer} ({width})" for layer, width in spec.dims.items())
+    per_video, in_all = size_text(_bytes_needed(spec, 1, 0)), size_text(needed)
+    on_start(f"layers (width): {widths}; {per_video} per video, {in_all} in all")
+    for note in _notes_on_texts(work, encoder, spec):
+        on_start(f"note: {note}")
     there = sum(size_on_disk(place) for place in (path, parts_path(path)) if place.exists())
     # if the planned videos have changed, the cache is rebuilt beside the old one, which needs the full room
     stays = (begun := _growing(config, path)) is not None and _planned(path, begun) == {
@@ -175,7 +186,11 @@ def run(
     with writing(path) as news:
         if news:
             on_start(f"note: {news}")
-        text = encoder.encode_text(plan.class_names, work.templates)
+        if work.descriptions:
+            text = encoder.encode_descriptions([work.descriptions[name] for name in plan.class_names])
+        else:
+            names = map(spoken, plan.class_names) if spec.names == "cleaned" else plan.class_names
+            text = encoder.encode_text(list(names), work.templates)
         writer = CacheWriter(
             path,
             spec,
@@ -304,13 +319,40 @@ def _resized_by(config: ExtractConfig, encoder: Encoder) -> Literal["pillow", "t
     return "torch" if (config.engine.gpus if elsewhere else encoder.device.type == "cuda") else "pillow"
 
 
-def _spec(
-    config: ExtractConfig,
-    encoder: Encoder,
-    templates: tuple[str, ...],
-    resized_by: Literal["pillow", "torch"],
-) -> CacheSpec:
-    pre, source = encoder.preprocessing, encoder.source
+def _settled_layers(work: Work) -> tuple[str, ...]:
+    """The layers to take: unless some were asked for, those of a cache of this model that is extended."""
+    config = work.config
+    if config.layers is None and config.tokens is None and (begun := _begun(config)):
+        assert config.model is not None
+        if begun.model == shown_name(config.model, config.pretrained):
+            return begun.layers
+    return work.layers
+
+
+def _names_in_prompts(work: Work) -> Literal["as given", "cleaned"]:
+    """Whether prompts hold class names as words; a cache that is extended keeps to what it was begun with."""
+    if work.descriptions:
+        return "as given"
+    if begun := _begun(work.config):
+        return begun.names
+    names = work.index.plan.class_names
+    return "cleaned" if any(spoken(name) != fill("{}", name) for name in names) else "as given"
+
+
+def _notes_on_texts(work: Work, encoder: Encoder, spec: CacheSpec) -> Iterator[str]:
+    """What a user may not expect: class names that were changed, and sentences that are cut."""
+    names = work.index.plan.class_names
+    if spec.names == "cleaned":
+        changed = [name for name in names if spoken(name) != fill("{}", name)]
+        shown = ", ".join(f"{name!r} is {spoken(name)!r}" for name in changed[:2])
+        yield f"in prompts, {shown}" + (f", and so on ({len(changed)} class names)" if changed[2:] else "")
+    for name in names if work.descriptions else ():
+        if cut := encoder.cut(work.descriptions[name]):
+            yield f"{len(cut)} sentences of class {name!r} are too long for the text tower and are cut"
+
+
+def _spec(work: Work, encoder: Encoder, resized_by: Literal["pillow", "torch"]) -> CacheSpec:
+    config, pre, source = work.config, encoder.preprocessing, encoder.source
     return CacheSpec(
         dataset=config.dataset,
         model=source.name,
@@ -330,7 +372,9 @@ def _spec(
         resized_by=resized_by,
         mean=pre.mean,
         std=pre.std,
-        prompts=templates,
+        prompts=work.templates,
+        names=_names_in_prompts(work),
+        descriptions=work.descriptions,
         store_dtype=config.store_dtype,
         min_frames=config.min_frames,
         created_with=f"clipspm {clipspm.__version__}, torch {torch.__version__}, {encoder.device.type}",
@@ -400,6 +444,7 @@ def _result(
         notes=index.notes,
         bytes_needed=needed,
         bytes_free=free_bytes(path),
+        layers=dict(spec.dims),
         has_splits=any(video.split != "none" for video in plan.videos),
         dry_run=dry_run,
     )

@@ -4,29 +4,38 @@ Cheap checks come first: names and options, then the place of the cache, then th
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from clipspm.cache.home import caches_dir, check_outside, home
+from clipspm.cache.spec import FINAL
 from clipspm.engines import check_installed
 from clipspm.errors import ClipspmError
-from clipspm.extract.config import ExtractConfig, parse_layers
+from clipspm.extract.config import ExtractConfig
 from clipspm.extract.datasets import DEMOS, Index, demo_videos, index_dataset, index_demo, read_splits
+from clipspm.extract.layers import AUTO, TOKENS, parse_layers, parse_tokens
 from clipspm.extract.models import check_model
-from clipspm.extract.prompts import load_templates
+from clipspm.extract.prompts import describe, load_descriptions, load_templates
 
 DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
+DEFAULT_PROMPTS = "photo"
 
 
 @dataclass(frozen=True)
 class Work:
-    """A checked request: the settings with defaults filled in, prompt templates, layer names, and videos."""
+    """A checked request: the settings with defaults filled in, texts, layer names, and videos.
+
+    ``layers`` may hold ``auto``, with ``tokens`` of each block. ``descriptions``: sentences by class, empty
+    if ``templates`` are filled with class names.
+    """
 
     config: ExtractConfig
     templates: tuple[str, ...]
     layers: tuple[str, ...]
+    tokens: tuple[str, ...]
+    descriptions: dict[str, list[str]]
     index: Index
 
 
@@ -39,13 +48,28 @@ def prepare(config: ExtractConfig, on_start: Callable[[str], None] = lambda mess
     config = _with_defaults(config)
     assert config.model is not None
     check_model(config.model, config.pretrained)
-    templates = load_templates(config.prompts)
+    templates = load_templates(config.prompts or DEFAULT_PROMPTS)
+    given = load_descriptions(config.descriptions) if config.descriptions else {}
     check_installed(config.engine)
     _check_writable(config.out)
     index = _find_videos(config, on_start)
     for note in index.notes:
         on_start(f"note: {note}")
-    return Work(config, templates, parse_layers(config.layers), index)
+    descriptions: dict[str, list[str]] = {}
+    if config.descriptions:
+        others = [name for name, _, _ in index.plan.absent]
+        descriptions, unknown = describe(index.plan.class_names, others, given, config.descriptions)
+        templates = ("{}",)
+        if unknown:
+            on_start(f"note: {config.descriptions}: {_listed(unknown)} no class here, not used")
+    layers = parse_layers(config.layers or AUTO)
+    tokens = parse_tokens(config.tokens) if config.tokens is not None else TOKENS
+    return Work(config, templates, layers, tokens, descriptions, index)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    return f"{shown} is" if len(names) == 1 else f"{shown}{', ...' if len(names) > 3 else ''} are"
 
 
 def decoders(config: ExtractConfig) -> int:
@@ -61,7 +85,8 @@ def _with_defaults(config: ExtractConfig) -> ExtractConfig:
         from clipspm.extract.demo import tiny_clip_source
 
         if config.model is None:
-            config = replace(config, model=tiny_clip_source(), precision="fp32")
+            layers = config.layers or (FINAL if config.tokens is None else AUTO)
+            config = replace(config, model=tiny_clip_source(), precision="fp32", layers=layers)
         return replace(config, videos=config.videos or demo_videos(config.dataset))
     if config.model is None:
         pretrained = config.pretrained or DEFAULT_PRETRAINED

@@ -29,7 +29,7 @@ from open_clip.pretrained import (
 )
 
 from clipspm.errors import ClipspmError, UsageError
-from clipspm.extract.models import LOCAL_DIR, local_config, unknown_architecture
+from clipspm.extract.models import LOCAL_DIR, local_config, shown_name, unknown_architecture
 
 #: seconds after which a hub that does not answer counts as unreachable
 HUB_SECONDS = 4.0
@@ -66,8 +66,7 @@ def load_model(name: str, pretrained: str | None) -> LoadedModel:
             raise UsageError(f"--model {name} brings its own weights: leave --pretrained {pretrained} out")
         config = local_config(Path(name.removeprefix(LOCAL_DIR)))
         model = _build(name)
-        shown = LOCAL_DIR + Path(name.removeprefix(LOCAL_DIR)).name
-        return _loaded(model, name, shown, "", config)
+        return _loaded(model, name, shown_name(name, None), "", config)
     config = architecture(name)
     if not pretrained:
         raise UsageError(f"--model {name} needs --pretrained: a tag ({_tags(name)}) or a weights file")

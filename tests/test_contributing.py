@@ -62,7 +62,8 @@ def test_the_data_set_and_the_encoder(tmp_path: Path) -> None:
     run("An encoder", tmp_path)
     (path,) = (tmp_path / "home" / "caches").glob("*.zarr")
     cache = open_cache(path)
-    assert (len(cache.good), cache.spec.dims) == (4, {"final": 32})
+    widths = {f"{block}:{token}": 64 for block in (0, 1) for token in ("cls", "mean")}
+    assert (len(cache.good), cache.spec.dims) == (4, {**widths, "final": 32})
     assert cache.class_splits == {"wave": "train", "jump": "test"}
 
 

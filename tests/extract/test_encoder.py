@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 
 from clipspm.errors import ClipspmError, UsageError
-from clipspm.extract.config import parse_layers
 from clipspm.extract.encoder import Encoder
+from clipspm.extract.layers import parse_layers
 from clipspm.extract.prompts import TEMPLATES, fill, load_templates
 from clipspm.extract.weights import load_model
 from tests.support.media import TINY_CONFIG, register_architecture, tiny_local_dir
@@ -99,11 +100,90 @@ def test_an_unknown_layer_names_the_range(towers: dict[str, str], tower: str, la
         Encoder(towers[tower], None, layers=("50", "final"))
 
 
-def test_parse_layers() -> None:
-    assert parse_layers("final") == ("final",)
-    assert parse_layers("11, 3,7") == ("3", "7", "11", "final")
-    with pytest.raises(UsageError, match="'last' is neither"):
-        parse_layers("3,last")
+def timm_vit(name: str) -> dict:
+    vision = {**TIMM_VIT["vision_cfg"], "timm_model_name": name, "image_size": 160}
+    return {**TIMM_VIT, "vision_cfg": vision}
+
+
+def test_vit_reg4(**options: object) -> torch.nn.Module:
+    """timm's smallest ViT with a CLS token and, behind it, four register tokens."""
+    return timm.create_model("test_vit", reg_tokens=4, **options)
+
+
+test_vit_reg4.__test__ = False  # type: ignore[attr-defined]
+#: a tower, its tokens before those of the patches, and whether the first of them is a CLS token
+VITS = {
+    "open_clip": (TINY_CONFIG, 1, True),
+    "timm": (timm_vit("test_vit"), 1, True),
+    "timm-registers": (timm_vit("test_vit_reg4"), 5, True),
+    "timm-registers-only": (timm_vit("test_vit2"), 1, False),
+}
+
+
+@pytest.mark.parametrize("tower", VITS)
+def test_tokens_equal_hooks_on_the_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tower: str
+) -> None:
+    monkeypatch.setitem(timm.models._registry._model_entrypoints, "test_vit_reg4", test_vit_reg4)
+    config, prefix, cls = VITS[tower]
+    source = tiny_local_dir(tmp_path / tower, config)
+    layers = parse_layers("0,0:mean,2:mean" + (",0:cls,2:cls" if cls else ""))
+    encoder = Encoder(source, None, layers=layers, precision="fp32", device="cpu")
+    pixels = encoder._probe_images(3)
+    passes = []
+    visual = open_clip.create_model(source).eval().visual
+    encoder._model.visual.register_forward_pre_hook(lambda *_: passes.append(1))
+    blocks = visual.trunk.blocks if hasattr(visual, "trunk") else visual.transformer.resblocks
+    taken: dict[int, torch.Tensor] = {}
+    for i in (0, 2):
+        blocks[i].register_forward_hook(lambda m, given, out, i=i: taken.__setitem__(i, out))
+    with torch.no_grad():
+        final = visual((pixels.float() / 255 - 0.5) / 0.25)
+    assert (
+        taken[0].shape[1] == prefix + (encoder.preprocessing.crop // (8 if tower == "open_clip" else 16)) ** 2
+    )
+    expected = {"final": final}
+    for i, tokens in taken.items():
+        mean = sum(tokens[:, place] for place in range(prefix, tokens.shape[1])) / (tokens.shape[1] - prefix)
+        expected |= {f"{i}:cls": tokens[:, 0], f"{i}:mean": mean}
+    expected["0"] = expected["0:cls" if cls else "0:mean"]
+    for precision, most in (("fp32", 1e-5), ("bf16", 3e-2), ("fp16", 3e-3)):
+        encoder.precision = precision
+        found = encoder.encode_images(pixels)
+        assert list(found) == list(encoder.layers) == list(layers)
+        for layer, value in found.items():
+            assert value.dtype == torch.float32 and value.shape[-1] == encoder.dims[layer]
+            assert (value - expected[layer]).norm() / expected[layer].norm() < most, (layer, precision)
+    assert not passes  # forward_intermediates, and nothing beside it
+    assert not torch.allclose(expected["0:cls"], expected["0:mean"], rtol=0.05)
+
+
+def test_auto_is_settled_by_the_tower(towers: dict[str, str]) -> None:
+    def auto(tower: str, **options: object) -> tuple[str, ...]:
+        return Encoder(
+            towers[tower], None, layers=("auto",), precision="fp32", device="cpu", **options
+        ).layers  # type: ignore[arg-type]
+
+    assert auto("vit") == ("0:cls", "0:mean", "1:cls", "1:mean", "2:cls", "2:mean", "final")
+    assert auto("vit", tokens=("mean",)) == ("0:mean", "1:mean", "2:mean", "final")
+    assert auto("resnet") == auto("timm-cnn") == ("3", "4", "final")
+
+
+def test_descriptions_are_averaged_as_directions(towers: dict[str, str]) -> None:
+    encoder = Encoder(towers["vit"], None, precision="fp32", device="cpu")
+    several = [["a hand moves", "somebody waves to a friend", "hello"], ["legs"]]
+    found = encoder.encode_descriptions(several)
+    assert found.shape == (2, 1, 16) and found.dtype == np.float32
+    for row, sentences in zip(found[:, 0], several, strict=True):
+        each = encoder.encode_text(sentences, ["{}"])[:, 0].astype(np.float64)
+        mean = (each / np.linalg.norm(each, axis=1, keepdims=True)).mean(0)
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_texts_that_are_cut_are_found(towers: dict[str, str]) -> None:
+    encoder = Encoder(towers["vit"], None, precision="fp32", device="cpu")
+    fits, long = "wave " * 75, "wave " * 76  # with start and end, 77 tokens and 78
+    assert encoder.cut(["wave", fits, long, "run"]) == [long]
 
 
 def test_text_is_every_template_unnormalised(towers: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from clipspm.cache import open_cache
+from clipspm.cache.transform import convert, export, merge, pack
 from clipspm.cache.verify import repair, verify
 from clipspm.errors import ClipspmError
 from clipspm.extract import ExtractConfig, extract, read_frames
@@ -243,6 +244,132 @@ def test_other_settings_onto_the_same_path_are_refused(config: ExtractConfig, tm
         extract(replace(config, frames=6))
     assert first.fingerprint[:16] in str(caught.value)
     assert extract(replace(config, frames=6, overwrite=True)).done == 9
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_layers_of_tokens_go_through_every_kind_of_cache(
+    config: ExtractConfig, tmp_path: Path, format: str
+) -> None:
+    """Resumed, converted, packed, merged, exported: the names are ``2:mean``, and no file has a colon."""
+    config = replace(config, layers=None, format=format, out=tmp_path / f"c.{format}", workers=1)
+    names = ("0:cls", "0:mean", "1:cls", "1:mean", "2:cls", "2:mean", "final")
+    lines: list[str] = []
+    assert extract(replace(config, limit=4), on_start=lines.append).layers == dict.fromkeys(names, 32) | {
+        "final": 16
+    }
+    said = next(line for line in lines if line.startswith("layers"))
+    assert said.startswith("layers (width): 0:cls (32), 0:mean (32),") and "2.1 kB per video, " in said
+    path = extract(config).path
+    assert verify(path).ok
+    cache = open_cache(path)
+    assert cache.spec.layers == names and list(cache.summary()["layers"]) == list(names)
+    named = open_cache(extract(replace(config, layers="2,2:cls,2:mean", out=tmp_path / "named.zarr")).path)
+    np.testing.assert_array_equal(named.features("2"), cache.features("2:cls"))
+    np.testing.assert_array_equal(named.features("2:mean"), cache.mapped("2:mean")[:])
+    assert (named.features("2") != named.features("2:mean")).mean() > 0.9
+    other = tmp_path / ("d.h5" if format == "zarr" else "d.zarr")
+    copies = [convert(path, other), pack(other, tmp_path / "e.zarr"), merge([path, other], tmp_path / "f.h5")]
+    for copy in copies:
+        assert verify(copy).ok
+        np.testing.assert_array_equal(open_cache(copy).features("1:mean"), cache.features("1:mean"))
+    with np.load(export(path, tmp_path / "g.npz")) as arrays:
+        np.testing.assert_array_equal(arrays["features.2.mean"], cache.features("2:mean"))
+    assert not [place for place in tmp_path.rglob("*") if ":" in place.name]
+    if format == "zarr":
+        chunk = next(p for p in (path / "layers" / "1.mean" / "c").rglob("*") if p.is_file())
+        chunk.write_bytes(bytes(8) + chunk.read_bytes()[8:])
+        assert any("1:mean" in f.where or "1.mean" in f.where for f in verify(path).findings)
+        repair(verify(path))
+        extract(config)
+        np.testing.assert_array_equal(open_cache(path).features("1:mean"), cache.features("1:mean"))
+
+
+def test_a_cache_that_is_extended_keeps_its_layers(config: ExtractConfig, tmp_path: Path) -> None:
+    config = replace(config, out=tmp_path / "c.zarr", workers=1)
+    assert extract(replace(config, limit=4)).done == 4
+    config = replace(config, dry_run=True)
+    result = extract(replace(config, layers=None))
+    assert (result.already, list(result.layers)) == (4, ["0", "2", "final"])
+    with pytest.raises(ClipspmError, match=r"layers: \('0', '2', 'final'\) != \('0:cls', '0:mean'"):
+        extract(replace(config, layers="auto"))
+    with pytest.raises(ClipspmError, match=r"layers: .* != \('0:mean', '1:mean', '2:mean', 'final'\)"):
+        extract(replace(config, layers=None, tokens="mean"))
+    other = tiny_local_dir(
+        tmp_path / "other", {**TINY_CONFIG, "vision_cfg": {**TINY_CONFIG["vision_cfg"], "layers": 1}}
+    )
+    with pytest.raises(ClipspmError, match="architecture_sha256: "):
+        extract(replace(config, layers=None, model=other))
+
+
+def test_tokens_do_not_apply_to_pooled_maps(config: ExtractConfig, shared_dir: Path, tmp_path: Path) -> None:
+    model = f"local-dir:{shared_dir / 'weights' / 'mobilenetv2-in1k'}"
+    said: dict[str | None, list[str]] = {None: [], "mean": []}
+    for tokens, lines in said.items():
+        plan = replace(config, model=model, layers=None, tokens=tokens, dry_run=True, out=tmp_path / "c.zarr")
+        assert extract(plan, on_start=lines.append).layers == {"3": 96, "4": 320, "final": 512}
+        assert any("has pooled maps, no tokens: --tokens does not apply" in line for line in lines) == bool(
+            tokens
+        )
+
+
+def test_descriptions_are_in_the_record_and_in_the_fingerprint(config: ExtractConfig, tmp_path: Path) -> None:
+    about = tmp_path / "d.json"
+    given = {
+        "wave_hand": ["somebody waves", "a hand moves"],
+        "run": "legs",
+        "jump": "up " * 90,
+        "fly": "wings",
+    }
+    about.write_text(json.dumps(given))
+    config = replace(config, out=tmp_path / "c.zarr", descriptions=about, limit=3, layers="final", workers=1)
+    lines: list[str] = []
+    first = extract(config, on_start=lines.append)
+    assert f"note: {about}: 'fly' is no class here, not used" in lines
+    assert "note: 1 sentences of class 'jump' are too long for the text tower and are cut" in lines
+    cache = open_cache(first.path)
+    assert cache.spec.prompts == ("{}",) and verify(first.path).ok
+    assert cache.spec.descriptions == {
+        "jump": [("up " * 90).strip()],
+        "run": ["legs"],
+        "wave hand": ["somebody waves", "a hand moves"],
+    }
+    np.testing.assert_allclose(np.linalg.norm(cache.text(), axis=1), 1, rtol=1e-6)
+    again = replace(config, limit=None, dry_run=True)
+    assert extract(again).already == 3
+    about.write_text(json.dumps({**given, "run": "feet"}))
+    with pytest.raises(
+        ClipspmError, match=r"descriptions \(first of class 'run'\): \['legs'\] != \['feet'\]"
+    ):
+        extract(again)
+    with pytest.raises(ClipspmError, match="prompts: "):
+        extract(replace(again, descriptions=None))
+    about.write_text(json.dumps({"wave": "a", "runn": "b", "jump": "c"}))
+    with pytest.raises(
+        ClipspmError, match="no description of class 'run'.*; is it 'runn', which is no class"
+    ):
+        extract(again)
+
+
+def test_names_in_prompts_are_words_and_old_caches_keep_theirs(
+    config: ExtractConfig, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, source in (("PullUps", "run"), ("jump", "jump")):
+        shutil.copytree(videos / source, tmp_path / "v" / name)
+    config = replace(
+        config, videos=tmp_path / "v", out=tmp_path / "c.zarr", layers="final", limit=2, workers=1
+    )
+    lines: list[str] = []
+    cache = open_cache(extract(config, on_start=lines.append).path)
+    assert "note: in prompts, 'PullUps' is 'Pull Ups'" in lines
+    assert cache.class_names == ("PullUps", "jump") and cache.spec.names == "cleaned"
+    old = replace(config, out=tmp_path / "old.zarr")
+    with monkeypatch.context() as patch:  # as versions did that knew no cleaning
+        patch.setattr("clipspm.extract.pipeline.spoken", lambda name: name)
+        before = open_cache(extract(old).path)
+    assert before.spec.names == "as given" and '"names"' not in (before.path / "spec.json").read_text()
+    changed = np.abs(before.text() - cache.text()).max(axis=1) > 1e-3
+    assert changed.tolist() == [True, False]
+    assert extract(replace(old, limit=None, dry_run=True)).already == 2
 
 
 def test_fp16_overflow_names_the_layer(config: ExtractConfig, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def spec(**values: Any) -> tuple[str, Change]:
     def change(data: bytes) -> bytes:
         raw = {**json.loads(data), **values}
         try:
-            made = CacheSpec(**{f.name: raw[f.name] for f in fields(CacheSpec)})
+            made = CacheSpec(**{f.name: raw[f.name] for f in fields(CacheSpec) if f.name in raw})
             raw["fingerprint"] = made.fingerprint
         except (TypeError, ValueError):
             pass
@@ -85,6 +85,8 @@ ABSURD: list[tuple[str, Change]] = [
     spec(layers=["1", "1", "final"]),
     spec(layers=["1"]),
     spec(layers=["1", "../../final"]),
+    spec(layers=["1:mean", "1.mean", "final"], dims={"1:mean": 3, "1.mean": 3, "final": 5}),
+    spec(layers=["1:../x", "final"], dims={"1:../x": 3, "final": 5}),
     spec(layers="final"),
     spec(layers=[]),
     spec(mean=[float("nan"), 0.5, 0.5]),
@@ -92,6 +94,11 @@ ABSURD: list[tuple[str, Change]] = [
     spec(std=None),
     spec(prompts=[]),
     spec(prompts=[1, 2]),
+    spec(names="shouted"),
+    spec(descriptions={"wave": []}),
+    spec(descriptions={"wave": "a hand"}),
+    spec(descriptions={"wave": [7]}),
+    spec(descriptions=["a hand"]),
     spec(store_dtype="float64"),
     spec(store_dtype="fp32"),
     spec(resized_by="magic"),

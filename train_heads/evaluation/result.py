@@ -19,7 +19,6 @@ from clipspm.train_heads.evaluation.stats import Estimate, accuracies, estimate,
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.runs import RESULTS, Run
 
-
 Floats32 = npt.NDArray[np.float32]
 #: ends the name of the array of a protocol's confidences
 _CONFIDENCE = "-confidence"

@@ -112,11 +112,11 @@ class Head(nn.Module):
         Called before training, and before a head that was not trained is scored, with the query labels [E, Q]
         of each batch; from one shot up to five, as far as the classes allow. Most heads need nothing.
         """
-        return None
+        return
 
     def start_training(self) -> None:
         """Prepare for the first training step."""
-        return None
+        return
 
     def recall(self, videos: Mapping[str, Tensor], text: Tensor) -> Scorer | None:
         """Prepare faster scoring of many episodes of the same videos, in evaluation mode, or return None.
