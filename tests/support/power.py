@@ -89,5 +89,8 @@ class Disk:
         content = self._files.get(number, b"")
         if rng is not None and here is not None and content != here.read_bytes():
             whole = here.read_bytes()
-            content = rng.choice([content, whole, whole[: rng.randint(0, len(whole))], bytes(len(whole))])
+            # what was appended may be cut off or zero; what was flushed before it stays
+            kept = content if whole.startswith(content) else b""
+            torn = whole[: rng.randint(len(kept), len(whole))]
+            content = rng.choice([content, whole, torn, kept + bytes(len(whole) - len(kept))])
         target.write_bytes(content)
