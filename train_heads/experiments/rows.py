@@ -12,7 +12,7 @@ from clipspm.train_heads.heads.registry import HEADS
 
 MODULES = ("hsmr", "spm", "padm")
 #: evidence of the pool; so are cached layers
-EVIDENCE = ("look", "move", "drift", "text")
+EVIDENCE = ("look", "still", "move", "drift", "text")
 _LAYER = re.compile(r"final|\d+(:[a-z]+)?")
 FULL = "full"
 #: stands for all other heads in a list of heads

@@ -73,7 +73,7 @@ HEADS: dict[str, HeadEntry] = {
         "look, motion and texts of frozen features, pooled",
         f"{_HERE}.pool.head:EvidencePool",
         {"pool": True, "hsmr": False, "spm": False, "padm": False},
-        settings={**dict.fromkeys(("look", "move", "drift", "text"), bool), "without": tuple[str, ...]},
+        settings={**dict.fromkeys(("look", "still", "move", "drift", "text"), bool), "without": tuple[str, ...]},
         trained=False,
     ),
     "clip-fsar": HeadEntry(

@@ -125,6 +125,7 @@ def test_inductive_and_transductive_differ_where_padm_looks_at_all_queries(run: 
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+    head.learned_weight.fill_(1.0)
     bank = Data(CACHE, "cpu").bank("test")
     episodes = draw(EpisodeSpec(dataset="fake", split="test"), bank.pool, 40)
     found = [predict(head, bank, episodes, frames=4, protocol=p) for p in ("inductive", "transductive")]

@@ -29,8 +29,8 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 def changed(kind: str, s: np.ndarray, x: np.ndarray) -> np.ndarray:
     """What a kind sees of the clips ``x``, in plain words; ``s``: the supports."""
-    if kind == "look":
-        return x - s.mean((0, 1))
+    if kind in ("look", "still"):
+        return (x if kind == "look" else x.mean(1, keepdims=True)) - s.mean((0, 1))
     if kind == "drift":  # T = 4: weights 1, 2, 1, and the ends stand still
         padded = np.concatenate([x[:, :1], x, x[:, -1:]], axis=1)
         x = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
@@ -102,7 +102,7 @@ def episode(shots: int = 2, *, seed: int = 0) -> Episode:
 
 
 @pytest.mark.parametrize("shots", [1, 2, 4])
-@pytest.mark.parametrize("settings", [{}, {"text": False}, {"look": False}, {"move": False, "drift": False}])
+@pytest.mark.parametrize("settings", [{}, {"text": False}, {"look": False, "still": False}, {"move": False, "drift": False}])
 def test_tables_score_as_the_features_do(shots: int, settings: dict[str, bool]) -> None:
     """Features far from zero too, whose products lose digits."""
     head = build_head("evidence", **SHAPE, config=settings).eval()
@@ -152,7 +152,7 @@ def test_supports_weigh_the_evidence_that_tells_them_apart(useful: str) -> None:
     equal = (head.factors[0] * head.equal).double()
     assert (weights[:, own] > equal[own]).double().mean() > 0.95
     alone = build_head(
-        "evidence", dim=D, frames=T, layer_dims={"2": D}, config={"move": False, "drift": False}
+        "evidence", dim=D, frames=T, layer_dims={"2": D}, config={"still": False, "move": False, "drift": False}
     )
     assert accuracy(head, given, truth) > 0.85 * accuracy(alone.eval(), given, truth)
 

@@ -44,6 +44,7 @@ class CLIPSPMConfig:
     # The default head (:mod:`..pool.head`): evidence that needs no training beneath the three modules.
     pool: bool = False
     look: bool = True
+    still: bool = True
     move: bool = True
     drift: bool = True
     text: bool = True

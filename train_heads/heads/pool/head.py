@@ -26,10 +26,12 @@ MOST_SHOTS = 5
 #: rate of the exponential prior of the text's factor, times the root of the number of supports: what texts that
 #: say nothing reach by chance grows like that
 _TEXT_PENALTY = 0.6
+#: shares of the kinds before anything is known: what is seen as much as what moves
+_PRIOR = {"look": 1.7, "still": 0.3, "move": 1.0, "drift": 1.0}
 #: factor of the pooled evidence where it was not measured on training classes
 _UNMEASURED = 1.0
-#: candidates of the learned evidence's weight
-_LEARNED = (0.0, 0.25, 0.5, 1.0)
+#: candidates of the learned evidence's weight, and of the share of the weights that suit the training classes
+_LEARNED, _TRUST = (0.0, 0.25, 0.5, 1.0), (0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class EvidencePool(Head):
     Evidence: for each cached layer ``look/LAYER``, ``move/LAYER`` and ``drift/LAYER`` (:mod:`.kinds`), each
     divided by its spread between the episode's supports; ``text``; and that of CLIP-SPM, trained with the rest
     as an offset, whose weight is chosen on validation classes (0: it is not used, as before training).
-    :meth:`calibrate` measures one factor and weights on training classes. At one shot the weights are the mean
-    of equal ones and those; from two shots on, the mixture of both by which the left-out supports are likely,
+    :meth:`calibrate` measures one factor and weights on training classes. At one shot the weights are a mixture
+    of equal ones and those, half and half or as validation classes say; from two shots on, the mixture of both by which the left-out supports are likely,
     refined on them. The factor of the text is fitted to the supports at every shot, and mixed with the one
     measured on training classes by which the supports are likely.
     """
@@ -59,6 +61,7 @@ class EvidencePool(Head):
     factors: Tensor  #: of the sum of equal weights, by shots [5]
     fitted: Tensor  #: weights that suit the training classes, by shots [5, K]
     told: Tensor  #: factor of the text that suits them, by shots [5]
+    trust: Tensor  #: the share of those weights where supports cannot tell
     learned_weight: Tensor
     temperature: Tensor
 
@@ -74,20 +77,23 @@ class EvidencePool(Head):
         self.names = tuple(f"{kind}/{layer}" for layer in layers for kind in kinds)
         self.learned = CLIPSPM(dim, c, layer_dims=layer_dims) if c.hsmr or c.spm or c.padm else None
         if not self.names and not c.text:
-            raise ValueError("look, move, drift, text: found none; needed one or more")
+            raise ValueError("look, still, move, drift, text: found none; needed one or more")
         read = (*(layers if kinds else ()), FINAL, *(self.learned.layers if self.learned else ()))
         self.layers = tuple(dict.fromkeys(read))
-        # looks count as much as all that moves
-        share = torch.tensor([1.0 if name.startswith("look/") else 0.5 for name in self.names])
+        share = torch.tensor([_PRIOR[name.split("/")[0]] for name in self.names])
         self.register_buffer("equal", share / share.sum(), persistent=False)
         self.register_buffer("factors", torch.full((MOST_SHOTS,), _UNMEASURED))
         self.register_buffer("fitted", (self.equal * _UNMEASURED).repeat(MOST_SHOTS, 1))
         self.register_buffer("told", torch.zeros(MOST_SHOTS))
         self.register_buffer("temperature", torch.tensor(1.0))
+        self.register_buffer("trust", torch.tensor(0.5))
         self.register_buffer("learned_weight", torch.tensor(0.0))
         if self.learned is not None:
             self.min_frames, self.unused = self.learned.min_frames, ("learned.scale",)
-            self.tunable, self.needs_unseen = {"learned_weight": _LEARNED}, True
+            self.needs_unseen = True
+            self.tunable = {"learned_weight": _LEARNED}
+        if self.names:
+            self.tunable = {**self.tunable, "trust": _TRUST}
 
     @property
     def trainable(self) -> bool:
@@ -230,7 +236,7 @@ class EvidencePool(Head):
         equal = self.factors.double()[row].unsqueeze(1) * self.equal.double()
         fitted = self.fitted.double()[row]
         if left_out is None:
-            return (equal + fitted) / 2
+            return equal + self.trust.double() * (fitted - equal)
         left_out, labels = left_out.double(), episode.support_labels
         likely = torch.stack(
             [

@@ -29,6 +29,11 @@ def look(support: Tensor, query: Tensor) -> Cosines:
     return cosines(support - centre, query - centre)
 
 
+def still(support: Tensor, query: Tensor) -> Cosines:
+    """Compare what is seen in whatever order: :func:`look` of mean frames, so that T is 1."""
+    return look(support.mean(2, keepdim=True), query.mean(2, keepdim=True))
+
+
 def move(support: Tensor, query: Tensor) -> Cosines:
     """Compare what moves: frames [E, V, T, D] minus their own clip's mean frame."""
     return cosines(moving(support), moving(query))
@@ -39,7 +44,12 @@ def drift(support: Tensor, query: Tensor) -> Cosines:
     return cosines(drifting(support), drifting(query))
 
 
-KINDS: dict[str, Callable[[Tensor, Tensor], Cosines]] = {"look": look, "move": move, "drift": drift}
+KINDS: dict[str, Callable[[Tensor, Tensor], Cosines]] = {
+    "look": look,
+    "still": still,
+    "move": move,
+    "drift": drift,
+}
 
 
 def moving(frames: Tensor) -> Tensor:

@@ -103,8 +103,9 @@ class Tables:
         with torch.autocast(videos[FINAL].device.type, enabled=False):
             for name in head.names:
                 kind, layer = name.split("/", 1)
-                if kind == "look":
-                    found[name] = Seen.of(videos[layer])
+                if kind in ("look", "still"):
+                    seen = videos[layer] if kind == "look" else videos[layer].mean(1, keepdim=True)
+                    found[name] = Seen.of(seen)
                 else:
                     moved = moving(videos[layer]) if kind == "move" else drifting(videos[layer])
                     found[name] = Moved(_products(F.normalize(moved, dim=-1)))
