@@ -219,7 +219,8 @@ def train_heads(
 @options_of(given=EvalConfig)
 def evaluate(
     *,
-    run: Annotated[Path, typer.Argument(help="A run directory of train-heads.")],
+    run: Annotated[Path | None, typer.Argument(help="A run directory of train-heads.")] = None,
+    head: Annotated[str | None, own("In place of a run: this head as it is.", "Data")] = None,
     cache: Annotated[Path | None, own("The cache.", "Data", "--cache", shown="the run's")] = None,
     allow_partial: AllowPartial = False,
     test_episodes: TestEpisodes = 10_000,
@@ -243,7 +244,7 @@ def evaluate(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Score a run on episodes of the test classes, inductive and transductive."""
+    """Score a run, or a head as it is, on episodes of the test classes, inductive and transductive."""
     from clipspm.train_heads import Episodes, Run
     from clipspm.train_heads.episodes.draw import check_request
     from clipspm.train_heads.resume import as_trained
@@ -254,8 +255,14 @@ def evaluate(
     kind = kind_of(unbalanced, source_disjoint, source_pattern)
     if episodes_file and (given.keys() - {"protocols"} or any(kind.values())):
         raise UsageError("--episodes-file holds episodes of its own: leave out what would draw others")
-    wanted, scored = EvalConfig(**given), Run.open(run)
-    data = as_trained(scored, cache, allow_partial=allow_partial, device=device or "auto")
+    if (run is None) == (head is None):
+        raise UsageError("name a run of train-heads, or with --head NAME a head to score as it is (not both)")
+    wanted = EvalConfig(**given)
+    if run is not None:
+        scored = Run.open(run)
+        data = as_trained(scored, cache, allow_partial=allow_partial, device=device or "auto")
+    else:
+        scored, data = _as_it_is(str(head), cache, wanted, allow_partial, device or "auto", threads)
     if not episodes_file:  # what would be refused is refused before PyTorch is loaded
         of_run = {"way": wanted.way or scored.config.way, "shot": wanted.shots or scored.config.shots}
         check_request(data.pools["test"], queries=wanted.queries, **of_run)
@@ -281,6 +288,27 @@ def evaluate(
         csv=lambda: result.csv(per_class=per_class),
         content=lambda: {**result.as_dict(), **more},
     )
+
+
+def _as_it_is(
+    head: str, cache: Path | None, wanted: EvalConfig, allow_partial: bool, device: str, threads: int | None
+) -> tuple[Any, Any]:
+    """Return the run of ``head`` without training, and its data."""
+    from clipspm.train_heads.config import resolve_config
+    from clipspm.train_heads.episodes.data import Data
+    from clipspm.train_heads.episodes.draw import check_request
+
+    asked = {"way": wanted.way, "shots": wanted.shots, "device": device}
+    overrides = {"head": head, **{key: value for key, value in asked.items() if value is not None}}
+    resolve_config(overrides=overrides)  # mistakes are said before anything is read
+    source = open_source(cache, None, None).require(("train", "val", "test"), allow_partial=allow_partial)
+    data = Data(source, device)
+    config = resolve_config(overrides=overrides, dataset=data.spec.dataset)
+    check_request(data.pools["test"], way=config.way, shot=config.shots, queries=wanted.queries)
+    _load_torch(threads)
+    from clipspm.train_heads.training.train import untrained
+
+    return untrained(data, config), data
 
 
 @app.command()

@@ -61,7 +61,20 @@ def test_the_installed_command() -> None:
     assert len(wrong.stderr.strip().splitlines()) == 1
 
 
-FEW = ("--episodes", "32", "--way", "3", "--set", "heads=2", "--set", "head_width=8", "--set", "ffn_width=16")
+FEW = (
+    "--episodes",
+    "32",
+    "--way",
+    "3",
+    "--set",
+    "pool=false",
+    "--set",
+    "heads=2",
+    "--set",
+    "head_width=8",
+    "--set",
+    "ffn_width=16",
+)
 
 
 def test_extract_train_eval_ablate(home: Path, cache: Path) -> None:
@@ -103,6 +116,32 @@ def test_extract_train_eval_ablate(home: Path, cache: Path) -> None:
     assert first == second
     assert "32/32 episodes" in ablated[0].stderr
     assert "32/32 episodes" not in ablated[1].stderr  # finished cells are not trained again
+
+
+def test_a_head_is_scored_as_it_is(home: Path, cache: Path) -> None:
+    asked = ("eval", "--head", "evidence", "--cache", cache, "--way", "3", "--test-episodes", "50", "--json")
+    first, again = (clipspm(*asked, home=home) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    found = json.loads(first.stdout)
+    assert (found["head"], found["selection"], found["way"]) == ("evidence", "none", 3)
+    assert 0 <= found["protocols"]["inductive"]["reliability"]["ece"] < 1
+    assert json.loads(again.stdout) == found
+    assert "is finished already" in again.stderr  # the same run
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ((), "name a run of train-heads, or with --head NAME a head"),
+        (("RUN", "--head", "otam"), "(not both)"),
+        (("--head", "evidense"), "unknown head 'evidense'; did you mean evidence?"),
+    ],
+)
+def test_what_is_scored_is_one_thing(home: Path, asked: tuple[str, ...], says: str) -> None:
+    done = clipspm("eval", *asked, home=home)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_setting_may_be_written_as_yaml_does_not_read_it(home: Path, cache: Path) -> None:

@@ -157,7 +157,18 @@ def test_extraction_and_training_go_on_where_they_stopped(home: Path, clips: lis
     assert found["done"] + found["already"] == 48
 
     (home / "often.yaml").write_text("val_every: 16")
-    small = ("--set", "heads=1", "--set", "head_width=8", "--set", "ffn_width=8", "--way", "2")
+    small = (
+        "--set",
+        "pool=false",
+        "--set",
+        "heads=1",
+        "--set",
+        "head_width=8",
+        "--set",
+        "ffn_width=8",
+        "--way",
+        "2",
+    )
     options = ("--cache", home / "c.zarr", "--episodes", 100_000, "--config", home / "often.yaml", *small)
     command = Command("train-heads", *options, home=home)
     command.until("loading PyTorch")
@@ -182,7 +193,7 @@ def test_the_command_that_is_named_goes_on(home: Path, clips: list[object]) -> N
     run = home / "my run"
     command = Command(
         "train-heads", "--cache", home / "c.zarr", "--way", "2", "--episodes", 100_000, "--run-dir", run,
-        "--config", home / "often.yaml", "--set", "heads=1", "--set", "head_width=8", "--no-hold-out", home=home,
+        "--config", home / "often.yaml", "--set", "pool=false", "--set", "heads=1", "--set", "head_width=8", "--no-hold-out", home=home,
     )  # fmt: skip
     while not (run / "trainer.safetensors").exists():
         assert command.process.poll() is None
@@ -205,7 +216,7 @@ def test_cells_on_several_devices_are_not_waited_for(home: Path, clips: list[obj
         subprocess.run([sys.executable, "-m", "clipspm", *map(str, clips)], cwd=home, check=True)
     command = Command(
         "ablate", "--cache", home / "c.zarr", "--way", "2", "--episodes", 1_000_000, "--against", "trx",
-        "--device", "cpu,cpu", "--threads", "1", "--out", home / "cells", home=home,
+        "--device", "cpu,cpu", "--threads", "1", "--set", "pool=false", "--out", home / "cells", home=home,
     )  # fmt: skip
     while len(list((home / "cells" / "cells").glob("*/trainer.safetensors"))) < 2:
         assert command.process.poll() is None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pytest
 import typer
@@ -18,6 +18,7 @@ from clipspm.errors import UsageError
 from clipspm.extract.config import ExtractConfig
 from clipspm.options import Given, declared, option, options_of, own, settle
 from clipspm.train_heads.config import EvalConfig, TrainConfig, resolve_config
+from clipspm.train_heads.heads.clipspm.config import CLIPSPMConfig
 from clipspm.train_heads.heads.registry import HEADS
 from tests.support.cli import assert_one_clear_line, clipspm
 
@@ -190,7 +191,10 @@ def test_no_list_of_choices_is_written_twice() -> None:
 
 def test_settings_of_heads_are_what_the_heads_take() -> None:
     for name, entry in HEADS.items():
-        if name != "clip-spm":
+        if name == "evidence":  # those of clip-spm that speak of the pool
+            assert entry.settings is not None
+            assert entry.settings.items() <= get_type_hints(CLIPSPMConfig).items()
+        elif name != "clip-spm":
             taken = {
                 key: parameter.annotation
                 for key, parameter in inspect.signature(entry.load()).parameters.items()

@@ -292,9 +292,9 @@ def _write(run: Run, result: EvalResult) -> None:
         own = Stored(result.predictions, result.confidences, result.facts)
         if before and before.get("weights_sha256", digest) == digest:
             with suppress(Unreadable):
-                kept = load_predictions(run, name, result.episodes)
+                old = load_predictions(run, name, result.episodes)
                 own = Stored(
-                    kept.predictions | own.predictions, kept.confidences | own.confidences, own.facts
+                    old.predictions | own.predictions, old.confidences | own.confidences, own.facts
                 )
         arrays = save_predictions(run, name, own)
         protocols = {**before.get("protocols", {}), **content["protocols"]}

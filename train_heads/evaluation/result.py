@@ -172,7 +172,7 @@ class Stored(NamedTuple):
 
 
 def save_predictions(run: Run, name: str, kept: Stored) -> set[Protocol]:
-    """Write an evaluation into one file of its own, so that nobody reads halves of two; return its protocols."""
+    """Write an evaluation into one file, so that nobody reads halves of two; return its protocols."""
     arrays: dict[str, npt.NDArray[Any]] = {str(p): x.astype(np.int16) for p, x in kept.predictions.items()}
     arrays |= {f"{p}{_CONFIDENCE}": x for p, x in kept.confidences.items()}
     save_arrays(_predictions_file(run, name), {**arrays, "facts": np.array(json.dumps(kept.facts))})
@@ -180,7 +180,7 @@ def save_predictions(run: Run, name: str, kept: Stored) -> set[Protocol]:
 
 
 def load_predictions(run: Run, name: str, episodes: Episodes) -> Stored:
-    """Read what :func:`save_predictions` wrote of an evaluation on ``episodes``; Unreadable if it is damaged."""
+    """Read an evaluation on ``episodes``; :class:`Unreadable` if its file is damaged."""
     path = _predictions_file(run, name)
     arrays, _ = load_arrays(path)
     with reading(path):

@@ -116,11 +116,12 @@ def accuracies(predictions: npt.NDArray[np.int64], episodes: Episodes) -> npt.ND
     return np.asarray((predictions == episodes.query_labels).mean(1), dtype=np.float64)
 
 
-def reliability(confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def reliability(confidence: npt.NDArray[np.floating[Any]], right: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Compare the probabilities of the chosen classes with how often they are right; same shapes.
 
-    ``bins``: ten of equal width from 0 to 1 that hold any, each with its mean ``confidence``, ``accuracy`` and
-    ``share`` of all; ``ece``: the expected calibration error, the mean gap of the two (arXiv 1706.04599).
+    ``bins``: those of ten equal ones from 0 to 1 that hold any, each with its mean ``confidence``,
+    ``accuracy`` and ``share`` of all; ``ece``: the expected calibration error, their mean gap (arXiv
+    1706.04599).
     """
     sure, right = confidence.ravel(), right.ravel()
     place = np.minimum((sure * 10).astype(int), 9)

@@ -70,10 +70,13 @@ _BLOCK: dict[str, Any] = {"heads": int, "ffn_width": int, "dropout": float}
 HEADS: dict[str, HeadEntry] = {
     "clip-spm": HeadEntry("CLIP-SPM: HSMR, SPM and PADM (arXiv 2512.19036)", f"{_HERE}.clipspm.head:CLIPSPM"),
     "evidence": HeadEntry(
-        "look, motion and texts of frozen features, pooled",
+        "look, motion, texts of frozen features",
         f"{_HERE}.pool.head:EvidencePool",
         {"pool": True, "hsmr": False, "spm": False, "padm": False},
-        settings={**dict.fromkeys(("look", "still", "move", "drift", "text"), bool), "without": tuple[str, ...]},
+        settings={
+            **dict.fromkeys(("look", "still", "move", "drift", "text"), bool),
+            "without": tuple[str, ...],
+        },
         trained=False,
     ),
     "clip-fsar": HeadEntry(
@@ -200,9 +203,9 @@ def build_head(
     if name in OF_CLIPSPM:
         check_settings(name, settings)
         made = make_config(**settings, **entry.fixed)
-        kind: Callable[..., Head] = (HEADS["evidence"] if made.pool else entry).load()
-        return kind(dim, made, layer_dims=layer_dims)
-    kind = entry.load()
+        clipspm: Callable[..., Head] = (HEADS["evidence"] if made.pool else entry).load()
+        return clipspm(dim, made, layer_dims=layer_dims)
+    kind: Callable[..., Head] = entry.load()
     arguments = inspect.signature(kind).parameters
     own = _settings_of(entry.load()) if entry.settings is None else entry.settings
     passed_on = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())

@@ -7,12 +7,14 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 
 from clipspm.cache.disk import DiskFull, reading
+from clipspm.cache.home import runs_dir
 from clipspm.engines.allocator import keep_pages
 from clipspm.errors import UsageError
 from clipspm.progress import Reporter, Say
@@ -21,10 +23,11 @@ from clipspm.train_heads.config import TrainConfig
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.pool import FeatureSource, Split
-from clipspm.train_heads.episodes.random import derive_seed
+from clipspm.train_heads.episodes.random import derive_seed, digest
 from clipspm.train_heads.evaluation.calibrate import calibrate
 from clipspm.train_heads.evaluation.leaks import guard_classes
 from clipspm.train_heads.heads.base import Head
+from clipspm.train_heads.places import cache_title
 from clipspm.train_heads.request import fit_to_cache
 from clipspm.train_heads.runs import CONFIG, METRICS, RESULTS, HeadShape, Run, training_lock
 from clipspm.train_heads.training.curves import JsonLines, MetricLogger, Several, TensorBoard
@@ -96,6 +99,18 @@ def train(
             raise
         finally:
             logger.close()
+
+
+def untrained(data: Data, config: TrainConfig) -> Run:
+    """Make the run of a head without a training step, or find the one that was made before.
+
+    What the head measures on training classes and chooses on validation classes is in it.
+    """
+    config = fit_to_cache(replace(config, episodes=0), data.pools, data.spec.frames, lambda line: None)
+    what = digest(config.identity, data.spec.fingerprint, data.content).hex()[:8]
+    path = runs_dir() / f"{cache_title(data)}-{config.head.replace(':', '.')}-untrained-{what}"
+    train(data, config, path, resume=True)
+    return Run.open(path)
 
 
 def _banks(data: Data, config: TrainConfig, head: Head, say: Say) -> tuple[FeatureBank, Selector]:

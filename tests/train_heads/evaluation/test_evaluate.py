@@ -17,7 +17,7 @@ from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.draw import Episodes, EpisodeSpec, draw
 from clipspm.train_heads.evaluation import predict as scoring
 from clipspm.train_heads.evaluation.evaluate import evaluate
-from clipspm.train_heads.evaluation.predict import batch_size, predict
+from clipspm.train_heads.evaluation.predict import batch_size, fit_temperature, predict, scored
 from clipspm.train_heads.evaluation.result import load_evaluation
 from clipspm.train_heads.evaluation.stats import accuracies
 from clipspm.train_heads.heads.base import Head
@@ -298,3 +298,44 @@ def test_recalling_videos_in_bf16_is_as_exact_as_not(protocol: Any) -> None:
     )
     assert (recalled - exact).abs().mean() < 1.25 * (plain - exact).abs().mean()
     assert (recalled - exact).abs().mean() < 0.02 * exact.std()
+
+
+class Tempered(ByHand):
+    """Far too sure of itself, but for a temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("temperature", torch.tensor(2.0))
+
+    def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
+        return 50 * scores["near"] / self.temperature
+
+
+def test_a_temperature_makes_labels_most_likely_and_changes_no_choice() -> None:
+    head, bank = Tempered(), Data(CACHE, "cpu").bank("test")
+    episodes = draw(EpisodeSpec(dataset="fake", split="test"), bank.pool, 100)
+    how: Any = {"frames": 4, "protocol": "inductive"}
+    before = predict(head, bank, episodes, **how)
+    fit_temperature(head, bank, episodes, **how)
+    best = float(head.temperature)
+    labels = torch.tensor(episodes.query_labels).expand(100, -1).flatten()
+
+    def surprise(temperature: float) -> float:
+        head.temperature.fill_(temperature)
+        logits = torch.cat(list(scored(head, bank, episodes, **how))).flatten(0, 1)
+        return float(torch.nn.functional.cross_entropy(logits, labels))
+
+    assert best > 10
+    assert surprise(best) < min(surprise(0.9 * best), surprise(1.1 * best))
+    assert np.array_equal(predict(head, bank, episodes, **how), before)
+
+
+def test_confidences_come_back_with_the_evaluation(tmp_path: Path) -> None:
+    train(CACHE, tiny_config(episodes=16), tmp_path / "r", log=silent)
+    found = evaluate(tmp_path / "r", CACHE, episodes=40, log=silent, device="cpu")
+    again = load_evaluation(tmp_path / "r")
+    assert found.confidences.keys() == again.confidences.keys() == {"inductive", "transductive"}
+    for protocol in found.protocols:
+        assert np.array_equal(found.confidences[protocol], again.confidences[protocol])
+        assert found.reliability(protocol) == again.reliability(protocol)
+        assert (found.confidences[protocol] >= 1 / 3 - 1e-6).all()  # the likeliest of three

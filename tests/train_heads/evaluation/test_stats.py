@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipspm.train_heads.evaluation.stats import bootstrap_means, estimate, paired, paired_over_seeds, spread
+from clipspm.train_heads.evaluation.stats import (
+    bootstrap_means,
+    estimate,
+    paired,
+    paired_over_seeds,
+    reliability,
+    spread,
+)
 
 
 def test_interval_is_the_stated_formula() -> None:
@@ -22,6 +29,18 @@ def test_interval_covers_the_truth_about_95_times_in_100() -> None:
         found = estimate(rng.binomial(5, 0.7, size=200) / 5)
         inside += abs(found.mean - 0.7) <= found.half
     assert 460 <= inside <= 490
+
+
+def test_the_calibration_error_is_the_mean_gap_of_the_bins() -> None:
+    sure = np.array([[0.95, 0.95], [0.55, 1.0]])
+    right = np.array([[True, False], [True, True]])
+    found = reliability(sure, right)
+    assert [b["share"] for b in found["bins"]] == [0.25, 0.75]
+    assert found["bins"][1]["confidence"] == pytest.approx(2.9 / 3)
+    assert found["ece"] == pytest.approx(0.25 * 0.45 + 0.75 * (2.9 / 3 - 2 / 3))
+    draws = np.random.default_rng(0)
+    honest = draws.random(100_000)
+    assert reliability(honest, draws.random(100_000) < honest)["ece"] < 0.01
 
 
 def test_paired_interval_is_narrower_than_the_spread_of_episodes() -> None:

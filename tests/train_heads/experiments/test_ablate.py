@@ -31,7 +31,7 @@ from clipspm.train_heads.training.loop import Trainer
 from tests.support.synthetic import fake_cache, silent, tiny_config
 
 CACHE = fake_cache(noise=1.5)
-CONFIG = tiny_config(episodes=16, val_every=16)
+CONFIG = tiny_config(episodes=16, val_every=16, head_config={"pool": False})
 
 
 def run(out: Path, **changes: object) -> AblationResult:
@@ -169,6 +169,18 @@ def test_drops_join_with_plus_in_any_order() -> None:
     assert list(rows) == ["full", "without spm+padm", "without hsmr"]
 
 
+def test_evidence_and_layers_can_be_dropped() -> None:
+    assert parse_drop("8:mean+text+look+spm") == ("spm", "look", "text", "8:mean")
+    rows = ablation_rows(tiny_config(), drops=["text", "final+move"])
+    assert rows["without text"].head_config["text"] is False
+    both = rows["without move+final"].head_config
+    assert (both["move"], both["without"]) == (False, ("final",))
+    with pytest.raises(UsageError, match="cannot drop look: clip-spm has it in the default recipe only"):
+        ablation_rows(tiny_config(recipe="official"), drops=["look"])
+    with pytest.raises(UsageError, match="cannot drop final: the configuration has it off already"):
+        ablation_rows(tiny_config(head_config={"without": ["final"]}), drops=["final"])
+
+
 def test_extra_rows_are_taken_as_they_are(tmp_path: Path) -> None:
     shuffled = replace(CONFIG, shuffle_time=True)
     result = run(tmp_path, drops=[], extra={"time-shuffled": shuffled}, seeds=(0,))
@@ -213,6 +225,7 @@ def test_effects_are_shown_with_their_sign(result: AblationResult) -> None:
     ("options", "message"),
     [
         ({"drops": ["padn"]}, "cannot drop 'padn'; did you mean padm"),
+        ({"drops": ["final:"]}, "cannot drop 'final:'"),
         ({"drops": []}, "nothing to compare"),
         ({"seeds": ()}, "give at least one"),
         ({"seeds": (1, 1)}, "each only once"),

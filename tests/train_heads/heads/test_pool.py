@@ -102,7 +102,9 @@ def episode(shots: int = 2, *, seed: int = 0) -> Episode:
 
 
 @pytest.mark.parametrize("shots", [1, 2, 4])
-@pytest.mark.parametrize("settings", [{}, {"text": False}, {"look": False, "still": False}, {"move": False, "drift": False}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"text": False}, {"look": False, "still": False}, {"move": False, "drift": False}]
+)
 def test_tables_score_as_the_features_do(shots: int, settings: dict[str, bool]) -> None:
     """Features far from zero too, whose products lose digits."""
     head = build_head("evidence", **SHAPE, config=settings).eval()
@@ -152,7 +154,11 @@ def test_supports_weigh_the_evidence_that_tells_them_apart(useful: str) -> None:
     equal = (head.factors[0] * head.equal).double()
     assert (weights[:, own] > equal[own]).double().mean() > 0.95
     alone = build_head(
-        "evidence", dim=D, frames=T, layer_dims={"2": D}, config={"still": False, "move": False, "drift": False}
+        "evidence",
+        dim=D,
+        frames=T,
+        layer_dims={"2": D},
+        config={"still": False, "move": False, "drift": False},
     )
     assert accuracy(head, given, truth) > 0.85 * accuracy(alone.eval(), given, truth)
 

@@ -1,4 +1,4 @@
-"""Weights of evidence, fitted to labelled videos: one small convex problem per episode, solved for all at once.
+"""Weights of evidence, fitted to labelled videos: a small convex problem per episode, all solved at once.
 
 Shapes: E episodes, V videos, C classes, K pieces of evidence.
 """
@@ -44,12 +44,12 @@ def fit_weights(
 
 
 def fit_factor(
-    scores: Tensor, labels: Tensor, offset: Tensor | None, penalty: float, *, steps: int = 30
+    scores: Tensor, labels: Tensor, offset: Tensor | None, penalty: float | Tensor, *, steps: int = 30
 ) -> Tensor:
     """Fit one factor, zero or more, of ``scores`` [E, V, C] beside the logits ``offset`` [E, V, C]: [E].
 
-    Maximum a posteriori of ``labels`` [E, V] with an exponential prior of rate ``penalty``: scores that know
-    nothing of the labels, or mislead, get zero.
+    Maximum a posteriori of ``labels`` [E, V] with an exponential prior of rate ``penalty``, a number or [E]:
+    scores that know nothing of the labels, or mislead, get zero.
     """
     scores = scores.double()
     offset = torch.zeros_like(scores) if offset is None else offset.double()

@@ -23,9 +23,8 @@ from clipspm.train_heads.heads.pool.tables import Tables
 TEXT = "text"
 #: numbers of shots that weights and temperature are measured for; more shots take the last
 MOST_SHOTS = 5
-#: rate of the exponential prior of the text's factor, times the root of the number of supports: what texts that
-#: say nothing reach by chance grows like that
-_TEXT_PENALTY = 0.6
+#: rate of the exponential prior of the text's factor where it was not measured; its bounds where it was
+_RATE, _RATES = 4 / 3, (0.3, 3.0)
 #: shares of the kinds before anything is known: what is seen as much as what moves
 _PRIOR = {"look": 1.7, "still": 0.3, "move": 1.0, "drift": 1.0}
 #: factor of the pooled evidence where it was not measured on training classes
@@ -49,18 +48,20 @@ class Known:
 class EvidencePool(Head):
     """A weighted sum of evidence that needs no training, weighed by the supports of each episode.
 
-    Evidence: for each cached layer ``look/LAYER``, ``move/LAYER`` and ``drift/LAYER`` (:mod:`.kinds`), each
-    divided by its spread between the episode's supports; ``text``; and that of CLIP-SPM, trained with the rest
-    as an offset, whose weight is chosen on validation classes (0: it is not used, as before training).
-    :meth:`calibrate` measures one factor and weights on training classes. At one shot the weights are a mixture
-    of equal ones and those, half and half or as validation classes say; from two shots on, the mixture of both by which the left-out supports are likely,
-    refined on them. The factor of the text is fitted to the supports at every shot, and mixed with the one
-    measured on training classes by which the supports are likely.
+    Evidence: for each cached layer ``look/LAYER``, ``still/LAYER``, ``move/LAYER`` and ``drift/LAYER``
+    (:mod:`.kinds`), divided by its spread between the episode's supports; ``text``; and that of CLIP-SPM,
+    trained with the rest as an offset, whose weight is chosen on validation classes (0: it is not used, as
+    before training). :meth:`calibrate` measures one factor, and weights, on training classes. At one shot
+    equal weights and those are mixed half and half, or as validation classes say; from two shots on, by how
+    likely each makes the supports, left out of their own prototypes, and refined on these. The factor of the
+    text is fitted to the supports, and mixed likewise with the one that suits the training classes.
     """
 
+    equal: Tensor  #: shares of the pieces before anything is known, [K]
     factors: Tensor  #: of the sum of equal weights, by shots [5]
     fitted: Tensor  #: weights that suit the training classes, by shots [5, K]
     told: Tensor  #: factor of the text that suits them, by shots [5]
+    rate: Tensor  #: of the exponential prior of that factor: one over what suits them, by shots [5]
     trust: Tensor  #: the share of those weights where supports cannot tell
     learned_weight: Tensor
     temperature: Tensor
@@ -85,6 +86,7 @@ class EvidencePool(Head):
         self.register_buffer("factors", torch.full((MOST_SHOTS,), _UNMEASURED))
         self.register_buffer("fitted", (self.equal * _UNMEASURED).repeat(MOST_SHOTS, 1))
         self.register_buffer("told", torch.zeros(MOST_SHOTS))
+        self.register_buffer("rate", torch.full((MOST_SHOTS,), _RATE))
         self.register_buffer("temperature", torch.tensor(1.0))
         self.register_buffer("trust", torch.tensor(0.5))
         self.register_buffer("learned_weight", torch.tensor(0.0))
@@ -110,7 +112,7 @@ class EvidencePool(Head):
         texts: tuple[Tensor, Tensor] | None,
         learned: Evidence | None = None,
     ) -> Evidence:
-        """Make evidence of cosines by piece and of ``texts``: cosines of supports and queries, [E, S or Q, C]."""
+        """Make evidence of cosines by piece, and of cosines with ``texts`` of supports and queries."""
         evidence, left_out = {}, []
         for name, cosines in found.items():
             scale = 1 / spread(cosines, episode.one_hot)[:, None, None]
@@ -177,7 +179,8 @@ class EvidencePool(Head):
                 ]
             ).unsqueeze(0)
         if self.config.text:
-            self.told[rows] = fit_factor(all_of(TEXT), labels, pooled, 0.0)[0].to(self.told)
+            told = fit_factor(all_of(TEXT), labels, pooled, 0.0)[0].to(self.told)
+            self.told[rows], self.rate[rows] = told, (1 / told).clamp(*_RATES)
 
     def recall(self, videos: Mapping[str, Tensor], text: Tensor) -> Scorer | None:
         return None if self._learns() else Tables.of(self, videos)
@@ -209,7 +212,7 @@ class EvidencePool(Head):
         return logits
 
     def _visual(self, episode: Episode, scores: Evidence) -> tuple[Tensor, Tensor | None]:
-        """Return the logits of what is seen, [E, Q, C], and of the left-out supports, [E, S, C], if there are."""
+        """Return the logits of what is seen, [E, Q, C], and of left-out supports, [E, S, C] or None."""
         apart, left_out = int(episode.shots.min()) > 1, scores.kept.left_out
         weights = self._weights(episode, left_out if apart else None)
         visual = torch.stack([scores[name] for name in self.names], 1)
@@ -219,8 +222,8 @@ class EvidencePool(Head):
     def _text_factor(self, episode: Episode, scores: Evidence, offset: Tensor | None) -> Tensor:
         """Return the factor of the text in each episode, [E, 1, 1]."""
         text, labels = scores.kept.text.double(), episode.support_labels
-        found = fit_factor(text, labels, offset, _TEXT_PENALTY * labels.shape[1] ** 0.5)
-        told = self.told.double()[self._row(episode)]
+        row = self._row(episode)
+        found, told = fit_factor(text, labels, offset, self.rate.double()[row]), self.told.double()[row]
         beside = torch.zeros_like(text) if offset is None else offset
         gain = log_likelihood(beside + told[:, None, None] * text, labels) - log_likelihood(beside, labels)
         factor = found + gain.sigmoid() * (told - found).clamp(min=0)

@@ -101,7 +101,7 @@ def _inverse_length(square: Tensor) -> Tensor:
 def spread(found: Cosines, one_hot: Tensor) -> Tensor:
     """Return the standard deviation of cosines between supports of different classes, [E].
 
-    Where pairs are few it is drawn to a fifth of the mean distance of such supports, as if that were one more.
+    Where pairs are few it is drawn to a fifth of their mean distance, as if that were one more.
     """
     member = one_hot.to(found.supports)
     other = 1 - member @ member.mT

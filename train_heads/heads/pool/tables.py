@@ -1,8 +1,8 @@
 """Fast scoring with the pool: cosines between all videos are computed once, and every episode reads its own.
 
 A table holds a number for each pair of videos and frame, [N, N, T]. What moves and drifts is the same in
-every episode; what is seen has the mean frame of the episode's supports taken off, which follows from the products
-of frames with frames and with mean frames. The slow path is :meth:`.head.EvidencePool.scores`.
+every episode; what is seen has the mean frame of the episode's supports taken off, which follows from the
+products of frames with frames and with mean frames. The slow path is :meth:`.head.EvidencePool.scores`.
 
 Shapes: N videos, E episodes, S supports, Q queries, C classes, T frames, D width.
 """
@@ -131,4 +131,6 @@ def _products(videos: Tensor, others: Tensor | None = None) -> Tensor:
 
 def _read(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return [E, T, R, C] of a table [N, N, T]: ``rows`` [E, R], ``columns`` [E, C]."""
-    return table[rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+    pairs = rows.unsqueeze(2) * table.shape[1] + columns.unsqueeze(1)
+    found = table.flatten(0, 1).index_select(0, pairs.flatten())
+    return found.view(*pairs.shape, -1).permute(0, 3, 1, 2)
