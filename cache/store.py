@@ -540,6 +540,8 @@ class Hdf5Store(Store):
                     file.create_dataset(name, data=values, chunks=values.shape, fletcher32=True)
             file.flush()
         sync(aside)
+        remove(seal_path(path))  # of a cache that is replaced: it would call this one changed
+        sync(path.parent)
         aside.replace(path)
         sync(path.parent)
 
