@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from benchmarks.recipes import ALONE
 from benchmarks.report import machine, signed
 from clipspm.cache import Cache, Split, open_cache
 from clipspm.cache.disk import write_json
@@ -90,7 +91,7 @@ def compared(
     found = []
     for k, cache in enumerate(caches):
         base = resolve_config(dataset=cache.spec.dataset, overrides=asked)
-        extra = {PREVIOUS: base.with_head(pool=False)} if options.previous else {}
+        extra = {PREVIOUS: base.with_head(**ALONE)} if options.previous else {}
         if options.peers:
             extra["clip-fsar"] = resolve_config(
                 dataset=cache.spec.dataset, overrides={**asked, "head": "clip-fsar"}

@@ -78,6 +78,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "blocks start as the identity": head(zero_init=True),
     "the same, D1 and D2 weigh 0.1": head(zero_init=True, d1_weight=0.1, d2_weight=0.1),
 }
+#: the default of before version 0.3, which these folds are about: the modules stand alone
+ALONE = {"pool": False, "matching_input": "refined-centered", "d1_weight": 0.05, "d2_weight": 0.05}
 #: what the default was before these folds chose: ``--former`` repeats their tables
 FORMER = VARIANTS["D1 and D2 weigh 0.25"]
 
@@ -226,7 +228,8 @@ def main() -> None:
     else:
         cache = ut_interaction(where, Path(os.environ.get("CLIPSPM_SHARED", "../shared")))
         folds = ut_folds(cache.class_names, report=options.on == "ut-report")
-    base = resolve_config(overrides={"way": 5 if options.on == "demo" else 3, "shots": 1, "device": "cpu"})
+    way = 5 if options.on == "demo" else 3
+    base = resolve_config(overrides={"way": way, "shots": 1, "device": "cpu"}).with_head(**ALONE)
     base = varied(base, FORMER if options.former else {})
     names = list(VARIANTS) if options.only is None else options.only
     changed = [varied(base, VARIANTS[name]) for name in names]

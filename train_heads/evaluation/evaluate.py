@@ -293,9 +293,7 @@ def _write(run: Run, result: EvalResult) -> None:
         if before and before.get("weights_sha256", digest) == digest:
             with suppress(Unreadable):
                 old = load_predictions(run, name, result.episodes)
-                own = Stored(
-                    old.predictions | own.predictions, old.confidences | own.confidences, own.facts
-                )
+                own = Stored(old.predictions | own.predictions, old.confidences | own.confidences, own.facts)
         arrays = save_predictions(run, name, own)
         protocols = {**before.get("protocols", {}), **content["protocols"]}
         kept = {k: before[k] for k in ("selection_bias",) if k in before}
