@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from clipspm.testing import check_head
 from clipspm.train_heads.heads.episode import Episode
 from clipspm.train_heads.heads.pool.fits import fit_factor, fit_weights, log_likelihood
 from clipspm.train_heads.heads.pool.head import EvidencePool
@@ -239,3 +240,18 @@ def test_scores_that_mislead_get_no_factor() -> None:
     assert (fit_factor(-5 * ONE_HOT, LABELS, None, 0.5) == 0).all()
     sharp = fit_factor(100 * ONE_HOT, LABELS, None, 0.5)
     assert torch.isfinite(sharp).all() and (sharp > 0).all() and math.isfinite(float(sharp.sum()))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"motion_weight": 1.0, "motion_taps": 3, "learn_logit_scale": True},
+        {"padm": False, "text": False},
+        {"look": False, "still": False, "move": False, "drift": False},
+        {"without": ("final",), "shallow_layer": "3"},
+    ],
+)
+def test_clip_spm_on_top_of_the_pool_keeps_the_contract(settings: dict[str, object]) -> None:
+    small = {"pool": True, "heads": 1, "head_width": 8, "ffn_width": 16}
+    check_head("clip-spm", settings={**small, **settings}, layer_dims={"3": 8, "5:mean": 6})
