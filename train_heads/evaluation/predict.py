@@ -249,6 +249,6 @@ def fit_temperature(head: Head, bank: FeatureBank, episodes: Episodes, **how: An
         return
     logits = torch.cat(list(scored(head, bank, episodes, **how))).float() * buffer
     labels = torch.tensor(episodes.query_labels, device=logits.device)
-    factor = fit_factor(logits.flatten(0, 1).unsqueeze(0), labels.flatten().unsqueeze(0), None, 0.0)
+    factor = fit_factor(logits.flatten(0, 1).unsqueeze(0), labels.flatten().unsqueeze(0), None, 1.0)
     if float(factor) > 0:
         buffer.fill_(1 / float(factor))

@@ -176,6 +176,32 @@ def test_calibration_on_training_classes_helps_where_the_same_evidence_tells() -
     assert torch.equal(other.run(given).logits, head.run(given).logits)
 
 
+def test_classes_that_nothing_confuses_leave_the_factors_small() -> None:
+    """Where every label is right any larger factor is likelier still."""
+    given, truth = planted(1, "2", 1)
+    shift = torch.zeros(C, D)
+    shift[torch.arange(C), torch.arange(C)] = 1000.0
+    apart = Episode(
+        {n: x + shift[given.support_labels][..., None, :] for n, x in given.support.items()},
+        {n: x + shift[truth][..., None, :] for n, x in given.query.items()},
+        given.support_labels,
+        given.text,
+    )
+    head = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
+    head.calibrate(1, [(apart, truth)])
+    assert accuracy(head, apart, truth) == 1
+    assert 0 < float(head.factors[0]) < 100
+    assert float(head.fitted[0].sum()) < 100
+    assert float(head.told[0]) < 100
+
+
+def test_weights_and_scales_are_exact_whatever_the_precision() -> None:
+    head = build_head("evidence", **SHAPE).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head.run(episode(3)).logits
+    assert torch.equal(found, head.run(episode(3)).logits)
+
+
 @pytest.mark.parametrize("shots", [1, 3])
 def test_texts_that_tell_are_used_and_those_that_mislead_are_not(shots: int) -> None:
     given, truth = planted(shots, "final", 0)

@@ -29,6 +29,8 @@ _RATE, _RATES = 4 / 3, (0.3, 3.0)
 _PRIOR = {"look": 1.7, "still": 0.3, "move": 1.0, "drift": 1.0}
 #: factor of the pooled evidence where it was not measured on training classes
 _UNMEASURED = 1.0
+#: rate where a factor is fitted to many labels: it tells only where all of them are right
+_FEW = 1.0
 #: candidates of the learned evidence's weight, and of the share of the weights that suit the training classes
 _LEARNED, _TRUST = (0.0, 0.25, 0.5, 1.0), (0.5, 0.75, 1.0)
 
@@ -114,11 +116,12 @@ class EvidencePool(Head):
     ) -> Evidence:
         """Make evidence of cosines by piece, and of cosines with ``texts`` of supports and queries."""
         evidence, left_out = {}, []
-        for name, cosines in found.items():
-            scale = 1 / spread(cosines, episode.one_hot)[:, None, None]
-            queries, supports = class_scores(cosines, episode.one_hot)
-            evidence[name] = queries * scale
-            left_out.append(supports * scale)
+        with torch.autocast(episode.text.device.type, enabled=False):
+            for name, cosines in found.items():
+                scale = 1 / spread(cosines, episode.one_hot)[:, None, None]
+                queries, supports = class_scores(cosines, episode.one_hot)
+                evidence[name] = queries * scale
+                left_out.append(supports * scale)
         known = None
         if texts is not None:
             scale = 1 / texts[0].std(-1, correction=0).mean(-1).clamp(min=1e-4)[:, None, None]
@@ -130,7 +133,7 @@ class EvidencePool(Head):
     def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
         assert isinstance(scores, Evidence)
         known: Known = scores.kept
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(episode.text.device.type, enabled=False):
             logits = self._pooled(episode, scores)
         if known.learned is not None and self.learned is not None:
             weight = 1.0 if self.training else self.learned_weight
@@ -168,7 +171,7 @@ class EvidencePool(Head):
         if self.names:
             scores = torch.stack([all_of(name) for name in self.names], 1)
             equal = torch.einsum("k,ekvc->evc", self.equal, scores)
-            factor = fit_factor(equal, labels, None, 0.0)[0]
+            factor = fit_factor(equal, labels, None, _FEW)[0]
             prior = factor * self.equal
             self.factors[rows] = factor.to(self.factors)
             self.fitted[rows] = fit_weights(scores, labels, prior, prior)[0].to(self.fitted)
@@ -179,7 +182,7 @@ class EvidencePool(Head):
                 ]
             ).unsqueeze(0)
         if self.config.text:
-            told = fit_factor(all_of(TEXT), labels, pooled, 0.0)[0].to(self.told)
+            told = fit_factor(all_of(TEXT), labels, pooled, _FEW)[0].to(self.told)
             self.told[rows], self.rate[rows] = told, (1 / told).clamp(*_RATES)
 
     def recall(self, videos: Mapping[str, Tensor], text: Tensor) -> Scorer | None:

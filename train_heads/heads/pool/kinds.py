@@ -68,7 +68,8 @@ def drifting(frames: Tensor) -> Tensor:
     for step in range(-reach, reach + 1):
         average[times, (times + step).clamp(0, count - 1)] += reach + 1 - abs(step)
     average /= (reach + 1) ** 2
-    return moving(average.to(frames) @ frames)
+    with torch.autocast(frames.device.type, enabled=False):
+        return moving(average.to(frames) @ frames)
 
 
 def cosines(support: Tensor, query: Tensor) -> Cosines:
