@@ -503,8 +503,11 @@ class Hdf5Store(Store):
             raise ClipspmError(f"{key} is not an array stored in this file")
         settings = place.id.get_create_plist()
         filters = {settings.get_filter(i)[0] for i in range(settings.get_nfilters())}
-        if place.dtype.name not in dtypes or not filters <= {h5py.h5z.FILTER_FLETCHER32}:
+        ours = place.dtype.name in dtypes and place.dtype == place.dtype.newbyteorder("<")
+        if not ours or not filters <= {h5py.h5z.FILTER_FLETCHER32}:
             raise ClipspmError(f"{key} is not an array of a cache ({place.dtype})")
+        if place.chunks is None and place.size and place.ndim:
+            raise ClipspmError(f"{key} is not an array of a cache (it is not stored in chunks)")
         return place
 
     @staticmethod

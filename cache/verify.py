@@ -139,9 +139,9 @@ def _inspect(path: Path) -> _Inspection:
     store = find_store(path)
     try:
         entries, lines = read_ledger(store.blob(LEDGER))
-        spec, ranges = store.spec(), store.shards()
-        records = apply(entries, store.planned())
+        spec, records = store.spec(), apply(entries, store.planned())
         unsound = tuple(Finding(*found) for found in problems(store, spec, records, store.classes()))
+        ranges = [] if unsound else store.shards()  # as many as its shape says
     except Exception as error:  # damaged bytes can raise anything
         why = plain(error)
         return _Inspection((Finding(path.name, f"its metadata cannot be read ({why})"),))

@@ -5,6 +5,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,7 +16,7 @@ from clipspm.cache import disk as disk_module
 from clipspm.cache import store as store_module
 from clipspm.cache.disk import DiskFull, hidden
 from clipspm.cache.ledger import Entry
-from clipspm.cache.seal import seal_path
+from clipspm.cache.seal import seal_path, write_seal
 from clipspm.cache.spec import LEDGER, Plan
 from clipspm.cache.staging import is_staged, read_staged, stage
 from clipspm.cache.store import ZarrStore
@@ -246,7 +247,7 @@ def test_texts_of_another_shape_are_refused(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["text"]
         file["text"] = np.zeros(10_000, np.float32)
-    with pytest.raises(ClipspmError, match=r"text: its shape is \(10000,\), not"):
+    with pytest.raises(ClipspmError, match=r"text: its shape is \(10000,\), not|text is not an array of a cache"):
         open_cache(path)
 
 
@@ -520,3 +521,34 @@ def test_a_cache_that_is_not_finished_is_packed_and_exported_only_when_told_to(t
             use(tmp_path / "c", tmp_path / target)
         assert use(tmp_path / "c", tmp_path / target, allow_partial=True).exists()
     assert len(open_cache(tmp_path / "p").good) == 4
+
+
+def _contiguous(file: h5py.File) -> None:
+    values = file["layers/final"][...]
+    del file["layers/final"]
+    file.create_dataset("layers/final", data=values)
+
+
+def _big_endian(file: h5py.File) -> None:
+    values = file["layers/final"]
+    kept, chunked = values[...].astype(values.dtype.newbyteorder(">")), values.chunks
+    del file["layers/final"]
+    file.create_dataset("layers/final", data=kept, chunks=chunked, fletcher32=True)
+
+
+def _huge(file: h5py.File) -> None:
+    values = file["layers/final"]
+    shape, kind, chunked = (10**9, *values.shape[1:]), values.dtype, values.chunks
+    del file["layers/final"]
+    file.create_dataset("layers/final", shape, kind, chunks=chunked, fletcher32=True)
+
+
+@pytest.mark.parametrize("change", [_contiguous, _big_endian, _huge])
+def test_arrays_of_another_make_are_refused_before_they_are_read(tmp_path: Path, change: Any) -> None:
+    path = make(tmp_path / "c.h5", "hdf5")
+    with h5py.File(path, "r+") as file:
+        change(file)
+    write_seal(path)
+    assert not verify(path).ok
+    with pytest.raises(ClipspmError, match=r"not an array of a cache|its shape is"):
+        open_cache(path).mapped("final").take(np.arange(2))
