@@ -247,7 +247,9 @@ def test_texts_of_another_shape_are_refused(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["text"]
         file["text"] = np.zeros(10_000, np.float32)
-    with pytest.raises(ClipspmError, match=r"text: its shape is \(10000,\), not|text is not an array of a cache"):
+    with pytest.raises(
+        ClipspmError, match=r"text: its shape is \(10000,\), not|text is not an array of a cache"
+    ):
         open_cache(path)
 
 
