@@ -1,6 +1,7 @@
 """The pool: cosines beside a plain loop, tables beside cosines, fits beside a fine grid, and what each part is for."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -193,6 +194,22 @@ def test_classes_that_nothing_confuses_leave_the_factors_small() -> None:
     assert 0 < float(head.factors[0]) < 100
     assert float(head.fitted[0].sum()) < 100
     assert float(head.told[0]) < 100
+
+
+def test_evidence_that_says_nothing_leaves_finite_weights() -> None:
+    given, truth = planted(1, "2", 1)
+    head = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
+    head.calibrate(1, [(given, (truth + 1) % C)])
+    assert float(head.factors[0]) > 0
+    assert all(buffer.isfinite().all() for buffer in head.buffers())
+    assert head.run(planted(3, "2", 2)[0]).logits.isfinite().all()
+
+
+def test_an_episode_with_a_lone_support_changes_none_beside_it() -> None:
+    head = build_head("evidence", **SHAPE).eval()
+    given = episode(2)
+    mixed = replace(given, support_labels=torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 2, 0, 1, 1]]))
+    torch.testing.assert_close(head.run(mixed).logits[0], head.run(given).logits[0])
 
 
 def test_weights_and_scales_are_exact_whatever_the_precision() -> None:

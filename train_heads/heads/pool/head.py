@@ -29,6 +29,8 @@ _RATE, _RATES = 4 / 3, (0.3, 3.0)
 _PRIOR = {"look": 1.7, "still": 0.3, "move": 1.0, "drift": 1.0}
 #: factor of the pooled evidence where it was not measured on training classes
 _UNMEASURED = 1.0
+#: the least factor of the pooled evidence: priors are as wide as they are large
+_LEAST = 0.05
 #: rate where a factor is fitted to many labels: it tells only where all of them are right
 _FEW = 1.0
 #: candidates of the learned evidence's weight, and of the share of the weights that suit the training classes
@@ -171,7 +173,7 @@ class EvidencePool(Head):
         if self.names:
             scores = torch.stack([all_of(name) for name in self.names], 1)
             equal = torch.einsum("k,ekvc->evc", self.equal, scores)
-            factor = fit_factor(equal, labels, None, _FEW)[0]
+            factor = fit_factor(equal, labels, None, _FEW)[0].clamp(min=_LEAST)
             prior = factor * self.equal
             self.factors[rows] = factor.to(self.factors)
             self.fitted[rows] = fit_weights(scores, labels, prior, prior)[0].to(self.fitted)
@@ -215,12 +217,16 @@ class EvidencePool(Head):
         return logits
 
     def _visual(self, episode: Episode, scores: Evidence) -> tuple[Tensor, Tensor | None]:
-        """Return the logits of what is seen, [E, Q, C], and of left-out supports, [E, S, C] or None."""
-        apart, left_out = int(episode.shots.min()) > 1, scores.kept.left_out
-        weights = self._weights(episode, left_out if apart else None)
+        """Return the logits of what is seen, [E, Q, C], and of left-out supports (or 0), [E, S, C]."""
+        apart, left_out = episode.shots.amin(1) > 1, scores.kept.left_out.double()
+        weights = self._weights(episode, None)
+        if bool(apart.any()):
+            refined = self._weights(episode, left_out)
+            weights = torch.where(apart.unsqueeze(1), refined, weights)
         visual = torch.stack([scores[name] for name in self.names], 1)
         logits = torch.einsum("ek,ekqc->eqc", weights.to(visual), visual)
-        return logits, torch.einsum("ek,eksc->esc", weights, left_out.to(weights)) if apart else None
+        offset = torch.einsum("ek,eksc->esc", weights, left_out)
+        return logits, torch.where(apart[:, None, None], offset, 0.0)
 
     def _text_factor(self, episode: Episode, scores: Evidence, offset: Tensor | None) -> Tensor:
         """Return the factor of the text in each episode, [E, 1, 1]."""
