@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -106,3 +107,23 @@ def test_the_map_for_people_has_every_room() -> None:
     named = {name.strip("/").rpartition("/")[2] for name in re.findall(r"`([\w/]+)`", table)}
     rooms = (place for line in ROOMS for several in line for place in several.split())
     assert {place.rpartition("/")[2] for place in rooms} - named - {"protocol"} == set()
+
+
+def test_what_is_installed_is_all_of_it() -> None:
+    """Installed from a wheel, the package has every folder and every file that is not Python, as it has here."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    folders = {"/".join(package.split(".")[1:]) or "." for package in setuptools["packages"]}
+    assert folders == {file.relative_to(ROOT).parent.as_posix() for file in MODULES.values()} | {"."}
+    installed = {
+        file
+        for package, patterns in setuptools["package-data"].items()
+        for pattern in patterns
+        for file in ROOT.joinpath(*package.split(".")[1:]).glob(pattern)
+    }
+    beside = {
+        file
+        for top in {folder.partition("/")[0] for folder in folders - {"."}}
+        for file in (ROOT / top).rglob("*")
+        if file.is_file() and file.suffix not in {".py", ".pyc", ".pyi"}
+    }
+    assert beside - installed == set()
