@@ -150,7 +150,8 @@ def accuracy(head: EvidencePool, given: Episode, truth: torch.Tensor) -> float:
 def test_supports_weigh_the_evidence_that_tells_them_apart(useful: str) -> None:
     head = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
     given, truth = planted(4, useful, 0)
-    weights = head._weights(given, head.scores(given).kept.left_out)
+    known = head.scores(given).kept
+    weights = head._weights(given, known.familiar, known.left_out)
     own = head.names.index(f"look/{useful}")
     assert (weights.argmax(1) == own).double().mean() > 0.95
     equal = (head.factors[0] * head.equal).double()
@@ -175,6 +176,22 @@ def test_calibration_on_training_classes_helps_where_the_same_evidence_tells() -
     other = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
     other.load_state_dict(head.state_dict())
     assert torch.equal(other.run(given).logits, head.run(given).logits)
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+def test_supports_of_another_data_set_are_weighed_as_if_nothing_had_been_measured(shots: int) -> None:
+    """Only the factor of equal weights and the temperature remain of what training classes said."""
+    head = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
+    given, truth = planted(shots, "2", 0)
+    head.calibrate(shots, [planted(shots, "2", 1)])
+    assert (head.scores(given).kept.familiar == 1).double().mean() > 0.95
+    moved = given.mapped(lambda x: x + 3.0, lambda x: x + 3.0)
+    assert (head.scores(moved).kept.familiar == 0).all()
+    plain = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
+    plain.load_state_dict(head.state_dict())
+    plain.fitted.copy_(plain.factors.unsqueeze(1) * plain.equal)
+    torch.testing.assert_close(head.run(moved).logits, plain.run(moved).logits, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(head.run(given).logits, plain.run(given).logits, atol=1e-2)
 
 
 def test_classes_that_nothing_confuses_leave_the_factors_small() -> None:

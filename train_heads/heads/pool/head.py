@@ -15,9 +15,10 @@ from clipspm.train_heads.heads.clipspm.config import CLIPSPMConfig
 from clipspm.train_heads.heads.clipspm.head import CLIPSPM
 from clipspm.train_heads.heads.episode import BaseClasses, Episode
 from clipspm.train_heads.heads.evidence import Evidence
+from clipspm.train_heads.heads.parts.otam import full
 from clipspm.train_heads.heads.parts.text_scores import text_cosine
 from clipspm.train_heads.heads.pool.fits import fit_factor, fit_weights, log_likelihood
-from clipspm.train_heads.heads.pool.kinds import KINDS, Cosines, class_scores, spread
+from clipspm.train_heads.heads.pool.kinds import KINDS, Cosines, class_scores, products, spread
 from clipspm.train_heads.heads.pool.tables import Tables
 
 TEXT = "text"
@@ -33,6 +34,8 @@ _UNMEASURED = 1.0
 _LEAST = 0.05
 #: rate where a factor is fitted to many labels: it tells only where all of them are right
 _FEW = 1.0
+#: standard deviation of the prior of the weights that suit the training classes, in units of its mean
+_WIDE = 2.0
 #: candidates of the learned evidence's weight, and of the share of the weights that suit the training classes
 _LEARNED, _TRUST = (0.0, 0.25, 0.5, 1.0), (0.5, 0.75, 1.0)
 
@@ -41,11 +44,13 @@ _LEARNED, _TRUST = (0.0, 0.25, 0.5, 1.0), (0.5, 0.75, 1.0)
 class Known:
     """What the supports tell: scores of each left out of its prototype, [E, K, S, C]; of its texts [E, S, C].
 
-    ``learned``: what the learned part kept for its losses.
+    ``familiar``: how far what was measured on training classes counts, 0 to 1, [E]; ``learned``: what the
+    learned part kept for its losses.
     """
 
     left_out: Tensor
     text: Tensor | None
+    familiar: Tensor
     learned: Evidence | None
 
 
@@ -56,9 +61,11 @@ class EvidencePool(Head):
     (:mod:`.kinds`), divided by its spread between the episode's supports; ``text``; and that of CLIP-SPM,
     trained with the rest as an offset, whose weight is chosen on validation classes (0: it is not used, as
     before training). :meth:`calibrate` measures one factor, and weights, on training classes. At one shot
-    equal weights and those are mixed half and half, or as validation classes say; from two shots on, by how
+    equal weights and those are mixed one to three, or as validation classes say; from two shots on, by how
     likely each makes the supports, left out of their own prototypes, and refined on these. The factor of the
-    text is fitted to the supports, and mixed likewise with the one that suits the training classes.
+    text is fitted to the supports, and mixed likewise with the one that suits the training classes. Where
+    supports look like another data set (:meth:`familiar`), those weights and the learned evidence do not
+    count.
     """
 
     equal: Tensor  #: shares of the pieces before anything is known, [K]
@@ -67,6 +74,8 @@ class EvidencePool(Head):
     told: Tensor  #: factor of the text that suits them, by shots [5]
     rate: Tensor  #: of the exponential prior of that factor: one over what suits them, by shots [5]
     trust: Tensor  #: the share of those weights where supports cannot tell
+    centre: Tensor  #: mean frame of training classes, [D]
+    variance: Tensor  #: of their clips' mean frames, summed over D; 0: not measured
     learned_weight: Tensor
     temperature: Tensor
 
@@ -92,7 +101,9 @@ class EvidencePool(Head):
         self.register_buffer("told", torch.zeros(MOST_SHOTS))
         self.register_buffer("rate", torch.full((MOST_SHOTS,), _RATE))
         self.register_buffer("temperature", torch.tensor(1.0))
-        self.register_buffer("trust", torch.tensor(0.5))
+        self.register_buffer("trust", torch.tensor(0.75))
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("variance", torch.tensor(0.0))
         self.register_buffer("learned_weight", torch.tensor(0.0))
         if self.learned is not None:
             self.min_frames, self.unused = self.learned.min_frames, ("learned.scale",)
@@ -107,13 +118,27 @@ class EvidencePool(Head):
 
     def scores(self, episode: Episode) -> Evidence:
         learned = self.learned.scores(episode) if self.learned is not None and self._learns() else None
-        return self.weighed(episode, self._cosines(episode), self._texts(episode), learned)
+        familiar = self.familiar(_means(episode), episode.one_hot)
+        return self.weighed(episode, self._cosines(episode), self._texts(episode), familiar, learned)
+
+    def familiar(self, supports: Tensor, one_hot: Tensor) -> Tensor:
+        """Return how far episodes with these supports are of the training classes' kind, 0 to 1: [E].
+
+        ``supports`` [E, S, D] are mean frames. The product of two of different classes, each minus the mean of
+        the training classes, is on average the squared distance between the means of their data set and of
+        that of the training classes: 1 up to half the variance of clips, 0 from once that on.
+        """
+        if not bool(self.variance > 0):
+            return supports.new_ones(len(supports))
+        with torch.autocast(supports.device.type, enabled=False):
+            return (2 - 2 * products(full(supports) - self.centre, one_hot) / self.variance).clamp(0, 1)
 
     def weighed(
         self,
         episode: Episode,
         found: Mapping[str, Cosines],
         texts: tuple[Tensor, Tensor] | None,
+        familiar: Tensor,
         learned: Evidence | None = None,
     ) -> Evidence:
         """Make evidence of cosines by piece, and of cosines with ``texts`` of supports and queries."""
@@ -130,7 +155,7 @@ class EvidencePool(Head):
             known, evidence[TEXT] = (x * scale for x in texts)
         evidence |= learned or {}
         stacked = torch.stack(left_out, 1) if left_out else episode.text.new_zeros(0)
-        return Evidence(evidence, kept=Known(stacked, known, learned))
+        return Evidence(evidence, kept=Known(stacked, known, familiar, learned))
 
     def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
         assert isinstance(scores, Evidence)
@@ -138,7 +163,7 @@ class EvidencePool(Head):
         with torch.no_grad(), torch.autocast(episode.text.device.type, enabled=False):
             logits = self._pooled(episode, scores)
         if known.learned is not None and self.learned is not None:
-            weight = 1.0 if self.training else self.learned_weight
+            weight = 1.0 if self.training else self.learned_weight * known.familiar[:, None, None]
             logits = logits + weight * self.learned.combine(episode, known.learned)
         return logits / self.temperature
 
@@ -160,9 +185,13 @@ class EvidencePool(Head):
     @torch.no_grad()
     def calibrate(self, shots: int, episodes: Iterable[tuple[Episode, Tensor]]) -> None:
         given = [(episode.batched(), labels) for episode, labels in episodes]
-        evidence = [
-            self.weighed(episode, self._cosines(episode), self._texts(episode)) for episode, _ in given
-        ]
+        videos, one_hot = (
+            torch.cat(x) for x in zip(*((_means(e), e.one_hot) for e, _ in given), strict=True)
+        )
+        self.centre.copy_(videos.mean((0, 1)))
+        between = products(videos - self.centre, one_hot).mean()
+        self.variance.copy_((videos - self.centre).square().sum(-1).mean() - between)
+        evidence = [self.scores(episode) for episode, _ in given]
         labels = torch.cat([truth.flatten() for _, truth in given]).unsqueeze(0)
         rows = slice(shots - 1, None)  # more shots too, until they are measured
 
@@ -176,7 +205,7 @@ class EvidencePool(Head):
             factor = fit_factor(equal, labels, None, _FEW)[0].clamp(min=_LEAST)
             prior = factor * self.equal
             self.factors[rows] = factor.to(self.factors)
-            self.fitted[rows] = fit_weights(scores, labels, prior, prior)[0].to(self.fitted)
+            self.fitted[rows] = fit_weights(scores, labels, prior, _WIDE * prior)[0].to(self.fitted)
             pooled = torch.cat(
                 [
                     self._visual(episode, found)[0].flatten(0, 1)
@@ -219,9 +248,10 @@ class EvidencePool(Head):
     def _visual(self, episode: Episode, scores: Evidence) -> tuple[Tensor, Tensor | None]:
         """Return the logits of what is seen, [E, Q, C], and of left-out supports (or 0), [E, S, C]."""
         apart, left_out = episode.shots.amin(1) > 1, scores.kept.left_out.double()
-        weights = self._weights(episode, None)
+        familiar = scores.kept.familiar.double()
+        weights = self._weights(episode, familiar, None)
         if bool(apart.any()):
-            refined = self._weights(episode, left_out)
+            refined = self._weights(episode, familiar, left_out)
             weights = torch.where(apart.unsqueeze(1), refined, weights)
         visual = torch.stack([scores[name] for name in self.names], 1)
         logits = torch.einsum("ek,ekqc->eqc", weights.to(visual), visual)
@@ -242,13 +272,13 @@ class EvidencePool(Head):
         """Return which row of what was measured by shots is that of each episode, [E]."""
         return episode.shots.mean(1).round().long().clamp(1, MOST_SHOTS) - 1
 
-    def _weights(self, episode: Episode, left_out: Tensor | None) -> Tensor:
+    def _weights(self, episode: Episode, familiar: Tensor, left_out: Tensor | None) -> Tensor:
         """Return the weights of the pieces, [E, K]; ``left_out`` [E, K, S, C] where supports can tell."""
         row = self._row(episode)
         equal = self.factors.double()[row].unsqueeze(1) * self.equal.double()
         fitted = self.fitted.double()[row]
         if left_out is None:
-            return equal + self.trust.double() * (fitted - equal)
+            return equal + self.trust.double() * familiar.unsqueeze(1) * (fitted - equal)
         left_out, labels = left_out.double(), episode.support_labels
         likely = torch.stack(
             [
@@ -256,6 +286,12 @@ class EvidencePool(Head):
                 for weights in (equal, fitted)
             ],
             1,
-        ).softmax(1)
-        mixed = torch.einsum("em,emk->ek", likely, torch.stack([equal, fitted], 1))
+        )
+        likely[:, 1] += familiar.log()
+        mixed = torch.einsum("em,emk->ek", likely.softmax(1), torch.stack([equal, fitted], 1))
         return fit_weights(left_out, labels, mixed, torch.maximum(mixed, equal / 2))
+
+
+def _means(episode: Episode) -> Tensor:
+    """Return the mean frames of the supports, [E, S, D]."""
+    return full(episode.support[FINAL]).mean(2)

@@ -112,3 +112,10 @@ def spread(found: Cosines, one_hot: Tensor) -> Tensor:
     seen = pairs / 2
     expected = (0.2 * (1 - mean)).square()
     return ((seen * square + expected) / (seen + 1)).sqrt().clamp(min=1e-4)
+
+
+def products(videos: Tensor, one_hot: Tensor) -> Tensor:
+    """Return the mean product of two of ``videos`` [E, S, D] that are of different classes, [E]."""
+    member = one_hot.to(videos)
+    other = 1 - member @ member.mT
+    return ((videos @ videos.mT) * other).sum((1, 2)) / other.sum((1, 2)).clamp(min=1)

@@ -33,8 +33,14 @@ class Weigher(Protocol):
     config: CLIPSPMConfig
 
     def weighed(
-        self, episode: Episode, found: Mapping[str, Cosines], texts: tuple[Tensor, Tensor] | None
+        self,
+        episode: Episode,
+        found: Mapping[str, Cosines],
+        texts: tuple[Tensor, Tensor] | None,
+        familiar: Tensor,
     ) -> Evidence: ...
+
+    def familiar(self, supports: Tensor, one_hot: Tensor) -> Tensor: ...
 
     def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor: ...
 
@@ -117,7 +123,8 @@ class Tables:
         texts = None
         if self.head.config.text:
             texts = cosine(self.means[support], episode.text), cosine(self.means[query], episode.text)
-        return self.head.combine(episode, self.head.weighed(episode, found, texts))
+        familiar = self.head.familiar(self.means[support], episode.one_hot)
+        return self.head.combine(episode, self.head.weighed(episode, found, texts, familiar))
 
 
 def _products(videos: Tensor, others: Tensor | None = None) -> Tensor:
