@@ -9,7 +9,6 @@ in hindsight, at each number of shots. Finished trainings are kept below ``$CLIP
 """
 
 import argparse
-import os
 import random
 import resource
 import time
@@ -21,14 +20,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.recipes import ALONE
+from benchmarks.recipes import ALONE, ut_interaction
 from benchmarks.report import machine, signed
-from clipspm.cache import Cache, Split, open_cache
+from clipspm.cache import Cache, Split
 from clipspm.cache.disk import write_json
 from clipspm.cache.home import home
 from clipspm.extract.demo.stage import extract_demo
 from clipspm.extract.demo.worlds import WORLDS
-from clipspm.extract.pipeline import ExtractConfig, extract
 from clipspm.tables import Table
 from clipspm.train_heads import (
     AblationResult,
@@ -58,16 +56,7 @@ PREVIOUS = "previous default"
 def sources(on: str, where: Path, folds: int) -> Iterator[Cache]:
     """The cache under each class split."""
     if on in ENCODERS:
-        shared = Path(os.environ.get("CLIPSPM_SHARED", "../shared")).resolve()
-        config = ExtractConfig(
-            dataset="folder",
-            videos=shared / "videos" / "ut_interaction",
-            model=f"local-dir:{shared / 'weights' / ENCODERS[on]}",
-            layers="auto",
-            precision="fp32",
-            out=where / "cache.zarr",
-        )
-        cache = open_cache(extract(config, on_start=print).path)
+        cache = ut_interaction(where, ENCODERS[on], "auto")
         names = sorted(cache.class_names)
         ways = list(combinations(names, 3))
         random.Random(0).shuffle(ways)

@@ -114,13 +114,14 @@ def _fold(train: Sequence[str], scored: Sequence[str]) -> Fold:
     return {**dict.fromkeys(train, "train"), **dict.fromkeys(scored, "test")}
 
 
-def ut_interaction(where: Path, shared: Path) -> Cache:
-    """The 120 clips through an ImageNet MobileNetV2, extracted once."""
+def ut_interaction(where: Path, encoder: str = "mobilenetv2-in1k", layers: str = "final") -> Cache:
+    """The 120 clips through an encoder of ``$CLIPSPM_SHARED`` (default ``../shared``), extracted once."""
+    shared = Path(os.environ.get("CLIPSPM_SHARED", "../shared")).resolve()
     config = ExtractConfig(
         dataset="folder",
         videos=shared / "videos" / "ut_interaction",
-        model=f"local-dir:{(shared / 'weights' / 'mobilenetv2-in1k').resolve()}",
-        layers="final",
+        model=f"local-dir:{shared / 'weights' / encoder}",
+        layers=layers,
         precision="fp32",
         out=where / "cache.zarr",
     )
@@ -226,7 +227,7 @@ def main() -> None:
     if options.on == "demo":
         cache, folds = extract_demo(where, on_message=print)[0], demo_folds()
     else:
-        cache = ut_interaction(where, Path(os.environ.get("CLIPSPM_SHARED", "../shared")))
+        cache = ut_interaction(where)
         folds = ut_folds(cache.class_names, report=options.on == "ut-report")
     way = 5 if options.on == "demo" else 3
     base = resolve_config(overrides={"way": way, "shots": 1, "device": "cpu"}).with_head(**ALONE)
