@@ -182,7 +182,7 @@ def test_calibration_on_training_classes_helps_where_the_same_evidence_tells() -
 def test_supports_of_another_data_set_are_weighed_as_if_nothing_had_been_measured(shots: int) -> None:
     """Only the factor of equal weights and the temperature remain of what training classes said."""
     head = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
-    given, truth = planted(shots, "2", 0)
+    given, _ = planted(shots, "2", 0)
     head.calibrate(shots, [planted(shots, "2", 1)])
     assert (head.scores(given).kept.familiar == 1).double().mean() > 0.95
     moved = given.mapped(lambda x: x + 3.0, lambda x: x + 3.0)

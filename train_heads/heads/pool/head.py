@@ -124,9 +124,9 @@ class EvidencePool(Head):
     def familiar(self, supports: Tensor, one_hot: Tensor) -> Tensor:
         """Return how far episodes with these supports are of the training classes' kind, 0 to 1: [E].
 
-        ``supports`` [E, S, D] are mean frames. The product of two of different classes, each minus the mean of
-        the training classes, is on average the squared distance between the means of their data set and of
-        that of the training classes: 1 up to half the variance of clips, 0 from once that on.
+        ``supports`` [E, S, D] are mean frames. The product of two of different classes, each minus the mean
+        of the training classes, is on average the squared distance of their data set's mean from that mean.
+        Up to half the variance of clips gives 1; all of it, or more, 0.
         """
         if not bool(self.variance > 0):
             return supports.new_ones(len(supports))
