@@ -118,8 +118,7 @@ class EvidencePool(Head):
 
     def scores(self, episode: Episode) -> Evidence:
         learned = self.learned.scores(episode) if self.learned is not None and self._learns() else None
-        familiar = self.familiar(_means(episode), episode.one_hot)
-        return self.weighed(episode, self._cosines(episode), self._texts(episode), familiar, learned)
+        return self._seen(episode, learned)
 
     def familiar(self, supports: Tensor, one_hot: Tensor) -> Tensor:
         """Return how far episodes with these supports are of the training classes' kind, 0 to 1: [E].
@@ -191,7 +190,7 @@ class EvidencePool(Head):
         self.centre.copy_(videos.mean((0, 1)))
         between = products(videos - self.centre, one_hot).mean()
         self.variance.copy_((videos - self.centre).square().sum(-1).mean() - between)
-        evidence = [self.scores(episode) for episode, _ in given]
+        evidence = [self._seen(episode, None) for episode, _ in given]
         labels = torch.cat([truth.flatten() for _, truth in given]).unsqueeze(0)
         rows = slice(shots - 1, None)  # more shots too, until they are measured
 
@@ -222,6 +221,11 @@ class EvidencePool(Head):
     def _learns(self) -> bool:
         """Return whether the learned evidence counts."""
         return self.training or bool(self.learned_weight != 0)
+
+    def _seen(self, episode: Episode, learned: Evidence | None) -> Evidence:
+        """Make all evidence of an episode's features, beside what is learned."""
+        familiar = self.familiar(_means(episode), episode.one_hot)
+        return self.weighed(episode, self._cosines(episode), self._texts(episode), familiar, learned)
 
     def _cosines(self, episode: Episode) -> dict[str, Cosines]:
         found = {}
