@@ -1,0 +1,1 @@
+"""Recognise actions from a few clips of each: no training, no data set, no cache."""
