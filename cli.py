@@ -430,7 +430,12 @@ def import_checkpoint(
 def ablate(
     *,
     drop: Annotated[
-        list[str] | None, own("hsmr, spm, padm, or several joined by + (repeatable).", "Rows")
+        list[str] | None,
+        own(
+            "A module (hsmr, spm, padm), evidence (look, still, move, drift, text) or layer (8:mean, final); "
+            "several joined by + (repeatable).",
+            "Rows",
+        ),
     ] = None,
     grid: Annotated[bool, own("All eight combinations.", "Rows", "--grid")] = False,
     against: Annotated[

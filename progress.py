@@ -53,6 +53,12 @@ def track(items: Iterable[Item], title: str, total: int, unit: str) -> Iterator[
             advance(1, "")
 
 
+def remark(line: str) -> None:
+    """Print one line inside a :func:`shown` block, unless a bar is up."""
+    if (reporter := _shown.get()) is not None:
+        reporter.say(line)
+
+
 class Reporter:
     """Prints messages and progress. With ``log``, everything goes there as plain lines."""
 

@@ -92,6 +92,14 @@ def typed(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") 
     return out
 
 
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """Return ``values``; raises ValueError in one line for a number that is NaN or infinite."""
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"setting {name}: found {value}; needed a finite number")
+    return values
+
+
 def coerced(value: Any, hint: Any) -> Any:
     """``value`` as the type ``hint``; what says the same thing is accepted (YAML reads ``1e-5`` as text).
 
@@ -115,7 +123,7 @@ def coerced(value: Any, hint: Any) -> Any:
     if origin is tuple:
         kinds = get_args(hint)
         if isinstance(value, str) or not hasattr(value, "__len__"):
-            raise ValueError("needed a list")
+            raise ValueError("needed a list, like [a, b]")
         if len(kinds) == 2 and kinds[1] is ...:
             return tuple(coerced(v, kinds[0]) for v in value)
         if len(value) != len(kinds):

@@ -67,7 +67,7 @@ class EngineConfig:
     cpus: int = 1
     gpus: float = option(0, "GPUs of each Slurm job (whole ones) or Ray actor.", "Machine", min=0)
     ray_address: str | None = option(
-        None, "A running Ray cluster.", "Machine", shown="one of this machine's own"
+        None, "A running Ray cluster.", "Machine", shown="$RAY_ADDRESS, or one of this machine's own"
     )
     slurm: Mapping[str, Any] = option(
         dict,

@@ -1,18 +1,24 @@
 """The Ray engine: each actor opens the task once and does one item at a time; dead actors are replaced."""
 
 import logging
+import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from clipspm.engines.base import Done, EngineConfig, Task, Work
 from clipspm.errors import ClipspmError
+from clipspm.progress import remark
 
 #: how often an item is tried again after its actor died
 RETRIES = 3
+#: seconds to wait for an answer at an address, and for a first actor to start until that is said
+_ANSWER, _START = 10, 60
 _OBJECT_STORE = 100 * 2**20  # bytes; enough, because features go through the file system
 
 
@@ -22,6 +28,9 @@ class Actor:
     def __init__(self, task: Task[Any]) -> None:
         self._task, self._stack = task, ExitStack()
         self._work: Work[Any, Any] | None = None
+
+    def start(self) -> None:
+        """Do nothing: it is done once Ray has found room for the actor."""
 
     def do(self, item: Any) -> Any:
         """Do one item; the first one opens the task."""
@@ -56,25 +65,34 @@ class RayEngine:
                 max_restarts=-1, max_task_retries=RETRIES, num_cpus=config.cpus, num_gpus=config.gpus
             )
             actors: list[Any] = [kind.remote(task) for _ in range(count)]
-            waiting = list(reversed(items))
-            busy = {actor.do.remote(waiting.pop()): actor for actor in actors if waiting}
-            while busy:
-                ready, _ = ray.wait(list(busy))
-                actor = busy.pop(ready[0])
-                result = _result(ready[0])
+            waiting, left = list(reversed(items)), len(items)
+            busy = {actor.start.remote(): actor for actor in actors}  # there may not be room for all
+            starting = set(busy)
+            started: list[Any] = []
+            while left:
+                ready, _ = ray.wait(list(busy), timeout=None if started else _START)
+                if not ready:
+                    self._say_none_started()
+                    ready, _ = ray.wait(list(busy))
+                actor, result = busy.pop(ready[0]), _result(ready[0])
                 if waiting:
                     busy[actor.do.remote(waiting.pop())] = actor
-                yield result
-            ray.get([actor.close.remote() for actor in actors])
+                if ready[0] in starting:
+                    started.append(actor)
+                else:
+                    left -= 1
+                    yield result
+            ray.get([actor.close.remote() for actor in started])
         finally:
             if own:
                 ray.shutdown()
 
     def _connect(self) -> None:
-        config = self.config
+        config, address = self.config, self._address()
         try:
-            if config.ray_address:
-                ray.init(address=config.ray_address, log_to_driver=False, logging_level=logging.WARNING)
+            if address:
+                _knock(address)
+                ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
             else:
                 needed = config.cpus * (config.jobs or 1)
                 ray.init(
@@ -84,17 +102,27 @@ class RayEngine:
                     log_to_driver=False,
                     logging_level=logging.WARNING,
                 )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ClipspmError(f"Ray cannot be used: {' '.join(str(error).split())}") from error
         there = ray.cluster_resources().get("GPU", 0)
-        if (
-            not config.ray_address and there < config.gpus
-        ):  # a cluster may add GPUs later, this machine cannot
+        if not address and there < config.gpus:  # a cluster may add GPUs later, this machine cannot
             ray.shutdown()
             raise ClipspmError(
                 f"--gpus {config.gpus:g} per actor, but Ray finds {there:g} on this machine: use fewer, or "
                 "name a cluster with --ray-address"
             )
+
+    def _address(self) -> str | None:
+        return self.config.ray_address or os.environ.get("RAY_ADDRESS")
+
+    def _say_none_started(self) -> None:
+        config, there = self.config, ray.cluster_resources()
+        cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
+        remark(
+            f"note: no Ray actor has started for {_START} s: each takes {config.cpus} CPUs and "
+            f"{config.gpus:g} GPUs of one machine (--workers, --gpus), the cluster has {cpus:g} CPUs and "
+            f"{gpus:g} GPUs in all, maybe in use; waiting"
+        )
 
     def _fitting(self) -> int:
         """The number of actors that fit on the cluster."""
@@ -102,6 +130,16 @@ class RayEngine:
         by_cpu = int(there.get("CPU", 1) // max(self.config.cpus, 1))
         by_gpu = int(there.get("GPU", 0) // self.config.gpus) if self.config.gpus else by_cpu
         return max(1, min(by_cpu, by_gpu))
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing answers at ``HOST:PORT``, for which Ray would try for minutes."""
+    place = urlsplit(f"//{address.rpartition('//')[2]}")
+    if place.hostname and place.port:
+        try:
+            socket.create_connection((place.hostname, place.port), timeout=_ANSWER).close()
+        except OSError as error:
+            raise OSError(f"nothing answers at {address} ({error})") from error
 
 
 def _result(reference: Any) -> Any:

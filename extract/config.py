@@ -115,7 +115,7 @@ class ExtractConfig:
         check_name(self.dataset)
         if self.tokens is not None:
             parse_tokens(self.tokens)
-        if AUTO not in parse_layers(self.layers or AUTO) and self.tokens is not None:
+        if AUTO not in parse_layers(AUTO if self.layers is None else self.layers) and self.tokens is not None:
             raise UsageError(
                 f"--tokens {self.tokens} is for --layers auto; layers named one by one say it themselves, "
                 "like --layers 8:cls,8:mean,final"

@@ -9,7 +9,7 @@ from typing import get_args
 
 from filelock import FileLock
 
-from clipspm.cache.disk import Unreadable, check_size, hidden, reading, write_json
+from clipspm.cache.disk import DiskFull, Unreadable, check_size, hidden, reading, write_json
 from clipspm.cache.home import home
 from clipspm.extract.config import Precision
 
@@ -21,8 +21,8 @@ def recall(key: str) -> str | None:
 
 def remember(key: str, value: str) -> str:
     """Keep ``value`` unless another process was first. Returns the value that is kept."""
-    # some file systems have no locks, and the home may not be writable
-    with suppress(OSError, NotImplementedError):
+    # some file systems have no locks, and the home may not be writable, or be full
+    with suppress(OSError, NotImplementedError, DiskFull):
         path = home() / "precision.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(hidden(path, "lock"), timeout=30, is_singleton=False):

@@ -62,7 +62,7 @@ def prepare(config: ExtractConfig, on_start: Callable[[str], None] = lambda mess
         templates = ("{}",)
         if unknown:
             on_start(f"note: {config.descriptions}: {_listed(unknown)} no class here, not used")
-    layers = parse_layers(config.layers or AUTO)
+    layers = parse_layers(AUTO if config.layers is None else config.layers)
     tokens = parse_tokens(config.tokens) if config.tokens is not None else TOKENS
     return Work(config, templates, layers, tokens, descriptions, index)
 

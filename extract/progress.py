@@ -9,6 +9,7 @@ from rich.text import Text
 
 from clipspm.cache.disk import size_text
 from clipspm.progress import Advance, Reporter
+from clipspm.terminal import escaped
 
 if TYPE_CHECKING:
     from clipspm.extract.pipeline import ExtractResult, Progress
@@ -78,5 +79,5 @@ def failure_table(result: "ExtractResult") -> Table:
     for path, category, error in result.failures:
         by_reason.setdefault(category, []).append((path, error))
     for reason, rows in sorted(by_reason.items()):
-        table.add_row(reason, str(len(rows)), Text(f"{rows[0][0]}: {rows[0][1]}"))
+        table.add_row(reason, str(len(rows)), Text(escaped(f"{rows[0][0]}: {rows[0][1]}")))
     return table

@@ -1,5 +1,6 @@
 """What people write into configurations: one meaning, quickly, or one line."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -23,6 +24,21 @@ from clipspm.train_heads.config import read_config_file, resolve_config
 )
 def test_yaml_is_read_as_ever(text: str, value: object) -> None:
     assert from_yaml(text) == value
+
+
+def test_a_list_has_brackets_and_the_documented_one_is_read() -> None:
+    with pytest.raises(ValueError, match=r"needed a list, like \[a, b\]"):
+        coerced("8:mean,final", tuple[str, ...])
+    page = (Path(__file__).parents[1] / "docs" / "heads.md").read_text()
+    [written] = re.findall(r"`without=(.*?)`", page)
+    assert coerced(from_yaml(written), tuple[str, ...]) == ("8:mean", "final")
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "nan", "inf"])
+def test_what_is_no_finite_number_is_refused(value: str) -> None:
+    for head, setting in (("clip-spm", "logit_scale"), ("tip-adapter", "alpha")):
+        with pytest.raises(UsageError, match=f"head {head}: setting {setting}: .* needed a finite number"):
+            resolve_config(overrides={"head": head, "head_config": {setting: from_yaml(value)}})
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,14 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from clipspm.cache import CacheWriter, Plan, VideoRecord
+from clipspm.extract.progress import failure_table
 from clipspm.progress import Reporter
 from clipspm.tables import Table
 from clipspm.terminal import Terminal, escaped, one_line
@@ -61,6 +65,14 @@ def test_in_news_and_bars(capfd: pytest.CaptureFixture[str]) -> None:
     reporter.say(HOSTILE)
     said = capfd.readouterr().err
     assert said.splitlines() == [one_line(HOSTILE)] * 2
+
+
+def test_in_the_table_of_failures() -> None:
+    result: Any = SimpleNamespace(failures=[(HOSTILE, "unreadable", HOSTILE)])
+    console = Console(file=io.StringIO(), width=200)
+    console.print(failure_table(result))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "mine" in said and all(line.isprintable() for line in said.split("\n"))
 
 
 def test_in_what_commands_say(tmp_path: Path) -> None:

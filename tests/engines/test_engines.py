@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from submitit.helpers import as_completed
 
 from clipspm.engines import EngineConfig, make_engine
 from clipspm.engines.base import Done, Task
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract import ExtractConfig, extract
+from clipspm.progress import Reporter, shown
 from clipspm.train_heads import ablate
 from tests.support.grumpy import Grumpy
 from tests.support.media import numbered_frames, tiny_local_dir, write_video
@@ -198,6 +201,69 @@ def test_ablation_cells_trained_elsewhere_are_the_same(engine: EngineConfig, tmp
     for name in ("full", "without padm"):
         for protocol in here.protocols:
             assert (here[name].accuracies[protocol] == there[name].accuracies[protocol]).all()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("ray_here")
+def test_actors_that_find_no_room_hold_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(EngineConfig(name="ray", jobs=4, cpus=2))  # two CPUs are there
+    assert sorted(engine.map(Grumpy(), [1, 2, 3, 4])) == [1, 4, 9, 16]
+    monkeypatch.setattr("clipspm.engines.ray._START", 0.5)
+    lines: list[str] = []
+
+    def stop(line: str) -> None:
+        lines.append(line)
+        raise InterruptedError
+
+    with shown(Reporter(log=stop)), pytest.raises(InterruptedError):
+        list(make_engine(EngineConfig(name="ray", jobs=1, cpus=3)).map(Grumpy(), [1]))
+    assert "no Ray actor has started" in lines[0] and "3 CPUs" in lines[0] and "has 2 CPUs" in lines[0]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("told", ["option", "environment"])
+def test_a_ray_that_does_not_answer_is_said_at_once(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    with socket.socket() as place:  # bound, but nobody listens
+        place.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{place.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address if told == "environment" else "")
+        monkeypatch.setattr("ray.is_initialized", lambda: False)
+        engine = make_engine(EngineConfig(name="ray", ray_address=address if told == "option" else None))
+        with pytest.raises(ClipspmError, match=f"nothing answers at {address}"):
+            list(engine.map(Grumpy(), [1]))
+
+
+def test_what_sbatch_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, does in (("srun", "exit 0"), ("sbatch", "echo 'Invalid account' >&2; exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    engine = make_engine(EngineConfig(name="slurm", logs=tmp_path / "logs"))
+    with pytest.raises(ClipspmError, match="Slurm cannot be used: .*Invalid account"):
+        list(engine.map(Grumpy(), [1]))
+
+
+@pytest.mark.timeout(120)
+def test_a_job_that_fails_says_why_and_keeps_what_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    logs = tmp_path / ("a folder with a name as long as they come " * 4) / "logs"
+    engine = make_engine(EngineConfig(name="slurm", jobs=1, slurm={"cluster": "local"}, logs=logs))
+    done: list[int] = []
+    with pytest.raises(ClipspmError, match=r"1 of 1 jobs failed, the first is job \d+: thirteen \(log "):
+        done.extend(engine.map(Grumpy(), [3, 2, 13, 1]))
+    assert done == [9, 4]
+
+    def damaging(jobs: Sequence[Any], poll_frequency: float) -> Iterator[Any]:
+        for job in as_completed(jobs, poll_frequency=poll_frequency):
+            job.paths.result_pickle.write_bytes(b"\x80\x05X")
+            yield job
+
+    monkeypatch.setattr("clipspm.engines.slurm.as_completed", damaging)
+    with pytest.raises(ClipspmError, match="ended without a result .* truncated"):
+        list(engine.map(Grumpy(), [3]))
 
 
 def test_wrong_combinations() -> None:

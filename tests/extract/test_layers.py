@@ -52,6 +52,11 @@ def test_other_tokens_are_refused(text: str) -> None:
         ExtractConfig(dataset="folder", tokens=text)
 
 
+def test_no_layer_is_not_auto() -> None:
+    with pytest.raises(UsageError, match="--layers ''"):
+        ExtractConfig(dataset="folder", layers="")
+
+
 @pytest.mark.parametrize(
     ("depth", "blocks"),
     [(12, (5, 8, 11)), (24, (11, 17, 23)), (32, (15, 23, 31)), (3, (0, 1, 2)), (2, (0, 1)), (1, (0,))],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipspm.cache.disk import replacing, write_atomically
+from clipspm.cache.disk import DiskFull, replacing, write_atomically
 from clipspm.extract.measured import recall, remember
 from tests.support.processes import remember_many
 
@@ -50,6 +50,13 @@ def test_what_is_no_file_of_measurements_hangs_nobody(
 def test_a_home_that_cannot_be_written_to_keeps_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def full(path: Path, content: object) -> None:
+        raise DiskFull(path)
+
+    monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path))
+    with monkeypatch.context() as small:
+        small.setattr("clipspm.extract.measured.write_json", full)
+        assert remember("a", "bf16") == "bf16"
     (tmp_path / "file").touch()
     monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path / "file" / "home"))
     assert remember("a", "bf16") == "bf16"

@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from clipspm.settings import near, typed
+from clipspm.settings import finite, near, typed
 from clipspm.train_heads.heads.clipspm.config import make_config
 
 if TYPE_CHECKING:
@@ -239,4 +239,4 @@ def check_settings(name: str, options: Mapping[str, Any]) -> None:
 def _typed(name: str, options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     if options and not own:
         raise ValueError(f"{name} has no settings, found {next(iter(options))!r}")
-    return typed(options, own)
+    return finite(typed(options, own))

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
-from clipspm.settings import typed
+from clipspm.settings import finite, typed
 
 MatcherName = Literal["otam", "bimhm", "mean-cosine"]
 MatchingInput = Literal["raw", "refined-centered"]
@@ -118,5 +118,5 @@ def make_config(preset: str = "hmdb51", **overrides: Any) -> CLIPSPMConfig:
 
     Raises a one-line ValueError for an unknown preset or field, or an invalid value.
     """
-    given = typed(overrides, get_type_hints(CLIPSPMConfig))
+    given = finite(typed(overrides, get_type_hints(CLIPSPMConfig)))
     return CLIPSPMConfig(**(load_preset(preset) | given))
