@@ -86,6 +86,25 @@ class Encoder:
         if precision == "auto":
             self.precision = self._fastest_precision()
 
+    def identity(self) -> dict[str, Any]:
+        """Return the fields of a :class:`CacheSpec` that the encoder decides."""
+        pre, source = self.preprocessing, self.source
+        return {
+            "model": source.name,
+            "pretrained": source.pretrained,
+            "architecture_sha256": source.architecture_sha256,
+            "weights_sha256": source.weights_sha256,
+            "activation": source.activation,
+            "precision": self.precision,
+            "layers": self.layers,
+            "dims": self.dims,
+            "resize": pre.resize,
+            "crop": pre.crop,
+            "interpolation": pre.interpolation,
+            "mean": pre.mean,
+            "std": pre.std,
+        }
+
     def pixel_buffer(self, count: int, *, on_device: bool = False) -> Tensor:
         """An empty buffer for images, uint8 [count, crop, crop, 3], on the device or in main memory.
 

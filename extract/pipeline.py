@@ -352,26 +352,14 @@ def _notes_on_texts(work: Work, encoder: Encoder, spec: CacheSpec) -> Iterator[s
 
 
 def _spec(work: Work, encoder: Encoder, resized_by: Literal["pillow", "torch"]) -> CacheSpec:
-    config, pre, source = work.config, encoder.preprocessing, encoder.source
+    config = work.config
     return CacheSpec(
+        **encoder.identity(),
         dataset=config.dataset,
-        model=source.name,
-        pretrained=source.pretrained,
-        architecture_sha256=source.architecture_sha256,
-        weights_sha256=source.weights_sha256,
-        activation=source.activation,
-        precision=encoder.precision,
-        layers=encoder.layers,
-        dims=encoder.dims,
         frames=config.frames,
         views=config.views,
         flip=config.views > 1 and config.dataset not in NO_FLIP,
-        resize=pre.resize,
-        crop=pre.crop,
-        interpolation=pre.interpolation,
         resized_by=resized_by,
-        mean=pre.mean,
-        std=pre.std,
         prompts=work.templates,
         names=_names_in_prompts(work),
         descriptions=work.descriptions,

@@ -101,17 +101,7 @@ class ShardTask:
             torch.set_num_threads(self.threads)
         keep_pages()
         encoder = self.encoder or self._load(device)
-        spec, pre = self.spec, encoder.preprocessing
-        settings = ClipSettings(
-            spec.frames,
-            spec.views,
-            pre.resize,
-            pre.crop,
-            pre.interpolation,
-            self.flip,
-            spec.min_frames,
-            native=NATIVE * pre.resize**2 if spec.resized_by == "torch" else 0,
-        )
+        settings = clip_settings(self.spec, flip=self.flip)
         pool = DecodePool(settings, workers=self.workers, timeout=self.timeout, memory=self.memory)
         with pool as decoders:
             yield lambda shards: self._run(encoder, decoders, list(shards))
@@ -159,7 +149,7 @@ class ShardTask:
         self, encoder: Encoder, clips: Iterator[Clip | DecodeError], shard: Shard
     ) -> tuple[Shard, dict[int, VideoRecord], dict[str, np.ndarray], Spent]:
         """Returns the shard, its videos' outcomes, the features of those that were read, and the time."""
-        batcher = _Batcher(encoder, self.batch_size, self.spec)
+        batcher = Batcher(encoder, self.batch_size, self.spec)
         outcomes: dict[int, VideoRecord] = {}
         total = Spent()
         for row, video in shard.videos.items():
@@ -187,8 +177,22 @@ class ShardTask:
         return ShardDone(shard.number, spent + Spent(writing=time.perf_counter() - start))
 
 
-class _Batcher:
-    """Collects the frames of a shard's videos and encodes them in batches that cross video boundaries.
+def clip_settings(spec: CacheSpec, *, flip: bool) -> ClipSettings:
+    """Return what decode workers take of each video for a cache of ``spec``."""
+    return ClipSettings(
+        spec.frames,
+        spec.views,
+        spec.resize,
+        spec.crop,
+        spec.interpolation,
+        flip,
+        spec.min_frames,
+        native=NATIVE * spec.resize**2 if spec.resized_by == "torch" else 0,
+    )
+
+
+class Batcher:
+    """Collects the frames of videos and encodes them in batches that cross video boundaries.
 
     A batch's features are fetched only after the next batch has been started: on a GPU, one batch is filled
     while the other is computed. Hence two buffers.

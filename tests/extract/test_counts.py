@@ -87,7 +87,7 @@ def test_a_shard_is_written_while_the_next_one_is_encoded(
     config: ExtractConfig, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     going_on = threading.Event()
-    plain_stage, plain_add = shards.stage, shards._Batcher.add
+    plain_stage, plain_add = shards.stage, shards.Batcher.add
     added = 0
 
     def stage(cache: Path, shard: int, *rest: Any) -> None:
@@ -103,7 +103,7 @@ def test_a_shard_is_written_while_the_next_one_is_encoded(
         plain_add(self, frames)
 
     monkeypatch.setattr(shards, "stage", stage)
-    monkeypatch.setattr(shards._Batcher, "add", add)
+    monkeypatch.setattr(shards.Batcher, "add", add)
     assert extract(config).done == 9
 
 
@@ -136,7 +136,7 @@ def test_features_are_fetched_when_the_next_batch_is_under_way(
             return found
 
     monkeypatch.setattr(shards, "PendingFeatures", Watched)
-    batcher = shards._Batcher(encoder, 5, spec)  # type: ignore[arg-type]
+    batcher = shards.Batcher(encoder, 5, spec)  # type: ignore[arg-type]
     for i in range(3):
         numbers = 10 * i + torch.arange(4, dtype=torch.uint8)
         batcher.add(numbers[:, None, None, None].expand(4, 2, 2, 3))

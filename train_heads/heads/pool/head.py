@@ -163,7 +163,8 @@ class EvidencePool(Head):
             logits = self._pooled(episode, scores)
         if known.learned is not None and self.learned is not None:
             weight = 1.0 if self.training else self.learned_weight * known.familiar[:, None, None]
-            logits = logits + weight * self.learned.combine(episode, known.learned)
+            learned = Evidence({name: scores[name] for name in known.learned}, known.learned.kept)
+            logits = logits + weight * self.learned.combine(episode, learned)
         return logits / self.temperature
 
     def losses(

@@ -1,0 +1,200 @@
+"""Features of single clips, as extraction makes them, and kept by what is in the file.
+
+Shapes: N clips, T frames, D the widths of all layers together.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from clipspm.cache.disk import reading, replacing
+from clipspm.cache.home import home
+from clipspm.cache.spec import CacheSpec
+from clipspm.extract.config import MEMORY, Precision
+from clipspm.extract.decode_pool import DecodePool
+from clipspm.extract.encoder import Encoder
+from clipspm.extract.failures import DecodeError
+from clipspm.extract.layers import parse_layers, parse_tokens
+from clipspm.extract.models import check_model
+from clipspm.extract.plan import DEFAULT_MODEL, DEFAULT_PRETRAINED
+from clipspm.extract.prompts import load_templates, spoken
+from clipspm.extract.shards import Batcher, clip_settings
+from clipspm.extract.suffixes import is_frame_name
+from clipspm.progress import track
+
+Features = npt.NDArray[np.float32]
+
+
+class ClipEncoder(TransformerMixin, BaseEstimator):
+    """Turns paths of videos (or of folders of frames) into features, as ``clipspm extract`` does.
+
+    ``model``, ``pretrained``, ``layers``, ``tokens``, ``frames``, ``precision``, ``device``: as there;
+    ``prompts``: for :meth:`encode_text`. ``workers``: decode processes; ``timeout`` in seconds and ``memory``
+    in GiB for each video. ``store``: folder to keep features in, by SHA-256 of the files; none:
+    ``$CLIPSPM_HOME/features``; False: they are not kept.
+
+    Attributes after :meth:`fit`: ``layers_``: the width of each layer, in the order of the last axis.
+    """
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        pretrained: str | None = None,
+        *,
+        layers: str = "auto",
+        tokens: str = "cls,mean",
+        frames: int = 8,
+        prompts: str = "photo",
+        precision: Precision = "fp32",
+        device: str | None = None,
+        workers: int | None = None,
+        timeout: float = 60.0,
+        memory: float = MEMORY,
+        store: str | Path | Literal[False] | None = None,
+    ) -> None:
+        self.model = model
+        self.pretrained = pretrained
+        self.layers = layers
+        self.tokens = tokens
+        self.frames = frames
+        self.prompts = prompts
+        self.precision = precision
+        self.device = device
+        self.workers = workers
+        self.timeout = timeout
+        self.memory = memory
+        self.store = store
+
+    def fit(self, X: Any = None, y: Any = None) -> Self:
+        """Load the encoder; the arguments are not looked at."""
+        pretrained = self.pretrained
+        if pretrained is None and self.model == DEFAULT_MODEL:
+            pretrained = DEFAULT_PRETRAINED
+        check_model(self.model, pretrained)
+        self._templates = load_templates(self.prompts)
+        self.encoder_ = Encoder(
+            self.model,
+            pretrained,
+            layers=parse_layers(self.layers),
+            tokens=parse_tokens(self.tokens),
+            device=self.device,
+            precision=self.precision,
+        )
+        self.layers_ = dict(self.encoder_.dims)
+        self._spec = self._make_spec()
+        return self
+
+    def transform(self, X: Iterable[str | Path]) -> Features:
+        """Return the features of the clips at the paths ``X``, [N, T, D].
+
+        Raises :class:`DecodeError` for the first one that cannot be read.
+        """
+        features = np.empty((0, self.frames, sum(self.layers_.values())), np.float32)
+        found = self.encode(X)
+        for clip in found:
+            if isinstance(clip, DecodeError):
+                raise clip
+        return np.concatenate([features, *(clip[np.newaxis] for clip in found)])
+
+    def encode(self, paths: Iterable[str | Path]) -> list[Features | DecodeError]:
+        """Return the features of each of ``paths``, [T, D], or why it could not be read."""
+        check_is_fitted(self)
+        places = [Path(path) for path in paths]
+        kept: dict[int, Features | DecodeError] = {}
+        new: dict[str, list[int]] = {}
+        for row, place in enumerate(places):
+            try:
+                digest = content_digest(place)
+            except OSError as error:
+                kept[row] = DecodeError("missing", place, error.strerror or str(error))
+                continue
+            known = self._load(digest)
+            if known is not None:
+                kept[row] = known
+            else:
+                new.setdefault(digest, []).append(row)
+        firsts = [places[rows[0]] for rows in new.values()]
+        for (digest, rows), found in zip(new.items(), self._read(firsts), strict=True):
+            if not isinstance(found, DecodeError):
+                self._keep(digest, found)
+            kept.update(dict.fromkeys(rows, found))
+        return [kept[row] for row in range(len(places))]
+
+    def encode_text(self, names: Sequence[str]) -> Features:
+        """Return the features of class names, averaged over the prompts, [C, D of final]."""
+        each = self.encoder_.encode_text([spoken(name) for name in names], self._templates)
+        return np.asarray(each.mean(1, dtype=np.float32))
+
+    def _read(self, places: Sequence[Path]) -> Iterator[Features | DecodeError]:
+        """Decode clips, several at a time, and encode each by itself."""
+        if not places:
+            return
+        spec, encoder = self._spec, self.encoder_
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(self.workers or cores, len(places))
+        settings = clip_settings(spec, flip=False)
+        with DecodePool(settings, workers=workers, timeout=self.timeout, memory=self.memory) as decoders:
+            clips = decoders.stream((place, place.name) for place in places)
+            for clip in track(clips, "reading clips", len(places), "clips"):
+                if isinstance(clip, DecodeError):
+                    yield clip
+                    continue
+                batcher = Batcher(encoder, spec.frames, spec)
+                batcher.add(encoder.views(clip))
+                batcher.finish()
+                layers = [x[0, 0].astype(np.float32) for x in batcher.features().values()]
+                yield np.concatenate(layers, axis=-1)
+
+    def _make_spec(self) -> CacheSpec:
+        by: Literal["pillow", "torch"] = "torch" if self.encoder_.device.type == "cuda" else "pillow"
+        return CacheSpec(
+            **self.encoder_.identity(),
+            dataset="clips",
+            frames=self.frames,
+            views=1,
+            flip=False,
+            resized_by=by,
+            prompts=(),
+        )
+
+    def _folder(self) -> Path | None:
+        if self.store is False:
+            return None
+        place = Path(self.store) if self.store is not None else home() / "features"
+        return place / self._spec.fingerprint[:16]
+
+    def _load(self, digest: str) -> Features | None:
+        folder = self._folder()
+        file = folder / f"{digest}.safetensors" if folder else None
+        if file is None or not file.is_file():
+            return None
+        with reading(file, "is not a file of features"):
+            found = load_file(file)["features"]
+            if found.shape != (self.frames, sum(self.layers_.values())) or not np.isfinite(found).all():
+                raise ValueError(f"its shape is {found.shape}")
+        return found
+
+    def _keep(self, digest: str, features: npt.NDArray[np.float32]) -> None:
+        if folder := self._folder():
+            with replacing(folder / f"{digest}.safetensors") as aside:
+                save_file({"features": features}, aside)
+
+
+def content_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of the images in a folder of frames."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if is_frame_name(file.name) and file.is_file():
+            whole.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + content_digest(file).encode())
+    return whole.hexdigest()
