@@ -7,7 +7,7 @@ Exit codes: 0 done, 1 failure, 2 wrong usage, 3 done with videos skipped, 130 in
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from io import TextIOWrapper
@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from clipspm import __version__
-from clipspm.commands import caches, datasets, episodes
+from clipspm.commands import caches, datasets, episodes, recognise
 from clipspm.commands.common import (
     AllowPartial,
     App,
@@ -32,10 +32,12 @@ from clipspm.commands.common import (
     err,
     help_alone,
     kind_of,
+    load_torch,
     open_source,
     out,
     say,
     tell,
+    write,
 )
 from clipspm.engines.base import MOST_THREADS, EngineConfig
 from clipspm.errors import ClipspmError, Interrupted, UsageError
@@ -64,6 +66,8 @@ app = App(
 app.add_typer(caches.app, name="cache")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(episodes.app, name="episodes")
+app.command()(recognise.predict)
+app.command()(recognise.timeline)
 
 # typer carries its own copy of click or uses the installed one: its exceptions are found through typer
 _WrongUsage: Any = typer.BadParameter.__base__
@@ -117,7 +121,7 @@ def extract(asked: Given, engine: Given, as_json: Json = False) -> None:
     config = ExtractConfig(**asked, engine=_engine(engine))
     with Watch(Reporter()) as watch, _resumable("finished shards are"):
         work = prepare(config, watch.message)
-        _load_torch(config.threads)
+        load_torch(config.threads)
         from clipspm.extract.pipeline import run
 
         result = run(work, on_start=watch.message, on_progress=watch.progress)
@@ -196,7 +200,7 @@ def train_heads(
     elif run_dir is None:
         assert config is not None
         run_dir = unfinished_run(config, data) if resume else default_run_dir(config, data)
-    _load_torch(threads)
+    load_torch(threads)
     from clipspm.train_heads import train
 
     try:
@@ -271,7 +275,7 @@ def evaluate(
         **asdict(wanted),
         **kind,
     }
-    _load_torch(threads)
+    load_torch(threads)
     from clipspm.train_heads import evaluate as score
     from clipspm.train_heads import selection_bias
 
@@ -281,7 +285,7 @@ def evaluate(
         more = {"selection_bias": bias.as_dict()}
     else:
         result, beside, more = score(scored, data, **asked), [], {}
-    _write(
+    write(
         [result.table(), *beside, *(result.class_tables() if per_class else ())],
         "json" if as_json else format,
         out_path,
@@ -305,7 +309,7 @@ def _as_it_is(
     data = Data(source, device)
     config = resolve_config(overrides=overrides, dataset=data.spec.dataset)
     check_request(data.pools["test"], way=config.way, shot=config.shots, queries=wanted.queries)
-    _load_torch(threads)
+    load_torch(threads)
     from clipspm.train_heads.training.train import untrained
 
     return untrained(data, config), data
@@ -320,7 +324,7 @@ def doctor(
     from clipspm.train_heads.doctor import run_to_examine
 
     path = run_to_examine(run)
-    _load_torch(None)
+    load_torch(None)
     found = examine(path)
     tell(as_json, found.as_dict(), found.table())
     if not found.ok:
@@ -355,7 +359,7 @@ def results(
         tables.append(beside)
     if per_class:
         tables += found.class_tables()
-    _write(
+    write(
         tables,
         "json" if as_json else format,
         out_path,
@@ -498,7 +502,7 @@ def ablate(
         "episodes": test_episodes,
         "engine": spread,
     }
-    _load_torch(threads)
+    load_torch(threads)
     from clipspm.train_heads import ablate_shots
     from clipspm.train_heads.experiments.ablate import describe_plans, plan_shots, plans_table
 
@@ -546,7 +550,7 @@ def demo(
         found = describe_worlds(where, worlds, quick=quick)
         tell(as_json, {"dry_run": True, "worlds": found}, plan_table(found))
         return
-    _load_torch(threads)
+    load_torch(threads)
     from clipspm.extract.demo.stage import extract_demo
     from clipspm.extract.progress import Watch, failure_table
     from clipspm.train_heads.demo import run_demo, worlds_table
@@ -594,16 +598,6 @@ def _run_to_resume(run_dir: Path) -> Any:
     return None
 
 
-def _load_torch(threads: int | None) -> None:
-    """Import PyTorch, which a cold disk makes a long wait, and set how many threads it computes with."""
-    if "torch" not in sys.modules:
-        say("loading PyTorch")
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
 @contextmanager
 def _resumable(what: str) -> Iterator[None]:
     """Say after Ctrl-C that ``what`` is kept, and on a full disk, that the same command goes on."""
@@ -648,32 +642,6 @@ def _check_file(path: Path | None) -> None:
         from clipspm.cache.home import check_outside
 
         check_outside(path)
-
-
-def _write(
-    tables: list[Any],
-    format: Format,
-    path: Path | None,
-    *,
-    csv: Callable[[], str],
-    content: Callable[[], dict[str, Any]],
-) -> None:
-    """Results on the terminal, on standard output in another format, or in a file."""
-    if format == "terminal" and path is None:
-        for i, table in enumerate(tables):
-            if i:
-                out.print()
-            out.print(table)
-        return
-    from clipspm.cache.disk import write_text
-    from clipspm.tables import written
-
-    text = written(format, tables, csv=csv, content=content)
-    if path is None:
-        sys.stdout.write(text)
-    else:
-        write_text(path, text)
-        say(f"table: {path}")
 
 
 def main() -> None:

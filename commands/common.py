@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 from clipspm.errors import UsageError
 from clipspm.extract.config import ExtractConfig
 from clipspm.options import like, own
+from clipspm.tables import Format
 from clipspm.terminal import Terminal, one_line
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -119,3 +120,39 @@ def tell(as_json: bool, content: dict[str, Any], *said: Any) -> None:
 def say(line: str) -> None:
     """One line of news, on standard error."""
     err.print(one_line(line))
+
+
+def load_torch(threads: int | None) -> None:
+    """Import PyTorch, which a cold disk makes a long wait, and set how many threads it computes with."""
+    if "torch" not in sys.modules:
+        say("loading PyTorch")
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def write(
+    tables: list[Any],
+    format: Format,
+    path: Path | None,
+    *,
+    csv: Callable[[], str],
+    content: Callable[[], dict[str, Any]],
+) -> None:
+    """Results on the terminal, on standard output in another format, or in a file."""
+    if format == "terminal" and path is None:
+        for i, table in enumerate(tables):
+            if i:
+                out.print()
+            out.print(table)
+        return
+    from clipspm.cache.disk import write_text
+    from clipspm.tables import written
+
+    text = written(format, tables, csv=csv, content=content)
+    if path is None:
+        sys.stdout.write(text)
+    else:
+        write_text(path, text)
+        say(f"table: {path}")

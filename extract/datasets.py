@@ -310,7 +310,7 @@ def _index_listed(about: BenchmarkClasses, root: Path, lists: VideoList, splits_
         for folder, name, _ in classes:
             by_key[key_of(folder)] = by_key[key_of(name)] = (name, split)
     names = {key: without_brackets(name) for key, name in lists.names.items()}
-    files = Files(_all_videos(root))
+    files = Files(all_videos(root))
     rows: list[Row] = []
     copies: dict[str, list[Path]] = {}
     expected: Counter[str] = Counter()
@@ -377,7 +377,7 @@ def _describe_lists(about: BenchmarkClasses, lists: VideoList, expected: Mapping
     return [f"counts differ from the published ones ({', '.join(differ)})"] if differ else []
 
 
-def _all_videos(root: Path) -> list[Path]:
+def all_videos(root: Path) -> list[Path]:
     """Video files, and folders that hold images, under ``root``; each folder once, even if it is linked."""
     found: list[Path] = []
     seen: set[str] = set()
@@ -398,7 +398,7 @@ def _all_videos(root: Path) -> list[Path]:
 
 
 def _read_manifest(path: Path) -> list[Row]:
-    """Read a CSV file with the columns path, class, split; paths are relative to the CSV's folder."""
+    """Read a CSV file with columns path, class and maybe split; paths are relative to the CSV's folder."""
     rows: list[Row] = []
     with reading(path, "is not a readable CSV file"):
         check_size(path)
@@ -407,16 +407,17 @@ def _read_manifest(path: Path) -> list[Row]:
             names = list(reader.fieldnames or ())
             if twice := [name for name in names if names.count(name) > 1]:
                 raise ClipspmError(f"{path} has the column {twice[0]!r} twice")
-            missing = {"path", "class", "split"} - set(names)
+            missing = {"path", "class"} - set(names)
             if missing:
                 raise ClipspmError(
-                    f"{path} lacks the column {sorted(missing)[0]!r}: a manifest has path, class, split"
+                    f"{path} lacks the column {sorted(missing)[0]!r}: a manifest has path, class "
+                    "and, if it is known, split"
                 )
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
                 if not row["path"] or not row["class"]:
                     raise ClipspmError(f"{where}: path and class must not be empty")
-                split = (row["split"] or "none").strip()
+                split = (row.get("split") or "none").strip()
                 if split not in SPLITS:
                     raise ClipspmError(f"{where}: split {split!r} is not train, val, test or none")
                 rows.append((path.parent / row["path"], row["class"], cast(Split, split)))

@@ -87,6 +87,35 @@ def count_frames(path: Path) -> int:
         return len(_image_files(path)) if path.is_dir() else _inspect(path).shown
 
 
+def read_steadily(path: str | Path, step: float, *, each: Each | None = None) -> Iterator[np.ndarray]:
+    """Yield the frames that a video shows at ``step / 2``, ``3 * step / 2``, ... seconds after its start.
+
+    Frames are decoded once, in order, and are as :func:`read_frames` gives them. ``path`` is a file: folders
+    of frames have no times. Raises :class:`DecodeError`, for damage when it comes to it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DecodeError("no video stream", path, "a folder of frames has no times: name a video file")
+    convert = _Converter(path, each)
+    with _as_decode_errors(path), open_video(path) as (container, stream):
+        rate = float(stream.average_rate or 25)
+        shown: Any = None
+        start, tick, count, tainted = 0.0, 0, 0, False
+        for frame in container.decode(stream):
+            tainted = frame.is_corrupt or (tainted and not frame.key_frame)
+            if tainted:
+                raise _damaged_frame(path, count)
+            time = count / rate if frame.time is None else float(frame.time)
+            start = time if count == 0 else start
+            while shown is not None and (tick + 0.5) * step < time - start:
+                yield convert(shown)
+                tick += 1
+            shown, end, count = frame, time - start + 1 / rate, count + 1
+        while shown is not None and (tick + 0.5) * step < end:
+            yield convert(shown)
+            tick += 1
+
+
 @contextmanager
 def _as_decode_errors(path: Path) -> Iterator[None]:
     """Turn errors inside the block into :class:`DecodeError`."""

@@ -102,6 +102,11 @@ def load_clip(path: Path, video_id: str, settings: ClipSettings, room: np.ndarra
     )
 
 
+def still(frame: np.ndarray, settings: ClipSettings) -> np.ndarray:
+    """Resize a frame and crop its centre, uint8 [C, C, 3], as :func:`load_clip` does for view 0."""
+    return _views(frame, _cut(frame.shape[0], frame.shape[1], "", settings), settings)[0]
+
+
 def _empty(shape: tuple[int, ...], room: np.ndarray | None) -> np.ndarray:
     return np.empty(shape, np.uint8) if room is None else room[: math.prod(shape)].reshape(shape)
 

@@ -30,8 +30,8 @@ tags:
 
 # Few-shot action recognizer
 
-Recognises {len(counts)} actions from {len(content["labels"])} clips. Nothing was trained: features of clips are
-compared by the head `{content["head"]}` of clipspm {content["clipspm"]}.
+Recognises {len(counts)} actions from {len(content["labels"])} clips. Nothing was trained: features of clips
+are compared by the head `{content["head"]}` of clipspm {content["clipspm"]}.
 
 | class | clips |
 |---|---|

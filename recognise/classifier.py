@@ -30,7 +30,7 @@ _SPREAD, _TEMPERATURES = 0.5, 2.0 ** np.linspace(-3, 3, 97)
 _BATCH = 64
 
 
-class FewShotClassifier(ClassifierMixin, BaseEstimator):
+class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Classifies features of videos by those of a few labelled ones.
 
     ``head``: name of a head that works as it is (``evidence``, ``frame-cosine``, ...), or a trained
@@ -85,7 +85,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def predict(self, X: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return the likeliest class of each of ``X`` [N, T, D]: [N]."""
         best = self.logits(X).argmax(1)
-        return self.classes_[best]
+        return np.asarray(self.classes_[best])
 
     def predict_proba(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the probability of each class, [N, C], in the order of ``classes_``."""
@@ -178,7 +178,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 f"layers: found {widths}; needed {FINAL!r} among them and the sum {x.shape[-1]}, the width "
                 "of the features"
             )
-        return dict(zip(widths, x.split(list(widths.values()), dim=-1), strict=True))
+        return dict(zip(widths, x.split_with_sizes(list(widths.values()), dim=-1), strict=True))
 
     def _episode(self, queries: Mapping[str, Tensor]) -> Episode:
         return Episode(self._supports, queries, self._labels, self._text)

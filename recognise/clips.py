@@ -6,11 +6,13 @@ Shapes: N clips, T frames, D the widths of all layers together.
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
@@ -19,6 +21,7 @@ from clipspm.cache.disk import reading, replacing
 from clipspm.cache.home import home
 from clipspm.cache.spec import CacheSpec
 from clipspm.extract.config import MEMORY, Precision
+from clipspm.extract.decode import read_steadily
 from clipspm.extract.decode_pool import DecodePool
 from clipspm.extract.encoder import Encoder
 from clipspm.extract.failures import DecodeError
@@ -28,12 +31,16 @@ from clipspm.extract.plan import DEFAULT_MODEL, DEFAULT_PRETRAINED
 from clipspm.extract.prompts import load_templates, spoken
 from clipspm.extract.shards import Batcher, clip_settings
 from clipspm.extract.suffixes import is_frame_name
+from clipspm.extract.views import still
 from clipspm.progress import track
 
 Features = npt.NDArray[np.float32]
 
+#: frames of a long video that are encoded at a time
+_STEADY = 32
 
-class ClipEncoder(TransformerMixin, BaseEstimator):
+
+class ClipEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Turns paths of videos (or of folders of frames) into features, as ``clipspm extract`` does.
 
     ``model``, ``pretrained``, ``layers``, ``tokens``, ``frames``, ``precision``, ``device``: as there;
@@ -97,12 +104,12 @@ class ClipEncoder(TransformerMixin, BaseEstimator):
 
         Raises :class:`DecodeError` for the first one that cannot be read.
         """
-        features = np.empty((0, self.frames, sum(self.layers_.values())), np.float32)
-        found = self.encode(X)
-        for clip in found:
+        found = [np.empty((0, self.frames, sum(self.layers_.values())), np.float32)]
+        for clip in self.encode(X):
             if isinstance(clip, DecodeError):
                 raise clip
-        return np.concatenate([features, *(clip[np.newaxis] for clip in found)])
+            found.append(clip[np.newaxis])
+        return np.concatenate(found)
 
     def encode(self, paths: Iterable[str | Path]) -> list[Features | DecodeError]:
         """Return the features of each of ``paths``, [T, D], or why it could not be read."""
@@ -127,6 +134,22 @@ class ClipEncoder(TransformerMixin, BaseEstimator):
                 self._keep(digest, found)
             kept.update(dict.fromkeys(rows, found))
         return [kept[row] for row in range(len(places))]
+
+    def encode_steadily(self, path: str | Path, step: float) -> Features:
+        """Return the features of what a video shows every ``step`` seconds, [frames, D].
+
+        Raises :class:`DecodeError`.
+        """
+        check_is_fitted(self)
+        settings, spec = clip_settings(self._spec, flip=False), replace(self._spec, frames=1)
+        batcher = Batcher(self.encoder_, _STEADY, spec)
+        for frame in read_steadily(path, step, each=lambda whole: still(whole, settings)):
+            batcher.add(torch.from_numpy(frame).unsqueeze(0))
+        batcher.finish()
+        layers = [x[:, 0, 0].astype(np.float32) for x in batcher.features().values()]
+        if not layers:
+            raise DecodeError("too short", Path(path), f"it shows nothing for half of {step:g} s")
+        return np.concatenate(layers, axis=-1)
 
     def encode_text(self, names: Sequence[str]) -> Features:
         """Return the features of class names, averaged over the prompts, [C, D of final]."""
@@ -194,7 +217,9 @@ def content_digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     whole = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if is_frame_name(file.name) and file.is_file():
-            whole.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + content_digest(file).encode())
+    for image in sorted(path.iterdir()):
+        if is_frame_name(image.name) and image.is_file():
+            whole.update(
+                image.name.encode("utf-8", "surrogateescape") + b"\0" + content_digest(image).encode()
+            )
     return whole.hexdigest()

@@ -48,14 +48,15 @@ class Prediction:
         return sorted(self.probabilities.items(), key=lambda item: -item[1])[:count]
 
 
-class FewShotRecognizer(ClassifierMixin, BaseEstimator):
+class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Recognises actions from a few clips of each.
 
     ``encoder``: :class:`ClipEncoder`, or none for that of ``clipspm extract``. ``head``: name of a head that
     works untrained. ``unknown``: "auto" calls clips that fit none of the classes ``unknown``, where there are
     three classes or more with two clips or more; "off" never does.
 
-    Attributes: ``classes_``; ``encoder_``; ``classifier_``; ``threshold_``: when a clip is unknown, or None.
+    Attributes: ``classes_``; ``labels_``: of the supports; ``encoder_``; ``classifier_``; ``threshold_``:
+    when a clip is unknown, or None.
     """
 
     def __init__(
@@ -101,10 +102,10 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         places = [Path(path) for path in paths]
         found = self.encoder_.encode(places)
-        good = [row for row, clip in enumerate(found) if not isinstance(clip, DecodeError)]
+        good = {row: clip for row, clip in enumerate(found) if not isinstance(clip, DecodeError)}
         out: list[Any] = list(found)
         if good:
-            features = np.stack([found[row] for row in good])
+            features = np.stack(list(good.values()))
             labels, probabilities = self._labels(features), self.classifier_.predict_proba(features)
             evidence = self.classifier_.explain(features) if explain else {}
             for k, row in enumerate(good):
@@ -118,7 +119,7 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         folder, encoder = Path(folder), self.encoder_
         make_folder(folder)
-        supports, labels, texts = self._held
+        supports, texts = self._held
         with replacing(folder / TENSORS) as aside:
             save_file({"supports": supports, "texts": texts}, aside)
         settings = {name: value for name, value in encoder.get_params().items() if name not in _PLACES}
@@ -130,7 +131,7 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):
             "layers": encoder.layers_,
             "head": self.head,
             "unknown": self.unknown,
-            "labels": labels,
+            "labels": self.labels_,
             "temperature": self.classifier_.temperature_,
             "threshold": threshold,
         }
@@ -188,7 +189,7 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):
         texts: npt.NDArray[Any],
         temperature: float | None = None,
     ) -> None:
-        self._held = features, labels, texts
+        self.labels_, self._held = labels, (features, texts)
         self.classifier_ = FewShotClassifier(
             self.head, layers=self.encoder_.layers_, texts=texts, temperature=temperature
         ).fit(features, labels)

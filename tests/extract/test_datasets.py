@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipspm.errors import ClipspmError, UsageError
-from clipspm.extract.datasets import BENCHMARKS, _all_videos, benchmark, index_dataset, read_splits
+from clipspm.extract.datasets import BENCHMARKS, all_videos, benchmark, index_dataset, read_splits
 from clipspm.extract.decode import count_frames, read_frames
 from clipspm.extract.report import check
 
@@ -134,7 +134,7 @@ def test_manifest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,class\na,b\n", "lacks the column 'split'"),
+        ("path,label\na,b\n", "lacks the column 'class'"),
         ("path,class,split\na,b,dev\n", "line 2: split 'dev'"),
         ("path,class,split\na,b,train\nc,b,test\n", "'b' is in both 'train' and 'test'"),
         ("path,class,split\na.mp4,b,train\na.mp4,b,train\n", "listed twice"),
@@ -326,7 +326,7 @@ def test_links_in_a_circle_are_walked_once(tmp_path: Path) -> None:
     touch(tmp_path / "v", "a/1.mp4", "b/1.mp4")
     for i in range(8):
         (tmp_path / "v" / "a" / f"l{i}").symlink_to(tmp_path / "v")
-    assert sorted(p.name for p in _all_videos(tmp_path / "v")) == ["1.mp4", "1.mp4"]
+    assert sorted(p.name for p in all_videos(tmp_path / "v")) == ["1.mp4", "1.mp4"]
 
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
