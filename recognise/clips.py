@@ -104,6 +104,7 @@ class ClipEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises :class:`DecodeError` for the first one that cannot be read.
         """
+        check_is_fitted(self)
         found = [np.empty((0, self.frames, sum(self.layers_.values())), np.float32)]
         for clip in self.encode(X):
             if isinstance(clip, DecodeError):
