@@ -167,6 +167,18 @@ def _known(support: Path | None, load: Path | None) -> Any:
     return known
 
 
+def _check_head(name: str) -> None:
+    """Raise :class:`UsageError` for a head that is unknown, or must be trained."""
+    from clipspm.train_heads.heads.registry import head_entry
+
+    try:
+        entry = head_entry(name)
+    except ValueError as error:
+        raise UsageError(f"--head: {error}") from error
+    if entry.trained:
+        raise UsageError(f"--head {name} must be trained first (clipspm heads lists those that need not)")
+
+
 def _seconds(flag: str, text: str) -> float:
     try:
         found = float(text.strip().removesuffix("s"))
@@ -190,6 +202,7 @@ def _recognizer(
     from clipspm.extract.models import check_model
 
     given = {name: value for name, value in encoder.items() if value is not None}
+    _check_head(head)
     if given.get("model"):
         check_model(given["model"], given.get("pretrained"))
     load_torch(threads)

@@ -26,6 +26,8 @@ Scores = npt.NDArray[np.float32]
 
 #: standard deviation of the prior of the temperature's logarithm, and the temperatures that are tried
 _SPREAD, _TEMPERATURES = 0.5, 2.0 ** np.linspace(-3, 3, 97)
+#: supports that are left out in turn, at most
+_MOST_LEFT_OUT = 100
 #: queries that are scored at a time
 _BATCH = 64
 
@@ -41,7 +43,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Features are [N, T, D], or [N, D] for videos of one frame. The scores of a query depend on no other query.
 
-    Attributes: ``classes_``; ``temperature_``; ``head_``; ``n_features_in_``: D of [N, D].
+    Attributes: ``classes_``; ``temperature_``; ``head_``.
     """
 
     def __init__(
@@ -120,10 +122,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def left_out(self) -> tuple[Tensor, Tensor]:
         """Score each support against the others: logits [N, C] and labels [N], rows of ``classes_``.
 
-        Supports that are alone in their class are not scored.
+        Supports that are alone in their class are not scored, and of very many only some.
         """
         counts = torch.bincount(self._labels, minlength=len(self.classes_))
         rows = torch.nonzero(counts[self._labels] > 1).flatten()
+        rows = rows[:: -(-len(rows) // _MOST_LEFT_OUT) or 1]
         every = torch.arange(len(self._labels))
         logits = [self._among(every != row, row.view(1)) for row in rows]
         return torch.cat([torch.empty(0, len(self.classes_)), *logits]), self._labels[rows]

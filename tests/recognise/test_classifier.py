@@ -129,7 +129,7 @@ def test_other_shapes_are_refused() -> None:
     x, y, queries, _ = clips()
     found = FewShotClassifier(layers=WIDTHS).fit(x, y)
     with pytest.raises(ValueError, match="fitted to"):
-        found.predict(queries[:, :-1])
+        found.predict(queries[..., :-1])
     with pytest.raises(ValueError, match=r"needed \[N, T, D\] or \[N, D\]"):
         FewShotClassifier().fit(x[..., None], y)
 

@@ -83,7 +83,8 @@ def test_supports_may_be_listed(model: str, support: Path, queries: dict[str, Pa
         (("--support", "none"), 1, "no videos under"),
         (("--support", "two", "--model", "ViT-B-61"), 2, "open_clip has no architecture 'ViT-B-61'"),
         (("--support", "two", "--csv", "--json"), 2, "--csv and --json"),
-        (("--support", "two", "--head", "evidenc"), 2, "evidence"),
+        (("--support", "two", "--head", "evidenc"), 2, "unknown head"),
+        (("--support", "two", "--head", "trx"), 2, "must be trained first"),
         (("--load", "two"), 1, "clipspm.json"),
     ],
 )
