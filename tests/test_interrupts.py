@@ -211,6 +211,7 @@ def test_the_command_that_is_named_goes_on(home: Path, clips: list[object]) -> N
     assert_one_line(*command.interrupt())
 
 
+@pytest.mark.slow
 def test_cells_on_several_devices_are_not_waited_for(home: Path, clips: list[object]) -> None:
     if not (home / "c.zarr").exists():
         subprocess.run([sys.executable, "-m", "clipspm", *map(str, clips)], cwd=home, check=True)

@@ -11,6 +11,7 @@ from clipspm.train_heads.experiments.ablation_table import together
 from tests.support.synthetic import fake_cache, silent, tiny_config
 
 
+@pytest.mark.slow
 def test_a_row_for_each_head_and_combination_over_all_splits(tmp_path: Path) -> None:
     sources = [fake_cache(noise=1.5), fake_cache({"train": 5, "val": 4, "test": 6}, noise=1.5)]
     base = tiny_config(episodes=8, val_every=8)

@@ -102,6 +102,7 @@ def test_hdf5_from_ray_is_the_same_file(config: ExtractConfig, tmp_path: Path) -
     assert here.path.read_bytes() == there.path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_a_ray_actor_killed_half_way_costs_nothing(
     config: ExtractConfig, alone: dict[str, bytes], tmp_path: Path

@@ -126,7 +126,7 @@ FORMATS = {
 }
 
 
-SLOW = {("ssv2-full", "trx, per split"), ("ssv2-full", "clip-fsar, ids"), ("ssv2-full", "ssv2-json")}
+SLOW = {("ssv2-full", format) for format in FORMATS["ssv2-full"]}
 
 
 @pytest.mark.parametrize(

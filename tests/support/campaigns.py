@@ -90,7 +90,7 @@ def fault_campaign(folder: Path, *, good: int = 6, seed: int = 0, format: str = 
     clean = open_cache(extract(tiny_config(folder, alone, out=folder / "alone.cache")).path)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder / "mischief"), before)))
     try:
-        config = tiny_config(folder, videos, out=folder / "mixed.cache", format=format, decode_timeout=20.0)
+        config = tiny_config(folder, videos, out=folder / "mixed.cache", format=format, decode_timeout=8.0)
         result = extract(config)
     finally:
         os.environ.pop("PYTHONPATH")

@@ -372,7 +372,7 @@ def test_tables_are_whole_while_a_run_is_scored(run: Path, whole: Path) -> None:
     expected = collect([whole]).scores[0].accuracies
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(
-            lambda: [evaluate(run, CACHE, episodes=20, log=silent, seed=i % 2) for i in range(8)]
+            lambda: [evaluate(run, CACHE, episodes=20, log=silent, seed=i % 2) for i in range(3)]
         )
         while not writing.done():
             found = collect([run])
