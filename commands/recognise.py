@@ -1,7 +1,6 @@
 """``clipspm predict`` and ``timeline``: what clips show, by a few clips of each class."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,13 +15,18 @@ from clipspm.options import like, own
 Support = Annotated[
     Path | None, own("Folder with a folder of clips for each class, or a CSV file: path, class.", "Data")
 ]
+OfRun = Annotated[
+    Path | None, own("Use this run's trained head, and the encoder of its cache.", "Evaluation", "--run")
+]
 Load = Annotated[Path | None, own("In place of --support: what predict --save kept.", "Data", "--load")]
 Model = Annotated[str | None, like(ExtractConfig, "model")]
 Pretrained = Annotated[str | None, like(ExtractConfig, "pretrained")]
 Layers = Annotated[str | None, like(ExtractConfig, "layers")]
-Frames = Annotated[int, like(ExtractConfig, "frames")]
-Exact = Annotated[Precision, own("Number format of the encoder.", "Encoder")]
-HeadName = Annotated[str, own("A head that works untrained (see clipspm heads).", "Evaluation")]
+Frames = Annotated[int | None, like(ExtractConfig, "frames")]
+Exact = Annotated[Precision | None, own("Number format of the encoder.", "Encoder")]
+HeadName = Annotated[
+    str | None, own("A head that works untrained (see clipspm heads); evidence if none.", "Evaluation")
+]
 Unknown = Annotated[
     Literal["auto", "off"],
     own("auto: a clip may be of none of the classes, from three of two clips or more on.", "Evaluation"),
@@ -41,9 +45,10 @@ def predict(
     model: Model = None,
     pretrained: Pretrained = None,
     layers: Layers = None,
-    frames: Frames = 8,
-    precision: Exact = "fp32",
-    head: HeadName = "evidence",
+    frames: Frames = None,
+    precision: Exact = None,
+    run: OfRun = None,
+    head: HeadName = None,
     unknown: Unknown = "auto",
     top: Annotated[int, own("How many classes to show for each clip.", "Output", min=1)] = 3,
     explain: Annotated[bool, own("What each piece of evidence says.", "Output", "--explain")] = False,
@@ -62,30 +67,30 @@ def predict(
 
     if as_csv and as_json:
         raise UsageError("--csv and --json: choose one")
-    known = _known(support, load)
+    known = _known(support, load, run)
     asked = clips_at(clips)
     encoder = {
         "model": model, "pretrained": pretrained, "layers": layers, "frames": frames, "precision": precision,
     }  # fmt: skip
     places = {"device": device, "workers": workers, "timeout": timeout}
-    recognizer, unread = _recognizer(known, load, encoder, places, head, unknown, threads)
+    recognizer, unread = _recognizer(known, load, run, encoder, places, head, unknown, threads)
     from clipspm.recognise.answers import about, as_table, evidence_table
     from clipspm.recognise.answers import as_json as plain
     from clipspm.recognise.recognizer import Prediction
 
-    counts = Counter(recognizer.labels_)
-    say(about(counts, unread, recognizer.threshold_))
+    count = len(recognizer.classes_)
+    say(about(recognizer, unread))
     answers = recognizer.recognize(asked, explain=explain)
     if save is not None:
         recognizer.save_pretrained(save)
         say(f"recognizer: {save}")
-    table = as_table(answers, min(top, len(counts)), repeat=as_csv)
+    table = as_table(answers, min(top, count), repeat=as_csv)
     if as_csv:
         typer.echo(table.csv(), nl=False)
     else:
         said: list[Any] = [table]
         if explain:
-            said += [evidence_table(a, min(top, len(counts))) for a in answers if isinstance(a, Prediction)]
+            said += [evidence_table(a, min(top, count)) for a in answers if isinstance(a, Prediction)]
         tell(as_json, plain(answers, recognizer.threshold_), *said)
     failed = [answer for answer in answers if not isinstance(answer, Prediction)]
     for answer in failed:
@@ -104,11 +109,12 @@ def timeline(
     model: Model = None,
     pretrained: Pretrained = None,
     layers: Layers = None,
-    frames: Frames = 8,
-    precision: Exact = "fp32",
+    frames: Frames = None,
+    precision: Exact = None,
+    run: OfRun = None,
     window: Annotated[str, own("Length of what is recognised at once, like 2s.", "Evaluation")] = "2s",
     stride: Annotated[str, own("How often to look, like 0.5s.", "Evaluation")] = "0.5s",
-    head: HeadName = "evidence",
+    head: HeadName = None,
     unknown: Unknown = "auto",
     out_path: Annotated[
         Path | None,
@@ -121,7 +127,7 @@ def timeline(
     as_json: Json = False,
 ) -> None:
     """Find out what happens when in a long video, by a few clips of each class."""
-    known = _known(support, load)
+    known = _known(support, load, run)
     lengths = _seconds("--window", window), _seconds("--stride", stride)
     writers = (".json", ".csv", ".vtt", ".svg")
     if out_path is not None and out_path.suffix.lower() not in writers:
@@ -132,12 +138,12 @@ def timeline(
         "model": model, "pretrained": pretrained, "layers": layers, "frames": frames, "precision": precision,
     }  # fmt: skip
     places = {"device": device, "workers": workers, "timeout": timeout}
-    recognizer, unread = _recognizer(known, load, encoder, places, head, unknown, threads)
+    recognizer, unread = _recognizer(known, load, run, encoder, places, head, unknown, threads)
     from clipspm.recognise import timeline_files as files
     from clipspm.recognise.answers import about
     from clipspm.recognise.timeline import timeline as find
 
-    say(about(Counter(recognizer.labels_), unread, recognizer.threshold_))
+    say(about(recognizer, unread))
     found = find(recognizer, video, window=lengths[0], stride=lengths[1])
     if out_path is not None:
         texts = {
@@ -153,10 +159,12 @@ def timeline(
         raise typer.Exit(3)
 
 
-def _known(support: Path | None, load: Path | None) -> Any:
+def _known(support: Path | None, load: Path | None, run: Path | None) -> Any:
     """Return the clips to go by, or None where a saved recognizer brings them."""
     from clipspm.recognise.clip_lists import labelled_clips
 
+    if run is not None and load is not None:
+        raise UsageError("--run and --load: choose one; a saved recognizer has its head")
     if (support is None) == (load is None):
         raise UsageError("name the clips to go by with --support DIR, or with --load what --save kept")
     if support is None:
@@ -192,9 +200,10 @@ def _seconds(flag: str, text: str) -> float:
 def _recognizer(
     known: Any,
     load: Path | None,
+    run: Path | None,
     encoder: dict[str, Any],
     places: dict[str, Any],
-    head: str,
+    head: str | None,
     unknown: Literal["auto", "off"],
     threads: int | None,
 ) -> tuple[Any, int]:
@@ -202,7 +211,10 @@ def _recognizer(
     from clipspm.extract.models import check_model
 
     given = {name: value for name, value in encoder.items() if value is not None}
-    _check_head(head)
+    if head is not None:
+        if run is not None:
+            raise UsageError("--run and --head: choose one; a run has its head")
+        _check_head(head)
     if given.get("model"):
         check_model(given["model"], given.get("pretrained"))
     load_torch(threads)
@@ -213,7 +225,12 @@ def _recognizer(
     if load is not None:
         other = ClipEncoder(**given, **places) if "model" in given else None
         return FewShotRecognizer.from_pretrained(load, encoder=other), 0
-    recognizer = FewShotRecognizer(ClipEncoder(**given, **places), head=head, unknown=unknown)
+    if run is not None:
+        recognizer = FewShotRecognizer.from_run(run, unknown=unknown, **given, **places)
+    else:
+        recognizer = FewShotRecognizer(
+            ClipEncoder(**given, **places), head=head or "evidence", unknown=unknown
+        )
     recognizer.encoder_ = recognizer.encoder.fit()  # type: ignore[union-attr]
     say("reading the clips to go by")
     found = recognizer.encoder_.encode(known.paths)

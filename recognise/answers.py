@@ -1,12 +1,14 @@
 """What the clips show, as tables for people and as plain values."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clipspm.extract.failures import DecodeError
-from clipspm.recognise.recognizer import Prediction
+from clipspm.recognise.recognizer import FewShotRecognizer, Prediction
 from clipspm.recognise.unknown import Threshold
 from clipspm.tables import Table
+from clipspm.train_heads.runs import Run
 
 Answer = Prediction | DecodeError
 
@@ -52,11 +54,13 @@ def _plain(answer: Prediction) -> dict[str, Any]:
     return found if answer.evidence is None else {**found, "evidence": answer.evidence}
 
 
-def about(counts: Mapping[str, int], unread: int, threshold: Threshold | None) -> str:
-    """Say in a line what the answers rest on."""
+def about(recognizer: FewShotRecognizer, unread: int) -> str:
+    """Say in a line what the answers rest on; ``unread``: how many clips of the classes could not be read."""
+    counts, threshold, head = Counter(recognizer.labels_), recognizer.threshold_, recognizer.head
     fewest, most = min(counts.values()), max(counts.values())
     clips = str(fewest) if fewest == most else f"{fewest} to {most}"
-    said = f"{len(counts)} classes of {clips} clips, nothing trained"
+    how = f"head {head.config.head} of {head.path}" if isinstance(head, Run) else "nothing trained"
+    said = f"{len(counts)} classes of {clips} clips, {how}"
     if unread:
         said += f" ({unread} clips could not be read)"
     if threshold is None:

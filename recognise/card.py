@@ -21,6 +21,12 @@ def model_card(content: Mapping[str, Any]) -> str:
             f"{threshold['misses']:.0%} of other clips are given a class."
         )
     )
+    head = f"the head `{_cell(str(content['head']))}` of clipspm {content['clipspm']}"
+    how = (
+        f"Features of clips are compared by {head}, trained on other actions."
+        if content["trained"]
+        else f"Nothing was trained: features of clips are compared by {head}."
+    )
     return f"""---
 library_name: clipspm
 tags:
@@ -30,8 +36,7 @@ tags:
 
 # Few-shot action recognizer
 
-Recognises {len(counts)} actions from {len(content["labels"])} clips. Nothing was trained: features of clips
-are compared by the head `{content["head"]}` of clipspm {content["clipspm"]}.
+Recognises {len(counts)} actions from {len(content["labels"])} clips. {how}
 
 | class | clips |
 |---|---|

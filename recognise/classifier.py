@@ -16,6 +16,8 @@ from torch import Tensor
 
 from clipspm.cache.spec import FINAL
 from clipspm.recognise.unknown import Threshold, find_threshold, standing_out
+from clipspm.train_heads.episodes.bank import middles
+from clipspm.train_heads.episodes.draw import check_frames
 from clipspm.train_heads.evaluation.predict import evaluating
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.episode import Episode
@@ -38,7 +40,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ``head``: name of a head that works as it is (``evidence``, ``frame-cosine``, ...), or a trained
     :class:`Head`. ``layers``: the width of each layer in the features, in their order, ``final`` among them;
     none: all of it is ``final``. ``texts``: features of the class names, [C, D of ``final``], in the order of
-    the sorted labels; none: the head is used without. ``temperature``: divides the logits; none: where each
+    the sorted labels; none: the head is used without. ``frames``: how many of the T are read, the middles of
+    equal segments; none: all. ``temperature``: divides the logits; none: where each
     class has two videos or more, as suits them, each left out in turn; 1 otherwise.
 
     Features are [N, T, D], or [N, D] for videos of one frame. The scores of a query depend on no other query.
@@ -52,11 +55,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         layers: Mapping[str, int] | None = None,
         texts: npt.ArrayLike | None = None,
+        frames: int | None = None,
         temperature: float | None = None,
     ) -> None:
         self.head = head
         self.layers = layers
         self.texts = texts
+        self.frames = frames
         self.temperature = temperature
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
@@ -175,6 +180,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         x = x.unsqueeze(1) if x.ndim == 2 else x
         if x.ndim != 3:
             raise ValueError(f"found features of shape {found.shape}; needed [N, T, D] or [N, D]")
+        if self.frames is not None:
+            check_frames(x.shape[1], self.frames)
+            x = x[:, middles(x.shape[1], self.frames)]
         widths = dict(self.layers) if self.layers is not None else {FINAL: x.shape[-1]}
         if FINAL not in widths or sum(widths.values()) != x.shape[-1]:
             raise ValueError(

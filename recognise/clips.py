@@ -20,13 +20,15 @@ from sklearn.utils.validation import check_is_fitted
 from clipspm.cache.disk import reading, replacing
 from clipspm.cache.home import home
 from clipspm.cache.spec import CacheSpec
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.config import MEMORY, Precision
 from clipspm.extract.decode import read_steadily
 from clipspm.extract.decode_pool import DecodePool
+from clipspm.extract.demo import tiny_clip_source
 from clipspm.extract.encoder import Encoder
 from clipspm.extract.failures import DecodeError
 from clipspm.extract.layers import parse_layers, parse_tokens
-from clipspm.extract.models import check_model
+from clipspm.extract.models import LOCAL_DIR, check_model, shown_name
 from clipspm.extract.plan import DEFAULT_MODEL, DEFAULT_PRETRAINED
 from clipspm.extract.prompts import load_templates, spoken
 from clipspm.extract.shards import Batcher, clip_settings
@@ -36,6 +38,11 @@ from clipspm.progress import track
 
 Features = npt.NDArray[np.float32]
 
+#: what features depend on, beside how precisely they were computed
+_ESSENTIAL = (
+    *("weights_sha256", "architecture_sha256", "layers", "dims", "frames"),
+    *("resize", "crop", "interpolation", "mean", "std"),
+)
 #: frames of a long video that are encoded at a time
 _STEADY = 32
 
@@ -43,10 +50,11 @@ _STEADY = 32
 class ClipEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Turns paths of videos (or of folders of frames) into features, as ``clipspm extract`` does.
 
-    ``model``, ``pretrained``, ``layers``, ``tokens``, ``frames``, ``precision``, ``device``: as there;
-    ``prompts``: for :meth:`encode_text`. ``workers``: decode processes; ``timeout`` in seconds and ``memory``
-    in GiB for each video. ``store``: folder to keep features in, by SHA-256 of the files; none:
-    ``$CLIPSPM_HOME/features``; False: they are not kept.
+    ``model``, ``pretrained``, ``layers``, ``tokens``, ``frames``, ``resize``, ``pixel_norm``, ``precision``,
+    ``device``: as there. ``prompts``: for :meth:`encode_text`, a named set, a file, or templates;
+    ``clean_names``: whether class names become words. ``workers``: decode processes; ``timeout`` in seconds
+    and ``memory`` in GiB for each video. ``store``: folder to keep features in, by SHA-256 of the files;
+    none: ``$CLIPSPM_HOME/features``; False: they are not kept.
 
     Attributes after :meth:`fit`: ``layers_``: the width of each layer, in the order of the last axis.
     """
@@ -59,7 +67,10 @@ class ClipEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         layers: str = "auto",
         tokens: str = "cls,mean",
         frames: int = 8,
-        prompts: str = "photo",
+        resize: int | None = None,
+        pixel_norm: Literal["model", "none"] = "model",
+        prompts: str | Sequence[str] = "photo",
+        clean_names: bool = True,
         precision: Precision = "fp32",
         device: str | None = None,
         workers: int | None = None,
@@ -72,7 +83,10 @@ class ClipEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.layers = layers
         self.tokens = tokens
         self.frames = frames
+        self.resize = resize
+        self.pixel_norm = pixel_norm
         self.prompts = prompts
+        self.clean_names = clean_names
         self.precision = precision
         self.device = device
         self.workers = workers
@@ -81,12 +95,15 @@ class ClipEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.store = store
 
     def fit(self, X: Any = None, y: Any = None) -> Self:
-        """Load the encoder; the arguments are not looked at."""
+        """Load the encoder, unless it is loaded; the arguments are not looked at."""
+        if getattr(self, "_loaded_with", None) == self.get_params():
+            return self
         pretrained = self.pretrained
         if pretrained is None and self.model == DEFAULT_MODEL:
             pretrained = DEFAULT_PRETRAINED
         check_model(self.model, pretrained)
-        self._templates = load_templates(self.prompts)
+        prompts = self.prompts
+        self._templates = load_templates(prompts) if isinstance(prompts, str) else tuple(prompts)
         self.encoder_ = Encoder(
             self.model,
             pretrained,
@@ -94,10 +111,47 @@ class ClipEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             tokens=parse_tokens(self.tokens),
             device=self.device,
             precision=self.precision,
+            resize=self.resize,
+            pixel_norm=self.pixel_norm,
         )
         self.layers_ = dict(self.encoder_.dims)
         self._spec = self._make_spec()
+        self._loaded_with = self.get_params()
         return self
+
+    @classmethod
+    def like(cls, spec: CacheSpec, **given: Any) -> Self:
+        """Return an encoder, not yet fitted, that makes features like those of a cache of ``spec``.
+
+        ``given``: parameters to differ in, such as ``model``, the place of an encoder that was read from a
+        folder. Raises :class:`UsageError` where that place is not known.
+        """
+        bundled = tiny_clip_source()
+        model = bundled if spec.model == shown_name(bundled, None) else spec.model
+        if model != bundled and model.startswith(LOCAL_DIR) and "model" not in given:
+            raise UsageError(f"the encoder was {model}: say where it is with --model {LOCAL_DIR}PATH")
+        settings = {
+            "model": model,
+            "pretrained": None if "model" in given else spec.pretrained or None,
+            "layers": ",".join(spec.layers),
+            "frames": spec.frames,
+            "resize": spec.resize,
+            "pixel_norm": "none" if spec.std == (1.0, 1.0, 1.0) else "model",
+            "prompts": spec.prompts,
+            "clean_names": spec.names == "cleaned",
+            "precision": spec.precision,
+        }
+        return cls(**{**settings, **given})
+
+    def check_like(self, spec: CacheSpec) -> None:
+        """Raise :class:`ClipspmError` unless features are like those of the cache that ``spec`` describes."""
+        check_is_fitted(self)
+        for name in _ESSENTIAL:
+            here, there = getattr(self._spec, name), getattr(spec, name)
+            if here != there:
+                raise ClipspmError(
+                    f"{self.model} makes other features than the cache has: {name} is {here}, there {there}"
+                )
 
     def transform(self, X: Iterable[str | Path]) -> Features:
         """Return the features of the clips at the paths ``X``, [N, T, D].
@@ -154,7 +208,8 @@ class ClipEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def encode_text(self, names: Sequence[str]) -> Features:
         """Return the features of class names, averaged over the prompts, [C, D of final]."""
-        each = self.encoder_.encode_text([spoken(name) for name in names], self._templates)
+        said = [spoken(name) for name in names] if self.clean_names else names
+        each = self.encoder_.encode_text(said, self._templates)
         return np.asarray(each.mean(1, dtype=np.float32))
 
     def _read(self, places: Sequence[Path]) -> Iterator[Features | DecodeError]:

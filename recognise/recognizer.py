@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -17,14 +18,18 @@ from sklearn.utils.validation import check_is_fitted
 
 import clipspm
 from clipspm.cache.disk import check_size, make_folder, reading, replacing, write_json, write_text
+from clipspm.cache.reader import open_cache
 from clipspm.errors import ClipspmError
 from clipspm.extract.failures import DecodeError
 from clipspm.recognise.card import model_card
 from clipspm.recognise.classifier import FewShotClassifier
 from clipspm.recognise.clips import ClipEncoder
 from clipspm.recognise.unknown import Threshold, standing_out
+from clipspm.train_heads.runs import Run
 
 CONFIG, TENSORS, CARD = "clipspm.json", "supports.safetensors", "README.md"
+#: the folder of a trained head: a run without a cache
+HEAD = "clipspm_head"
 #: what a clip of none of the classes is called
 UNKNOWN = "unknown"
 #: settings of an encoder that say where it works, not what it computes
@@ -52,8 +57,8 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Recognises actions from a few clips of each.
 
     ``encoder``: :class:`ClipEncoder`, or none for that of ``clipspm extract``. ``head``: name of a head that
-    works untrained. ``unknown``: "auto" calls clips that fit none of the classes ``unknown``, where there are
-    three classes or more with two clips or more; "off" never does.
+    works untrained, or a trained run (:meth:`from_run`). ``unknown``: "auto" calls clips that fit none of the
+    classes ``unknown``, where there are three classes or more with two clips or more; "off" never does.
 
     Attributes: ``classes_``; ``labels_``: of the supports; ``encoder_``; ``classifier_``; ``threshold_``:
     when a clip is unknown, or None.
@@ -63,12 +68,30 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         encoder: ClipEncoder | None = None,
         *,
-        head: str = "evidence",
+        head: str | Run = "evidence",
         unknown: Literal["auto", "off"] = "auto",
     ) -> None:
         self.encoder = encoder
         self.head = head
         self.unknown = unknown
+
+    @classmethod
+    def from_run(
+        cls, run: str | Path | Run, *, unknown: Literal["auto", "off"] = "auto", **encoder: Any
+    ) -> Self:
+        """Return a recognizer, not yet fitted to clips, with the head of a run and the encoder of its cache.
+
+        ``encoder``: parameters of :class:`ClipEncoder` to differ in, such as ``model``, where the encoder's
+        folder is. Raises :class:`ClipspmError` if the run or its cache is not there, or its encoder is not
+        the one that made the cache.
+        """
+        run = run if isinstance(run, Run) else Run.open(run)
+        if not run.cache["path"]:
+            raise ClipspmError(f"{run.path} was imported and has no cache: its encoder is not known")
+        spec = open_cache(run.cache["path"]).spec
+        made = ClipEncoder.like(spec, **encoder).fit()
+        made.check_like(spec)
+        return cls(made, head=run, unknown=unknown)
 
     def fit(self, X: Iterable[str | Path], y: Iterable[str]) -> Self:
         """Read the clips at the paths ``X`` and keep them as supports of the classes ``y``.
@@ -123,13 +146,19 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with replacing(folder / TENSORS) as aside:
             save_file({"supports": supports, "texts": texts}, aside)
         settings = {name: value for name, value in encoder.get_params().items() if name not in _PLACES}
+        if isinstance(self.head, Run):
+            rmtree(folder / HEAD, ignore_errors=True)
+            Run.create(folder / HEAD, self.head.config, self.head.shape, None).save_weights(
+                "best", self.classifier_.head_
+            )
         threshold = None if self.threshold_ is None else vars(self.threshold_)
         content = {
             "clipspm": clipspm.__version__,
             "encoder": settings,
             "weights_sha256": encoder.encoder_.source.weights_sha256,
             "layers": encoder.layers_,
-            "head": self.head,
+            "head": self.head.config.head if isinstance(self.head, Run) else self.head,
+            "trained": isinstance(self.head, Run),
             "unknown": self.unknown,
             "labels": self.labels_,
             "temperature": self.classifier_.temperature_,
@@ -149,12 +178,13 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
 
-            folder = Path(snapshot_download(str(source), allow_patterns=[CONFIG, TENSORS, CARD]))
+            folder = Path(snapshot_download(str(source), allow_patterns=[CONFIG, TENSORS, CARD, f"{HEAD}/*"]))
         with reading(folder / CONFIG, "is not a saved recognizer"):
             check_size(folder / CONFIG)
             content = json.loads((folder / CONFIG).read_text("utf-8"))
             encoder = encoder or ClipEncoder(**content["encoder"])
-            made = cls(encoder, head=content["head"], unknown=content["unknown"])
+            head = Run.open(folder / HEAD) if content["trained"] else content["head"]
+            made = cls(encoder, head=head, unknown=content["unknown"])
             labels, sha256 = [str(label) for label in content["labels"]], str(content["weights_sha256"])
             temperature = float(content["temperature"])
             threshold = content["threshold"] and Threshold(**content["threshold"])
@@ -190,8 +220,11 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         temperature: float | None = None,
     ) -> None:
         self.labels_, self._held = labels, (features, texts)
+        head, frames = self.head, None
+        if isinstance(head, Run):
+            frames, head = head.shape.frames, head.load_head()
         self.classifier_ = FewShotClassifier(
-            self.head, layers=self.encoder_.layers_, texts=texts, temperature=temperature
+            head, layers=self.encoder_.layers_, texts=texts, frames=frames, temperature=temperature
         ).fit(features, labels)
         self.classes_ = self.classifier_.classes_
 
