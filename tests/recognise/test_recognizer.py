@@ -78,7 +78,9 @@ def test_a_hub_that_is_a_folder(
             return f"https://hub/{repo_id}"
 
     def fetch(repo_id: str, *, allow_patterns: list[str]) -> str:
-        assert sorted(path.name for path in (hub / repo_id).iterdir()) == sorted(set(allow_patterns) - {f"{HEAD}/*"})
+        assert sorted(path.name for path in (hub / repo_id).iterdir()) == sorted(
+            set(allow_patterns) - {f"{HEAD}/*"}
+        )
         return str(hub / repo_id)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
