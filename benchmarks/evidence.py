@@ -5,7 +5,8 @@
 classes and score the other three (``$CLIPSPM_SHARED``, default ``../shared``). ``--on speed`` times scoring
 with tables of all frame products and without (needs the test dependencies). ``--drops`` leaves out each
 evidence and module in turn. Every row is scored on the same episodes, inductive; the best control is chosen
-in hindsight, at each number of shots. Finished trainings are kept below ``$CLIPSPM_HOME/benchmarks``.
+in hindsight, at each number of shots. Each class split has a training seed of its own. Finished trainings
+are kept below ``$CLIPSPM_HOME/benchmarks``.
 """
 
 import argparse
@@ -91,6 +92,7 @@ def compared(
                 cache,
                 base,
                 out_dir=where / f"{shots}-shot" / f"fold{k}",
+                seeds=(k,),
                 episodes=options.episodes,
                 protocols=("inductive",),
                 heads=(POOL, *CONTROLS),

@@ -7,6 +7,10 @@ import pytest
 
 pytest.register_assert_rewrite("tests.support")
 
+# before torch is imported, here and in processes that tests start: with tensors this small, threads that spin while they
+# wait cost more than they gain, ten times as much where the machine is busy
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:

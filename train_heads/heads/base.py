@@ -69,6 +69,8 @@ class Head(nn.Module):
     tunable: Mapping[str, tuple[float, ...]] = {}
     #: whether what it learns counts only as far as it helps with classes that did not train it
     needs_unseen: bool = False
+    #: whether a softmax of its logits is a probability as it is, trained or not
+    probable: bool = False
     #: parameters that nothing reads, kept for the checkpoints of others
     unused: tuple[str, ...] = ()
     #: whether to check the arguments before scoring (one synchronisation with the device per call)

@@ -166,6 +166,19 @@ def test_supports_weigh_the_evidence_that_tells_them_apart(useful: str) -> None:
     assert accuracy(head, given, truth) > 0.85 * accuracy(alone.eval(), given, truth)
 
 
+def test_clips_of_one_recording_in_all_classes_do_not_make_the_evidence_small() -> None:
+    """A support that is left out then looks like other classes, whose clips of its recording are there."""
+    head = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
+    given, _ = planted(3, "2", 0)
+    recording = torch.randn(len(given.text), 3, 1, D).repeat_interleave(C, 1)
+    given = given.mapped(lambda x: x + 3 * recording, lambda x: x)
+    known = head.scores(given).kept
+    alone = (known.left_out.argmax(-1) == given.support_labels.unsqueeze(1)).double().mean()
+    assert alone < 1 / C
+    weights = head._weights(given, known.familiar, known.left_out)
+    assert (weights.sum(1) > 0.99 * float(head.factors[2])).all()
+
+
 def test_calibration_on_training_classes_helps_where_the_same_evidence_tells() -> None:
     head = build_head("evidence", dim=D, frames=T, layer_dims={"2": D}).eval()
     given, truth = planted(1, "2", 0)

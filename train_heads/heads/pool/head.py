@@ -29,7 +29,7 @@ _RATE, _RATES = 4 / 3, (0.3, 3.0)
 #: shares of the kinds before anything is known: what is seen as much as what moves
 _PRIOR = {"look": 1.7, "still": 0.3, "move": 1.0, "drift": 1.0}
 #: factor of the pooled evidence where it was not measured on training classes
-_UNMEASURED = 1.0
+_UNMEASURED = 1.5
 #: the least factor of the pooled evidence: priors are as wide as they are large
 _LEAST = 0.05
 #: rate where a factor is fitted to many labels: it tells only where all of them are right
@@ -68,6 +68,7 @@ class EvidencePool(Head):
     count.
     """
 
+    probable = True
     equal: Tensor  #: shares of the pieces before anything is known, [K]
     factors: Tensor  #: of the sum of equal weights, by shots [5]
     fitted: Tensor  #: weights that suit the training classes, by shots [5, K]
@@ -294,7 +295,11 @@ class EvidencePool(Head):
         )
         likely[:, 1] += familiar.log()
         mixed = torch.einsum("em,emk->ek", likely.softmax(1), torch.stack([equal, fitted], 1))
-        return fit_weights(left_out, labels, mixed, torch.maximum(mixed, equal / 2))
+        refined = fit_weights(left_out, labels, mixed, torch.maximum(mixed, equal / 2))
+        # a support that is left out has fewer clips of its own class beside it than of the others, among them
+        # others of its own recording: it tells what counts most, not that all of it counts less
+        before, after = mixed.sum(1, keepdim=True), refined.sum(1, keepdim=True)
+        return torch.where(after > _LEAST * before, refined * (before / after).clamp(min=1), mixed)
 
 
 def _means(episode: Episode) -> Tensor:
