@@ -1,10 +1,11 @@
 """A newcomer's first hour, measured: three clips of each action, and the others to recognise.
 
 ``python -m benchmarks.own_clips --encoder mobilenetv2-in1k`` (or ``dinov2-s14``) takes UT-Interaction
-(``$CLIPSPM_SHARED``, default ``../shared``): 20 sequences with the same six actions, three of them to go by, the
-others to recognise, drawn ``--draws`` times. Accuracy; what is said of clips of actions that are left out, against
-what was expected; four clips in one video and how far the found boundaries are off; and the seconds of
-``clipspm predict``, a process of its own, when nothing is kept and again (``--times``; needs idle cores).
+(``$CLIPSPM_SHARED``, default ``../shared``): 20 sequences with the same six actions, three to go by, the
+others to recognise, drawn ``--draws`` times. Accuracy, and the expected calibration error (ten bins); what
+is said of clips of actions that are left out, against what was expected; four clips in one video, and how far
+the found boundaries are off; and the seconds of ``clipspm predict``, a process of its own, when nothing is
+kept and again (``--times``; needs idle cores).
 """
 
 import argparse
@@ -65,21 +66,27 @@ def actions(paths: Sequence[Path]) -> list[str]:
 
 
 def accuracy(encoder: ClipEncoder, draws: Sequence[tuple[list[Path], list[Path]]]) -> dict[str, float]:
-    """Mean accuracy of 6 actions, 3 clips of each; how sure it was; that of frame-wise cosine."""
-    found: dict[str, list[float]] = {"evidence": [], "sure": [], "frame-cosine": []}
+    """Mean accuracy of two heads, six actions, three clips of each; their calibration errors."""
+    found: dict[str, list[float]] = {}
     for known, others in draws:
         for head in ("evidence", "frame-cosine"):
             made = FewShotRecognizer(encoder, head=head, unknown="off").fit(known, actions(known))
             sure = made.predict_proba(others)
             right = np.asarray(made.classes_)[sure.argmax(1)] == np.asarray(actions(others))
-            found[head].append(float(right.mean()))
-            if head == "evidence":
-                found["sure"].append(float(sure.max(1).mean()))
+            found.setdefault(head, []).append(float(right.mean()))
+            found.setdefault(f"{head}, ECE", []).append(_ece(sure.max(1), right))
     return {name: statistics.mean(values) for name, values in found.items()}
 
 
+def _ece(sure: Numbers, right: npt.NDArray[np.bool_]) -> float:
+    bins = np.ceil(10 * sure).astype(int)
+    return sum(
+        float((bins == b).mean() * abs(sure[bins == b].mean() - right[bins == b].mean())) for b in set(bins)
+    )
+
+
 def strangers(encoder: ClipEncoder, draws: Sequence[tuple[list[Path], list[Path]]]) -> dict[str, float]:
-    """Four actions to go by, two left out, each pair: AUROC, and false alarms and misses expected and seen."""
+    """Four actions to go by, each pair left out: AUROC; false alarms and misses, expected and seen."""
     found: dict[str, list[float]] = {}
     for known, others in draws:
         for left in itertools.combinations(sorted(set(actions(known))), 2):

@@ -112,8 +112,13 @@ def timeline(
     frames: Frames = None,
     precision: Exact = None,
     run: OfRun = None,
-    window: Annotated[str, own("Length of what is recognised at once, like 2s.", "Evaluation")] = "2s",
-    stride: Annotated[str, own("How often to look, like 0.5s.", "Evaluation")] = "0.5s",
+    window: Annotated[
+        str | None,
+        own("What is recognised at once, like 2s; if none, as long as the clips to go by.", "Evaluation"),
+    ] = None,
+    stride: Annotated[
+        str | None, own("How often to look; if none, 0.5s, or a quarter of the window.", "Evaluation")
+    ] = None,
     head: HeadName = None,
     unknown: Unknown = "auto",
     out_path: Annotated[
@@ -187,7 +192,9 @@ def _check_head(name: str) -> None:
         raise UsageError(f"--head {name} must be trained first (clipspm heads lists those that need not)")
 
 
-def _seconds(flag: str, text: str) -> float:
+def _seconds(flag: str, text: str | None) -> float | None:
+    if text is None:
+        return None
     try:
         found = float(text.strip().removesuffix("s"))
     except ValueError:
@@ -241,5 +248,5 @@ def _recognizer(
     classes = [known.classes[row] for row in good]
     if len(set(classes)) < 2:
         raise ClipspmError("fewer than two classes have a clip that can be read")
-    recognizer.fit_features(list(good.values()), classes)
+    recognizer.fit_features(list(good.values()), classes, [known.paths[row] for row in good])
     return recognizer, len(found) - len(good)

@@ -87,6 +87,19 @@ def count_frames(path: Path) -> int:
         return len(_image_files(path)) if path.is_dir() else _inspect(path).shown
 
 
+def length(path: str | Path) -> float | None:
+    """Return how many seconds a video shows, by its packets; None if it has no times or cannot be read."""
+    path = Path(path)
+    if path.is_dir():
+        return None
+    try:
+        with _as_decode_errors(path), open_video(path) as (_, stream):
+            rate = float(stream.average_rate or 0)
+        return count_frames(path) / rate if rate > 0 else None
+    except DecodeError:
+        return None
+
+
 def read_steadily(path: str | Path, step: float, *, each: Each | None = None) -> Iterator[np.ndarray]:
     """Yield the frames that a video shows at ``step / 2``, ``3 * step / 2``, ... seconds after its start.
 

@@ -41,8 +41,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     :class:`Head`. ``layers``: the width of each layer in the features, in their order, ``final`` among them;
     none: all of it is ``final``. ``texts``: features of the class names, [C, D of ``final``], in the order of
     the sorted labels; none: the head is used without. ``frames``: how many of the T are read, the middles of
-    equal segments; none: all. ``temperature``: divides the logits; none: where each
-    class has two videos or more, as suits them, each left out in turn; 1 otherwise.
+    equal segments; none: all. ``temperature``: divides the logits; none: 1 for heads whose logits mean
+    probabilities (:attr:`Head.probable`), or where a class has one video only; otherwise as suits the videos,
+    each left out in turn.
 
     Features are [N, T, D], or [N, D] for videos of one frame. The scores of a query depend on no other query.
 
@@ -207,9 +208,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return self.head_.run(Episode(supports, asked, labels, self._text[classes])).logits
 
     def _fitted_temperature(self) -> float:
-        logits, labels = self.left_out()
-        if int(torch.bincount(self._labels).min()) < 2:
+        if self.head_.probable or int(torch.bincount(self._labels).min()) < 2:
             return 1.0
+        logits, labels = self.left_out()
         tried = torch.from_numpy(_TEMPERATURES)
         likely = (logits.double() / tried[:, None, None]).log_softmax(-1)
         fit = likely[:, torch.arange(len(labels)), labels].sum(1)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
+from statistics import median
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -20,6 +21,7 @@ import clipspm
 from clipspm.cache.disk import check_size, make_folder, reading, replacing, write_json, write_text
 from clipspm.cache.reader import open_cache
 from clipspm.errors import ClipspmError
+from clipspm.extract.decode import length
 from clipspm.extract.failures import DecodeError
 from clipspm.recognise.card import model_card
 from clipspm.recognise.classifier import FewShotClassifier
@@ -60,8 +62,8 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     works untrained, or a trained run (:meth:`from_run`). ``unknown``: "auto" calls clips that fit none of the
     classes ``unknown``, where there are three classes or more with two clips or more; "off" never does.
 
-    Attributes: ``classes_``; ``labels_``: of the supports; ``encoder_``; ``classifier_``; ``threshold_``:
-    when a clip is unknown, or None.
+    Attributes: ``classes_``; ``labels_``: of the supports; ``seconds_``: how long they are, the median, or
+    None if that is not known; ``encoder_``; ``classifier_``; ``threshold_``: when a clip is unknown, or None.
     """
 
     def __init__(
@@ -99,12 +101,17 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises :class:`DecodeError` for the first clip that cannot be read, ValueError for fewer than two
         classes.
         """
+        paths = list(X)
         self.encoder_ = (self.encoder or ClipEncoder()).fit()
-        return self.fit_features(self.encoder_.transform(X), list(y))
+        return self.fit_features(self.encoder_.transform(paths), y, paths)
 
-    def fit_features(self, features: npt.ArrayLike, labels: Iterable[str]) -> Self:
-        """Fit to what ``encoder_`` made of clips, [N, T, D], with their labels."""
+    def fit_features(
+        self, features: npt.ArrayLike, labels: Iterable[str], paths: Iterable[str | Path] = ()
+    ) -> Self:
+        """Fit to what ``encoder_`` made of clips, [N, T, D], with their labels, and perhaps their paths."""
         labels = [str(label) for label in labels]
+        lengths = [seconds for path in paths if (seconds := length(path)) is not None]
+        self.seconds_ = median(lengths) if lengths else None
         names = sorted(set(labels))
         self._adopt(np.asarray(features), labels, self.encoder_.encode_text(names))
         self.threshold_ = self.classifier_.find_threshold() if self.unknown == "auto" else None
@@ -161,6 +168,7 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "trained": isinstance(self.head, Run),
             "unknown": self.unknown,
             "labels": self.labels_,
+            "seconds": self.seconds_,
             "temperature": self.classifier_.temperature_,
             "threshold": threshold,
         }
@@ -187,6 +195,7 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             made = cls(encoder, head=head, unknown=content["unknown"])
             labels, sha256 = [str(label) for label in content["labels"]], str(content["weights_sha256"])
             temperature = float(content["temperature"])
+            seconds = None if content["seconds"] is None else float(content["seconds"])
             threshold = content["threshold"] and Threshold(**content["threshold"])
         made.encoder_ = encoder.fit()
         if made.encoder_.encoder_.source.weights_sha256 != sha256:
@@ -197,7 +206,7 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             check_size(folder / TENSORS)
             held = load_file(folder / TENSORS)
             made._adopt(held["supports"], labels, held["texts"], temperature)
-        made.threshold_ = threshold
+        made.threshold_, made.seconds_ = threshold, seconds
         return made
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, folder: str | Path | None = None) -> str:

@@ -1,10 +1,10 @@
-"""What happens when in a long video: windows that share frames, smoothed into segments.
+"""What happens when in a long video: the cut into segments that each look most like a clip of one class.
 
-Shapes: F frames, T frames of a window, W windows, B beats, C classes.
+Shapes: F frames, T frames of a clip, B beats, C classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,23 @@ from clipspm.errors import UsageError
 from clipspm.recognise.recognizer import UNKNOWN, FewShotRecognizer
 from clipspm.recognise.unknown import standing_out
 
+#: seconds
+_WINDOW, _STRIDE = 2.0, 0.5
+#: the shortest and the longest segment, in windows
+_SHORTEST, _LONGEST = 0.5, 2.0
+#: segments that are scored at a time
+_BATCH = 512
+
 Numbers = npt.NDArray[np.float64]
+#: the first beat of a segment, and the first after it
+Part = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Segment:
     """A part of a video, from ``start`` to ``end`` in seconds, in which one thing happens.
 
-    ``probability``: the mean of the class's, over the windows that share in the segment; for ``unknown`` that
-    of the class it would have been.
+    ``probability``: that of the class; for ``unknown`` that of the class it would have been.
     """
 
     start: float
@@ -33,103 +41,106 @@ class Segment:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What a video shows. ``beats`` [B, C]: probabilities of ``classes`` in each ``stride`` seconds of it."""
+    """What a video shows: segments from its start to its end, with labels among ``classes`` or ``unknown``.
+
+    Segments begin and end at multiples of ``stride`` seconds.
+    """
 
     path: Path
     segments: tuple[Segment, ...]
     classes: tuple[str, ...]
-    beats: Numbers
     stride: float
 
 
 def timeline(
-    recognizer: FewShotRecognizer, path: str | Path, *, window: float = 2.0, stride: float = 0.5
+    recognizer: FewShotRecognizer,
+    path: str | Path,
+    *,
+    window: float | None = None,
+    stride: float | None = None,
 ) -> Timeline:
-    """Recognise what a video shows in each ``stride`` seconds, from windows of ``window`` seconds.
+    """Cut a video into segments, each of which looks like a clip of one class.
 
-    A window has as many frames as a support. Frames are decoded and encoded once: the stride is rounded to a
-    whole number of them. A beat has the mean probabilities of the windows over it, and the likeliest sequence
-    of classes is taken in which one lasts a window on average. Segments whose windows do not stand out are
-    ``unknown`` where the recognizer has a threshold. Raises :class:`UsageError` for a stride that is not
-    between zero and the window, :class:`DecodeError` for the video.
+    Every part that begins and ends at a multiple of ``stride`` seconds and lasts half a ``window`` to two is
+    scored as a clip of its own: its frames are chosen as those of a support are, and decoded and encoded once
+    for all. Of all ways to cut the video that is taken whose segments have the largest sum of the best
+    class's log-probability times the length. ``window``: how long an action lasts; by default as long as the
+    supports, the median, or 2 s where that is not known. ``stride``: half a second, or a quarter of the
+    window if that is less. Segments that do not stand out are ``unknown`` where the recognizer has a
+    threshold; neighbours with one label are one segment.
+
+    Raises :class:`UsageError` for a stride that is not between zero and the window, :class:`DecodeError` for
+    the video.
     """
+    window = window or recognizer.seconds_ or _WINDOW
+    stride = min(_STRIDE, window / 4) if stride is None else stride
     if not 0 < stride <= window:
         raise UsageError(
             f"--stride {stride:g} s: it must be more than 0 and at most the window, {window:g} s"
         )
     frames = recognizer.encoder_.frames
-    step = window / frames
-    every = max(1, round(stride / step))
+    step = stride / max(1, round(stride * frames / (_SHORTEST * window)))
     features = recognizer.encoder_.encode_steadily(path, step)
-    length = len(features) * step
-    windows = _windows(features, frames, every)
-    logits = recognizer.classifier_.logits(windows)
-    probabilities = recognizer.classifier_.predict_proba(windows)
-    beats, out = (
-        _by_beat(values, frames, every, len(features))
-        for values in (probabilities, standing_out(logits)[:, np.newaxis])
-    )
-    states = _likeliest(np.log(beats.clip(1e-12)), switch=min(0.5, every * step / window))
+    every = round(stride / step)
+    edges = [*range(0, len(features), every), len(features)]
+    parts = candidates(len(edges) - 1, round(_SHORTEST * window / stride), round(_LONGEST * window / stride))
+    probabilities, out = _scored(recognizer, features, [(edges[a], edges[b]) for a, b in parts])
+    gains = np.log(probabilities.max(1).clip(1e-12)) * [b - a for a, b in parts]
     segments = []
-    for first, last in _runs(states):
-        state, inside = states[first], slice(first, last)
+    for row in best_cut(parts, gains):
+        state = int(probabilities[row].argmax())
         label = str(recognizer.classes_[state])
-        if recognizer.threshold_ is not None and out[inside].mean() < recognizer.threshold_.value:
+        if recognizer.threshold_ is not None and out[row] < recognizer.threshold_.value:
             label = UNKNOWN
-        start, end = first * every * step, min(last * every * step, length)
-        segments.append(Segment(start, end, label, float(beats[inside, state].mean())))
-    return Timeline(
-        Path(path), tuple(_joined(segments)), tuple(map(str, recognizer.classes_)), beats, every * step
+        start, end = (edges[beat] * step for beat in parts[row])
+        segments.append(Segment(start, end, label, float(probabilities[row, state])))
+    return Timeline(Path(path), tuple(_joined(segments)), tuple(map(str, recognizer.classes_)), stride)
+
+
+def candidates(beats: int, shortest: int, longest: int) -> list[Part]:
+    """Return all parts of ``shortest`` to ``longest`` beats, by their end; of a short video all of it."""
+    shortest = max(1, min(shortest, beats))
+    longest = max(longest, 2 * shortest - 1)  # so that any length is a sum of some
+    return [
+        (end - length, end)
+        for end in range(1, beats + 1)
+        for length in range(shortest, min(longest, end) + 1)
+    ]
+
+
+def best_cut(parts: Sequence[Part], gains: npt.ArrayLike) -> list[int]:
+    """Return which of ``parts``, sorted by their end, cover all beats with the largest sum of gains."""
+    best: dict[int, tuple[float, int]] = {0: (0.0, -1)}
+    for row, ((start, end), gain) in enumerate(zip(parts, np.asarray(gains).tolist(), strict=True)):
+        if start in best:
+            total = best[start][0] + gain
+            if end not in best or total > best[end][0]:
+                best[end] = total, row
+    chosen: list[int] = []
+    end = parts[-1][1]
+    while end > 0:
+        row = best[end][1]
+        chosen.append(row)
+        end = parts[row][0]
+    return chosen[::-1]
+
+
+def _scored(
+    recognizer: FewShotRecognizer, features: npt.NDArray[np.float32], parts: Sequence[Part]
+) -> tuple[Numbers, Numbers]:
+    """Return probabilities of parts of ``features`` [F, D], each as a clip, and how much they stand out."""
+    count, classifier = recognizer.encoder_.frames, recognizer.classifier_
+    bounds = np.array(parts)[:, :, np.newaxis]
+    rows = bounds[:, 0] + (2 * np.arange(count) + 1) * (bounds[:, 1] - bounds[:, 0]) // (2 * count)
+    batches = [features[rows[start : start + _BATCH]] for start in range(0, len(rows), _BATCH)]
+    return (
+        np.concatenate([classifier.predict_proba(clips) for clips in batches]),
+        np.concatenate([standing_out(classifier.logits(clips)) for clips in batches]),
     )
 
 
-def _windows(features: npt.NDArray[np.float32], frames: int, every: int) -> npt.NDArray[np.float32]:
-    """Cut [F, D] into windows [W, T, D]; the last one ends with the video, a short video is one window."""
-    if len(features) < frames:
-        rows = (2 * np.arange(frames) + 1) * len(features) // (2 * frames)
-        return features[rows][np.newaxis]
-    return features[_starts(len(features), frames, every)[:, np.newaxis] + np.arange(frames)]
-
-
-def _starts(count: int, frames: int, every: int) -> npt.NDArray[np.int64]:
-    last = max(0, count - frames)
-    return np.unique(np.append(np.arange(0, last + 1, every), last))
-
-
-def _by_beat(values: Numbers, frames: int, every: int, count: int) -> Numbers:
-    """Average ``values`` [W, C] of windows over each beat of ``every`` frames, by what they share: [B, C]."""
-    starts = _starts(count, frames, every)
-    begins = np.arange(0, count, every)[:, np.newaxis]
-    ends = np.minimum(begins + every, count)
-    shared = (np.minimum(ends, starts + frames) - np.maximum(begins, starts)).clip(0)
-    return np.asarray(shared @ values / shared.sum(1, keepdims=True))
-
-
-def _likeliest(log_likelihood: Numbers, switch: float) -> npt.NDArray[np.int64]:
-    """Return the likeliest states [B] of a chain that changes with probability ``switch`` (Viterbi)."""
-    count, classes = log_likelihood.shape
-    stay, change = np.log1p(-switch), np.log(switch / max(1, classes - 1))
-    moves = np.where(np.eye(classes, dtype=bool), stay, change)
-    best, came_from = log_likelihood[0], np.zeros((count, classes), dtype=np.int64)
-    for beat in range(1, count):
-        ways = best[:, np.newaxis] + moves
-        came_from[beat] = ways.argmax(0)
-        best = ways.max(0) + log_likelihood[beat]
-    states = np.empty(count, dtype=np.int64)
-    states[-1] = best.argmax()
-    for beat in range(count - 1, 0, -1):
-        states[beat - 1] = came_from[beat, states[beat]]
-    return states
-
-
-def _runs(states: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Return first and past-the-last index of each run of equal states."""
-    edges = [0, *(np.flatnonzero(np.diff(states)) + 1), len(states)]
-    return [(int(first), int(last)) for first, last in pairwise(edges)]
-
-
-def _joined(segments: list[Segment]) -> list[Segment]:
-    """Make one of neighbours with the same label (unknown ones), the probability by length."""
+def _joined(segments: Sequence[Segment]) -> list[Segment]:
+    """Make one of neighbours with the same label, the probability by length."""
     out: list[Segment] = []
     for segment in segments:
         if out and out[-1].label == segment.label:

@@ -19,13 +19,12 @@ def as_table(found: Timeline) -> Table:
 
 
 def as_json(found: Timeline) -> dict[str, Any]:
-    """Return the segments, and the probabilities of each stride, in plain JSON types."""
+    """Return the segments in plain JSON types."""
     return {
         "path": str(found.path),
         "segments": [vars(segment) for segment in found.segments],
         "stride": found.stride,
         "classes": list(found.classes),
-        "probabilities": found.beats.tolist(),
     }
 
 

@@ -67,10 +67,14 @@ def test_the_evidence_adds_up_to_the_logits() -> None:
 
 
 def test_the_temperature_makes_likely_what_is_left_out() -> None:
-    sure, unsure = (FewShotClassifier(layers=WIDTHS).fit(*clips(noise=noise)[:2]) for noise in (0.3, 4.0))
-    assert sure.temperature_ < 1 < unsure.temperature_
-    assert FewShotClassifier(layers=WIDTHS).fit(*clips(shots=1)[:2]).temperature_ == 1
+    sure, unsure = (
+        FewShotClassifier("frame-cosine", layers=WIDTHS).fit(*clips(noise=noise)[:2]) for noise in (0.3, 4.0)
+    )
+    assert sure.temperature_ < unsure.temperature_
+    few = clips(shots=1)
+    assert FewShotClassifier("frame-cosine", layers=WIDTHS).fit(*few[:2]).temperature_ == 1
     assert FewShotClassifier(layers=WIDTHS, temperature=3.0).fit(*clips()[:2]).temperature_ == 3
+    assert FewShotClassifier(layers=WIDTHS).fit(*clips()[:2]).temperature_ == 1
 
 
 def test_a_support_is_left_out_of_its_own_class_only() -> None:

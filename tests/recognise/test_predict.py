@@ -102,7 +102,9 @@ def test_a_long_video_is_cut_into_segments(by: tuple[object, ...], tmp_path: Pat
     frames = np.concatenate([picture("dusk", 7), picture("grow", 8)])
     video = write_video(tmp_path / "long.mp4", frames, fps=8)
     for ending, start in ((".vtt", "WEBVTT"), (".svg", "<svg"), (".csv", '"start, s"'), (".json", "{")):
-        result = clipspm("timeline", video, *by, "--out", tmp_path / f"t{ending}", home=tmp_path)
+        result = clipspm(
+            "timeline", video, *by, "--window", "2s", "--out", tmp_path / f"t{ending}", home=tmp_path
+        )
         assert result.returncode == 0, result.stderr
         assert (tmp_path / f"t{ending}").read_text().startswith(start)
     assert [s["label"] for s in json.loads((tmp_path / "t.json").read_text())["segments"]] == ["dusk", "grow"]
@@ -113,7 +115,7 @@ def test_a_long_video_is_cut_into_segments(by: tuple[object, ...], tmp_path: Pat
     [
         (("--window", "two"), "--window 'two'"),
         (("--stride", "0s"), "--stride '0s'"),
-        (("--stride", "3s"), "at most the window"),
+        (("--stride", "3s", "--window", "2s"), "at most the window"),
         (("--out", "a.mp4"), "its ending must be one of"),
     ],
 )

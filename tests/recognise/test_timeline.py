@@ -11,16 +11,7 @@ from clipspm import FewShotRecognizer
 from clipspm.errors import UsageError
 from clipspm.extract.failures import DecodeError
 from clipspm.recognise import timeline_files as files
-from clipspm.recognise.timeline import (
-    Segment,
-    Timeline,
-    _by_beat,
-    _joined,
-    _likeliest,
-    _runs,
-    _windows,
-    timeline,
-)
+from clipspm.recognise.timeline import Segment, Timeline, _joined, best_cut, candidates, timeline
 from tests.recognise.conftest import picture
 from tests.support.media import write_video
 
@@ -37,13 +28,21 @@ def test_joined_clips_come_apart_where_they_were_joined(
     np.testing.assert_allclose(ends, [2, 4, 6], atol=0.51)
     assert found.segments[0].start == 0
     assert [s.start for s in found.segments[1:]] == ends[:-1]
-    np.testing.assert_allclose(found.beats.sum(1), 1)
 
 
 def test_a_video_shorter_than_a_window_is_one_segment(recognizer: FewShotRecognizer, tmp_path: Path) -> None:
     video = write_video(tmp_path / "short.mp4", picture("grow", 7, count=4), fps=8)
     (segment,) = timeline(recognizer, video, window=2.0, stride=0.5).segments
     assert (segment.start, segment.end) == (0, 0.5)
+
+
+def test_segments_are_about_as_long_as_the_supports(recognizer: FewShotRecognizer, tmp_path: Path) -> None:
+    """Of 16 frames at 25 a second."""
+    assert recognizer.seconds_ == pytest.approx(0.64)
+    video = write_video(tmp_path / "a.mp4", np.concatenate([picture("grow", 7), picture("dusk", 7)]))
+    found = timeline(recognizer, video)
+    assert found.stride == pytest.approx(0.16)
+    assert [segment.label for segment in found.segments] == ["grow", "dusk"]
 
 
 def test_a_folder_of_frames_has_no_times(recognizer: FewShotRecognizer, tmp_path: Path) -> None:
@@ -57,37 +56,36 @@ def test_a_stride_past_the_window_is_refused(recognizer: FewShotRecognizer, stri
         timeline(recognizer, "a.mp4", window=2.0, stride=stride)
 
 
-@pytest.mark.parametrize(("count", "every"), [(4, 1), (5, 2), (9, 2), (10, 4), (23, 3)])
-def test_windows_and_beats_are_those_of_a_plain_loop(count: int, every: int) -> None:
-    frames, rng = 4, np.random.default_rng(count)
-    starts = sorted({*range(0, count - frames + 1, every), count - frames})
-    features = np.arange(count, dtype=np.float32)[:, None]
-    windows = _windows(features, frames, every)
-    assert windows[:, :, 0].tolist() == [list(range(s, s + frames)) for s in starts]
-    values = rng.random((len(starts), 2))
-    beats = _by_beat(values, frames, every, count)
-    for k, begin in enumerate(range(0, count, every)):
-        inside = range(begin, min(begin + every, count))
-        shares = [sum(s <= i < s + frames for i in inside) for s in starts]
-        np.testing.assert_allclose(beats[k], np.average(values, axis=0, weights=shares))
+def cuts(beats: int, lengths: range) -> list[list[tuple[int, int]]]:
+    """Every way to cut ``beats`` into parts of these lengths."""
+    if beats == 0:
+        return [[]]
+    return [
+        [*before, (beats - n, beats)] for n in lengths if n <= beats for before in cuts(beats - n, lengths)
+    ]
 
 
-def test_the_chain_is_the_likeliest_of_all() -> None:
+@pytest.mark.parametrize(("beats", "shortest", "longest"), [(9, 2, 4), (7, 1, 3), (8, 3, 3), (5, 9, 12)])
+def test_the_cut_is_the_best_of_all(beats: int, shortest: int, longest: int) -> None:
     rng = np.random.default_rng(0)
+    parts = candidates(beats, shortest, longest)
+    shortest = min(shortest, beats)
+    every = cuts(beats, range(shortest, max(longest, 2 * shortest - 1) + 1))
+    assert {part for cut in every for part in cut} <= set(parts)
     for _ in range(20):
-        found = np.log(rng.dirichlet(np.ones(3), size=5))
-
-        def likelihood(states: tuple[int, ...], found: np.ndarray = found) -> float:
-            moves = [np.log(0.8) if a == b else np.log(0.1) for a, b in itertools.pairwise(states)]
-            return float(sum(found[i, s] for i, s in enumerate(states)) + sum(moves))
-
-        every = itertools.product(range(3), repeat=5)
-        assert tuple(_likeliest(found, 0.2)) == max(every, key=likelihood)
+        gains = dict(zip(parts, rng.normal(size=len(parts)), strict=True))
+        found = [parts[row] for row in best_cut(parts, list(gains.values()))]
+        assert found == max(every, key=lambda cut: sum(gains[part] for part in cut))
 
 
-def test_runs_and_neighbours() -> None:
-    assert _runs(np.array([1, 1, 0, 2, 2])) == [(0, 2), (2, 3), (3, 5)]
-    assert _runs(np.array([1])) == [(0, 1)]
+def test_any_length_can_be_cut() -> None:
+    for beats, shortest, longest in itertools.product(range(1, 30), range(6), range(8)):
+        parts = candidates(beats, shortest, longest)
+        chosen = [parts[row] for row in best_cut(parts, np.zeros(len(parts)))]
+        assert [a for a, _ in chosen] == [0, *(b for _, b in chosen[:-1])] and chosen[-1][1] == beats
+
+
+def test_neighbours_with_one_label_are_one_segment() -> None:
     parts = [Segment(0, 1, "unknown", 0.2), Segment(1, 4, "unknown", 0.6), Segment(4, 5, "a", 0.9)]
     assert _joined(parts) == [Segment(0, 4, "unknown", pytest.approx(0.5)), parts[2]]
 
@@ -100,7 +98,6 @@ NASTY = Timeline(
         Segment(3700, 3701, "=1+1", 0.25),
     ),
     ("x --> y\n\n<script>&", "=1+1"),
-    np.array([[0.5, 0.5]]),
     0.5,
 )
 
