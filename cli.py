@@ -32,6 +32,7 @@ from clipspm.commands.common import (
     err,
     help_alone,
     kind_of,
+    listen,
     load_torch,
     open_source,
     out,
@@ -43,7 +44,7 @@ from clipspm.engines.base import MOST_THREADS, EngineConfig
 from clipspm.errors import ClipspmError, Interrupted, UsageError
 from clipspm.extract.config import ExtractConfig
 from clipspm.options import Given, like, options_of, own
-from clipspm.progress import Reporter, shown
+from clipspm.progress import Reporter, hush, logger, shown
 from clipspm.tables import Format
 from clipspm.terminal import one_line
 from clipspm.train_heads.config import EvalConfig, TrainConfig
@@ -101,10 +102,17 @@ TableFile = Annotated[Path | None, own("Write into this file.", "Output", "--out
 def _root(
     context: typer.Context,
     version: Annotated[bool, own("Show the version and exit.", "Output", "--version")] = False,
+    quiet: Annotated[bool, own("Results, warnings and errors only.", "Output", "--quiet", "-q")] = False,
+    verbose: Annotated[bool, own("Where an error came from, too.", "Output", "--verbose", "-v")] = False,
+    log_file: Annotated[
+        Path | None, own("Add all that is said to this file, with the time.", "Output", "--log-file")
+    ] = None,
 ) -> None:
     if version:
         out.print(__version__)
         raise typer.Exit
+    hush(quiet)
+    listen(verbose, log_file)
     help_alone(context)
 
 
@@ -162,7 +170,9 @@ def train_heads(
         int,
         own("Keep the weights at so many validations, for eval --report-selection-bias.", "Output", min=0),
     ] = 0,
-    tensorboard: Annotated[bool, own("Log for TensorBoard too.", "Output", "--tensorboard")] = False,
+    log_to: Annotated[
+        str | None, own("Where curves go too: tensorboard, wandb, mlflow, joined by commas.", "Output")
+    ] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -170,12 +180,13 @@ def train_heads(
     if given.get("head") == "list":
         heads(as_json)
         return
-    from clipspm.train_heads.config import resolve_config
+    from clipspm.train_heads.config import parse_services, resolve_config
     from clipspm.train_heads.episodes.data import Data
     from clipspm.train_heads.places import default_run_dir
     from clipspm.train_heads.request import fit_to_cache
     from clipspm.train_heads.resume import as_trained, unfinished_run
 
+    services = parse_services(log_to or "")
     chosen: dict[str, Any] = {"file": config_file, "overrides": given}
     asked = resolve_config(**chosen)  # mistakes are said before anything is read
     run = _run_to_resume(run_dir) if resume and run_dir is not None else None
@@ -205,7 +216,7 @@ def train_heads(
 
     try:
         result = train(
-            data, config, run_dir, resume=resume, tensorboard=tensorboard, keep_checkpoints=keep_checkpoints
+            data, config, run_dir, resume=resume, log_to=services, keep_checkpoints=keep_checkpoints
         )
     finally:
         with suppress(OSError):
@@ -317,19 +328,35 @@ def _as_it_is(
 
 @app.command()
 def doctor(
-    run: Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")], as_json: Json = False
+    place: Annotated[Path, typer.Argument(help="A run directory or a cache.", metavar="RUN|CACHE")],
+    as_json: Json = False,
 ) -> None:
-    """Which files of a run are whole, damaged, missing or unknown, and what to do next."""
+    """Which files of a run or a cache are whole, damaged, missing or unknown, and what to do next."""
+    from clipspm.cache.store import is_cache
+
+    if is_cache(place):
+        caches.cache_verify(place, as_json=as_json)
+        return
     from clipspm.train_heads import examine
     from clipspm.train_heads.doctor import run_to_examine
 
-    path = run_to_examine(run)
+    path = run_to_examine(place)
     load_torch(None)
     found = examine(path)
     tell(as_json, found.as_dict(), found.table())
     if not found.ok:
         bad = [file.name for file in found.files if file.state in ("damaged", "missing")]
         raise ClipspmError(f"{found.run}: {', '.join(bad)} {'are' if len(bad) > 1 else 'is'} not whole")
+
+
+@app.command("env")
+def environment(as_json: Json = False) -> None:
+    """What of this machine the package can use, what is missing, and how to get it."""
+    from clipspm.machine import described, tables
+
+    load_torch(None)
+    found = described()
+    tell(as_json, found, *tables(found))
 
 
 @app.command()
@@ -674,6 +701,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
+    logger.error("%s", one_line(message), exc_info=True)
     err.print(f"error: {one_line(message)}")
     sys.exit(code)
 

@@ -1,9 +1,11 @@
 """Messages and progress on standard error: a live bar on a terminal, plain lines elsewhere.
 
 Library code reports long loops through :func:`track`, which is silent unless a program such as the command
-line turns it on with :func:`shown`.
+line turns it on with :func:`shown`. All lines go to the logger ``clipspm`` as well, whose handlers decide
+what else becomes of them; :func:`hush` keeps what is no warning from standard error.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +31,26 @@ _PLAIN_EVERY = 10.0  # seconds between plain lines
 
 #: the reporter that :func:`track` uses; None: show nothing, also while another bar is up
 _shown: ContextVar["Reporter | None"] = ContextVar("shown", default=None)
+
+
+logger = logging.getLogger("clipspm")
+logger.addHandler(logging.NullHandler())
+logger.setLevel(logging.INFO)
+logger.propagate = False  # lines are on standard error already
+#: whether only warnings are shown
+_hushed: ContextVar[bool] = ContextVar("hushed", default=False)
+
+
+def hush(on: bool = True) -> None:
+    """Show warnings only on standard error, no progress and no news."""
+    _hushed.set(on)
+
+
+def heard(line: str) -> bool:
+    """Log a line, and return whether it is to be shown."""
+    warning = line.startswith(("warning:", "skipped "))
+    logger.log(logging.WARNING if warning else logging.INFO, "%s", one_line(line))
+    return warning or not _hushed.get()
 
 
 @contextmanager
@@ -69,8 +91,11 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Print one line."""
+        wanted = heard(line)
         if self._log is not None:
             self._log(line)
+        elif not wanted:
+            return
         elif self._live:
             self.console.print(one_line(line))
         else:
@@ -84,7 +109,8 @@ class Reporter:
         """
         token = _shown.set(None)  # one bar at a time
         try:
-            yield from (self._bar if self._live else self._lines)(title, total, unit, done)
+            live = self._live and not _hushed.get()
+            yield from (self._bar if live else self._lines)(title, total, unit, done)
         finally:
             _shown.reset(token)
 

@@ -564,6 +564,11 @@ def _utf8(value: str) -> bytes:
         return value.encode("utf-8", "surrogatepass")
 
 
+def is_cache(path: Path) -> bool:
+    """Return whether a cache may be at ``path``, whole or not."""
+    return (path / SPEC).is_file() or (path.is_file() and path.suffix.lower() in (".h5", ".hdf5"))
+
+
 def find_store(path: Path) -> ZarrStore | Hdf5Store:
     """The container at ``path``; raises :class:`ClipspmError` if there is none."""
     if not path.exists():

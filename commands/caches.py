@@ -119,3 +119,29 @@ def cache_export(
     from clipspm.cache.transform import export
 
     say(f"file: {export(source, target, format=format, allow_partial=allow_partial)}")
+
+
+@app.command("push")
+def cache_push(
+    source: CacheSource,
+    repo: Annotated[str, typer.Argument(help="ORGANISATION/NAME of a data set.", metavar="REPO")],
+    private: Annotated[bool, own("Show it to nobody else.", "Output", "--private")] = False,
+) -> None:
+    """Share a finished cache on the Hugging Face hub, with where its numbers come from."""
+    from clipspm.cache.hub import push
+
+    say(f"shared: {push(source, repo, private=private)}")
+
+
+@app.command("pull")
+def cache_pull(
+    repo: Annotated[str, typer.Argument(help="ORGANISATION/NAME of a data set.", metavar="REPO")],
+    target: Annotated[
+        Path | None, own("The new cache.", "Output", "--out", shown="under $CLIPSPM_HOME")
+    ] = None,
+    revision: Annotated[str | None, own("Branch, tag or commit.", "Data")] = None,
+) -> None:
+    """Fetch a cache that was shared, and compare every byte with its seal."""
+    from clipspm.cache.hub import pull
+
+    say(f"cache: {pull(repo, target, revision=revision)}")

@@ -1,6 +1,8 @@
 """What the commands share: how their help looks, the options that several have, and how they speak."""
 
 import json
+import logging
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +11,13 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperCommand
 
+from clipspm import __version__
 from clipspm.errors import UsageError
 from clipspm.extract.config import ExtractConfig
 from clipspm.options import like, own
+from clipspm.progress import heard, logger
 from clipspm.tables import Format
-from clipspm.terminal import Terminal, one_line
+from clipspm.terminal import Terminal, escaped, one_line
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -119,7 +123,36 @@ def tell(as_json: bool, content: dict[str, Any], *said: Any) -> None:
 
 def say(line: str) -> None:
     """One line of news, on standard error."""
-    err.print(one_line(line))
+    if heard(line):
+        err.print(one_line(line))
+
+
+class _Lines(logging.Formatter):
+    """Writes tracebacks without hidden characters."""
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(escaped(line) for line in super().formatException(ei).splitlines())
+
+
+def listen(verbose: bool, log_file: Path | None) -> None:
+    """Add what is said to ``log_file``, and with ``verbose`` show where errors come from."""
+    for handler in [*logger.handlers]:
+        if not isinstance(handler, logging.NullHandler):
+            logger.removeHandler(handler)
+            handler.close()
+    if verbose:
+        shown = logging.StreamHandler()
+        shown.setFormatter(_Lines())
+        shown.addFilter(lambda record: record.exc_info is not None)
+        logger.addHandler(shown)
+    if log_file is not None:
+        try:
+            kept = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UsageError(f"--log-file {log_file}: cannot be written ({error.strerror})") from error
+        kept.setFormatter(_Lines("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(kept)
+        logger.info("clipspm %s: %s", __version__, shlex.join(sys.argv[1:]))
 
 
 def load_torch(threads: int | None) -> None:

@@ -23,6 +23,7 @@ from clipspm.cache.reader import open_cache
 from clipspm.errors import ClipspmError
 from clipspm.extract.decode import length
 from clipspm.extract.failures import DecodeError
+from clipspm.hub import hub_errors
 from clipspm.recognise.card import model_card
 from clipspm.recognise.classifier import FewShotClassifier
 from clipspm.recognise.clips import ClipEncoder
@@ -186,7 +187,10 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
 
-            folder = Path(snapshot_download(str(source), allow_patterns=[CONFIG, TENSORS, CARD, f"{HEAD}/*"]))
+            with hub_errors(str(source)):
+                folder = Path(
+                    snapshot_download(str(source), allow_patterns=[CONFIG, TENSORS, CARD, f"{HEAD}/*"])
+                )
         with reading(folder / CONFIG, "is not a saved recognizer"):
             check_size(folder / CONFIG)
             content = json.loads((folder / CONFIG).read_text("utf-8"))
@@ -215,7 +219,7 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         from huggingface_hub import HfApi
 
-        with TemporaryDirectory() as aside:
+        with hub_errors(repo_id), TemporaryDirectory() as aside:
             self.save_pretrained(folder or aside)
             api = HfApi()
             api.create_repo(repo_id, private=private, exist_ok=True)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 #: from the ground up; a room is a folder, or modules of one folder. Rooms of one line never import each other.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors", "terminal"),
-    ("settings options progress tables interrupts devices",),  # what all of the package uses
+    ("settings options progress tables interrupts devices hub",),  # what all of the package uses
     ("engines",),  # where work is done: here, on several devices, by Slurm, by Ray
     ("cache",),  # what the two stages share: features and texts on disk
     ("extract", "train_heads/episodes"),  # stage one; what is drawn from a cache, and its features
@@ -30,7 +30,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("train_heads/evaluation",),  # predictions, scores, intervals, leaks
     ("train_heads/training",),  # the loop, and what chooses its weights
     ("train_heads/experiments",),  # ablations, comparisons, tables of runs
-    ("train_heads/demo", "train_heads/doctor", "train_heads/import_checkpoint", "recognise"),
+    ("train_heads/demo", "train_heads/doctor", "train_heads/import_checkpoint", "recognise", "machine"),
     ("commands",),  # groups of commands
     ("cli",),
     ("__main__",),

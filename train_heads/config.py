@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
@@ -21,6 +21,8 @@ from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
 from clipspm.train_heads.heads.registry import check_settings, head_entry
 
 Precision = Literal["float32", "fp16", "bf16"]
+#: where training curves can go besides the run
+Service = Literal["tensorboard", "wandb", "mlflow"]
 
 DEFAULT_HEAD = "clip-spm"
 DEFAULT_PRESET = "hmdb51"
@@ -177,6 +179,15 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no settings: expected lines of the form `name: value`")
     return content
+
+
+def parse_services(text: str) -> tuple[Service, ...]:
+    """``"wandb,mlflow"`` -> the services that training curves go to."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    known: dict[str, Service] = {name: name for name in get_args(Service)}
+    if wrong := [name for name in names if name not in known]:
+        raise UsageError(f"--log-to {wrong[0]}: it must be one of {', '.join(known)}")
+    return tuple(known[name] for name in dict.fromkeys(names))
 
 
 def resolve_config(

@@ -1,13 +1,15 @@
 """Loggers of training curves."""
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from clipspm.cache.disk import append, reading, replacing
 from clipspm.errors import UsageError
+from clipspm.train_heads.config import Service
 
 
 class MetricLogger(Protocol):
@@ -53,7 +55,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UsageError("--tensorboard needs the extra: pip install 'clipspm[tensorboard]'") from error
+            raise _missing("tensorboard") from error
         self._open = lambda step: SummaryWriter(str(folder), purge_step=step)
         self._writer = self._open(None)
 
@@ -67,6 +69,70 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+class WandB:
+    """Sends curves to Weights & Biases, as a run with the name of the run's folder.
+
+    What is logged again after a resume is the same to the bit, and dropped there.
+    """
+
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise _missing("wandb") from error
+        name = hashlib.sha256(os.fsencode(run.resolve())).hexdigest()[:16]
+        self._run = wandb.init(
+            project="clipspm", name=run.name, id=name, resume="allow", dir=str(run), config=dict(config)
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def rewind(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """Sends curves to MLflow, as a run with the name of the run's folder."""
+
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import mlflow
+        except ImportError as error:
+            raise _missing("mlflow") from error
+        self._client = mlflow.MlflowClient()
+        experiment = mlflow.set_experiment("clipspm")
+        self._id = self._client.create_run(experiment.experiment_id, run_name=run.name).info.run_id
+        for name, value in config.items():
+            self._client.log_param(self._id, name, value)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._id, name, value, step=step)
+
+    def rewind(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+def loggers(services: Sequence[Service], run: Path, config: Mapping[str, Any]) -> Iterator[MetricLogger]:
+    """Open ``services`` for a run; :class:`UsageError` for one whose package is not installed."""
+    for service in dict.fromkeys(services):
+        if service == "tensorboard":
+            yield TensorBoard(run / "tensorboard")
+        else:
+            yield {"wandb": WandB, "mlflow": MLflow}[service](run, config)
+
+
+def _missing(extra: str) -> UsageError:
+    return UsageError(f"--log-to {extra} needs the extra: pip install 'clipspm[{extra}]'")
 
 
 class Several:

@@ -5,7 +5,7 @@ The test split is never opened here.
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from clipspm.engines.allocator import keep_pages
 from clipspm.errors import UsageError
 from clipspm.progress import Reporter, Say
 from clipspm.settings import typed
-from clipspm.train_heads.config import TrainConfig
+from clipspm.train_heads.config import Service, TrainConfig
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.data import Data
 from clipspm.train_heads.episodes.pool import FeatureSource, Split
@@ -30,7 +30,7 @@ from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.places import cache_title
 from clipspm.train_heads.request import fit_to_cache
 from clipspm.train_heads.runs import CONFIG, METRICS, RESULTS, HeadShape, Run, training_lock
-from clipspm.train_heads.training.curves import JsonLines, MetricLogger, Several, TensorBoard
+from clipspm.train_heads.training.curves import JsonLines, Several, loggers
 from clipspm.train_heads.training.loop import Trainer, TrainResult
 from clipspm.train_heads.training.selection import Selector, make_selector
 
@@ -42,7 +42,7 @@ def train(
     *,
     resume: bool = False,
     log: Say | None = None,
-    tensorboard: bool = False,
+    log_to: Sequence[Service] = (),
     keep_checkpoints: int = 0,
 ) -> TrainResult:
     """Train ``config.head`` on ``data`` and write a run directory.
@@ -50,7 +50,8 @@ def train(
     ``resume``: go on from the last checkpoint in ``run_dir`` (start anew if there is none); on the same
     machine the weights are then bit for bit those of an uninterrupted run. ``config`` None: that of the run
     to resume. ``keep_checkpoints``: keep the weights of so many validations, evenly over the training, for
-    :func:`~.evaluation.selection_bias.selection_bias`. ``log``: receives the lines otherwise shown on
+    :func:`~.evaluation.selection_bias.selection_bias`. ``log_to``: where curves go besides the run. ``log``:
+    receives the lines otherwise shown on
     standard error. Raises :class:`UsageError` before any work if the cache cannot give what is asked.
     """
     reporter = Reporter(log)
@@ -76,10 +77,7 @@ def train(
             if keep_checkpoints and not run.checkpoints():
                 raise UsageError(f"{run.path} is finished and kept no checkpoints: name another --run-dir")
             return _finished(run, device)
-        metrics: list[MetricLogger] = [JsonLines(run.path / METRICS)]
-        if tensorboard:
-            metrics.append(TensorBoard(run.path / "tensorboard"))
-        logger = Several(metrics)
+        logger = Several([JsonLines(run.path / METRICS), *loggers(log_to, run.path, config.as_dict())])
         trainer = None
         try:
             with data.closed("test"), _keep_random_state(device):

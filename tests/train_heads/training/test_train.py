@@ -505,7 +505,7 @@ def test_tensorboard_without_the_extra_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match=r"pip install 'clipspm\[tensorboard\]'"):
-        train(CACHE, tiny_config(), tmp_path / "r", log=silent, tensorboard=True)
+        train(CACHE, tiny_config(), tmp_path / "r", log=silent, log_to=["tensorboard"])
 
 
 def test_recipes_are_plain_yaml() -> None:
