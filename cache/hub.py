@@ -28,7 +28,8 @@ def push(path: str | Path, repo_id: str, *, private: bool = False) -> str:
     cache = open_cache(path)
     _check_whole(cache.path, str(cache.path))
     files = [cache.path] if cache.path.is_dir() else [cache.path, seal_path(cache.path)]
-    api, to = HfApi(), {"repo_id": repo_id, "repo_type": "dataset"}
+    api = HfApi()
+    to: dict[str, Any] = {"repo_id": repo_id, "repo_type": "dataset"}
     with hub_errors(repo_id), TemporaryDirectory() as aside:
         api.create_repo(**to, private=private, exist_ok=True)
         card = Path(aside, _CARD)

@@ -104,7 +104,8 @@ def load_clip(path: Path, video_id: str, settings: ClipSettings, room: np.ndarra
 
 def still(frame: np.ndarray, settings: ClipSettings) -> np.ndarray:
     """Resize a frame and crop its centre, uint8 [C, C, 3], as :func:`load_clip` does for view 0."""
-    return _views(frame, _cut(frame.shape[0], frame.shape[1], "", settings), settings)[0]
+    view: np.ndarray = _views(frame, _cut(frame.shape[0], frame.shape[1], "", settings), settings)[0]
+    return view
 
 
 def _empty(shape: tuple[int, ...], room: np.ndarray | None) -> np.ndarray:

@@ -233,9 +233,8 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         temperature: float | None = None,
     ) -> None:
         self.labels_, self._held = labels, (features, texts)
-        head, frames = self.head, None
-        if isinstance(head, Run):
-            frames, head = head.shape.frames, head.load_head()
+        run = self.head if isinstance(self.head, Run) else None
+        head, frames = (run.load_head(), run.shape.frames) if run else (str(self.head), None)
         self.classifier_ = FewShotClassifier(
             head, layers=self.encoder_.layers_, texts=texts, frames=frames, temperature=temperature
         ).fit(features, labels)

@@ -3,7 +3,8 @@
 from html import escape
 from typing import Any
 
-from clipspm.recognise.timeline import UNKNOWN, Timeline
+from clipspm.recognise.recognizer import UNKNOWN
+from clipspm.recognise.timeline import Timeline
 from clipspm.tables import Table
 from clipspm.terminal import one_line
 

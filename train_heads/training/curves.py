@@ -124,11 +124,14 @@ class MLflow:
 
 def loggers(services: Sequence[Service], run: Path, config: Mapping[str, Any]) -> Iterator[MetricLogger]:
     """Open ``services`` for a run; :class:`UsageError` for one whose package is not installed."""
-    for service in dict.fromkeys(services):
-        if service == "tensorboard":
-            yield TensorBoard(run / "tensorboard")
-        else:
-            yield {"wandb": WandB, "mlflow": MLflow}[service](run, config)
+    for service in services:
+        match service:
+            case "tensorboard":
+                yield TensorBoard(run / "tensorboard")
+            case "wandb":
+                yield WandB(run, config)
+            case "mlflow":
+                yield MLflow(run, config)
 
 
 def _missing(extra: str) -> UsageError:
