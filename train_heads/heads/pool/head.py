@@ -95,8 +95,8 @@ class EvidencePool(Head):
             raise ValueError("look, still, move, drift, text: found none; needed one or more")
         read = (*(layers if kinds else ()), FINAL, *(self.learned.layers if self.learned else ()))
         self.layers = tuple(dict.fromkeys(read))
-        share = torch.tensor([_PRIOR[name.split("/")[0]] for name in self.names])
-        self.register_buffer("equal", share / share.sum(), persistent=False)
+        shares = [_PRIOR[name.split("/")[0]] for name in self.names]
+        self.register_buffer("equal", torch.tensor([x / sum(shares) for x in shares]), persistent=False)
         self.register_buffer("factors", torch.full((MOST_SHOTS,), _UNMEASURED))
         self.register_buffer("fitted", (self.equal * _UNMEASURED).repeat(MOST_SHOTS, 1))
         self.register_buffer("told", torch.zeros(MOST_SHOTS))
