@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from clipspm.cache.reader import Cache
+from clipspm.errors import ClipspmError
 from clipspm.extract.decode_pool import DecodePool
 from clipspm.extract.demo.worlds import world_of
 from clipspm.extract.failures import DecodeError
@@ -19,8 +20,8 @@ from clipspm.progress import track
 
 #: height of a strip in pixels, most frames in it, and JPEG quality
 HEIGHT, FRAMES, QUALITY = 56, 8, 72
-#: seconds and GiB for one video
-_PATIENCE, _MEMORY = 30.0, 4.0
+#: seconds for one video
+_PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class Strips:
     why: str = ""
 
 
-def find_videos(cache: Cache, given: Path | None) -> Path | None:
+def find_videos(cache: Cache, given: Path | None, wanted: Sequence[str]) -> Path | None:
     """Return the folder that the paths of ``cache`` lie below: ``given``, or a usual place.
 
-    None where none of them has the cache's first video.
+    None where none of them has any of the first few of the videos ``wanted``.
     """
-    if not cache.good:
-        return None
+    chosen = set(wanted[:8])
+    paths = [video.path for video in cache.good if video.id in chosen]
     dataset, here = cache.spec.dataset, cache.path.absolute().parent
     if given is not None:
         places = [given.parent if given.is_file() else given]
@@ -61,10 +62,10 @@ def find_videos(cache: Cache, given: Path | None) -> Path | None:
         data = os.environ.get("CLIPSPM_DATA")
         places += [Path(data) / dataset] if data else []
         places.append(Path("data") / dataset)
-    return next((place for place in places if (place / cache.good[0].path).exists()), None)
+    return next((place for place in places if any((place / path).exists() for path in paths)), None)
 
 
-def strips(cache: Cache, root: Path | None, wanted: Iterable[str], *, frames: int = FRAMES) -> Strips:
+def strips(cache: Cache, root: Path | None, wanted: Sequence[str], *, frames: int = FRAMES) -> Strips:
     """Read the videos ``wanted``, by id, below ``root``, and make a strip of each.
 
     Frames are those that the cache was made of, cut as its first view. What cannot be read is left out.
@@ -82,13 +83,16 @@ def strips(cache: Cache, root: Path | None, wanted: Iterable[str], *, frames: in
     workers = max(1, min(cores, 4, len(there)))
     found: dict[str, Strip] = {}
     failed = len(ids) - len(there)
-    with DecodePool(settings, workers=workers, timeout=_PATIENCE, memory=_MEMORY) as decoders:
-        clips = track(decoders.stream(there), "reading clips", len(there), "clips")
-        for (_, name), clip in zip(there, clips, strict=True):
-            if isinstance(clip, DecodeError):
-                failed += 1
-            else:
-                found[name] = _strip(clip.pixels[0], frames)
+    try:
+        with DecodePool(settings, workers=workers, timeout=_PATIENCE) as decoders:
+            clips = track(decoders.stream(there), "reading clips", len(there), "clips")
+            for (_, name), clip in zip(there, clips, strict=True):
+                if isinstance(clip, DecodeError):
+                    failed += 1
+                else:
+                    found[name] = _strip(clip.pixels[0], frames)
+    except ClipspmError as error:  # the page goes on with what there is
+        return Strips(found, f"Videos could not be read: {error}.")
     why = f"{failed} of {len(ids)} videos could not be read." if failed else ""
     return Strips(found, why)
 

@@ -308,7 +308,7 @@ def measure_look_alikes(
     any_two: dict[str, Floats] = {}
     by_pair: dict[str, tuple[float, ...]] = {}
     for subject in track(subjects, "look-alikes", len(subjects), "heads"):
-        rows = {subject.name: ()} | (leave_out if subject is first else {})
+        rows: dict[str, tuple[str, ...]] = {subject.name: (), **(leave_out if subject is first else {})}
         found: dict[str, list[Floats]] = {name: [] for name in rows}
         with subject.looking():
             for part in (*drawn, apart):
@@ -316,8 +316,8 @@ def measure_look_alikes(
                     [reading.right(reading.logits(gone)) for gone in rows.values()]
                     for reading in subject.read(part)
                 ]
-                for name, parts in zip(rows, zip(*readings, strict=True), strict=True):
-                    found[name].append(np.concatenate(parts))
+                for name, each in zip(rows, zip(*readings, strict=True), strict=True):
+                    found[name].append(np.concatenate(each))
         for name, parts in found.items():
             alike[name], any_two[name] = np.concatenate(parts[:-1]), parts[-1]
             by_pair[name] = tuple(float(x.mean()) for x in parts[:-1])

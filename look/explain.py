@@ -61,9 +61,9 @@ def contributions(subject: Subject, episodes: int) -> tuple[Piece, ...]:
     right, margin = (np.concatenate(x) for x in zip(*whole, strict=True))
     found = []
     for kind, parts in rows.items():
-        alone, without, left = (np.concatenate(x) for x in zip(*parts, strict=True))
+        single, rest_right, left = (np.concatenate(x) for x in zip(*parts, strict=True))
         share = float(1 - left.mean() / margin.mean()) if margin.mean() > 0 else float("nan")
-        found.append(Piece(kind, estimate(alone), paired(right, without), share))
+        found.append(Piece(kind, estimate(single), paired(right, rest_right), share))
     return tuple(found)
 
 

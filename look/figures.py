@@ -44,7 +44,7 @@ _DATA = [_LIGHT[f"c{i}"] for i in range(1, 7)]
 _MARKERS = "os^DvP"
 #: inches, and the size of text in points: legible where 345 points are the width of a phone
 _WIDTH, _TEXT = 4.8, 11.0
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "clipspm",
     "text.parse_math": False,
@@ -415,7 +415,9 @@ def scatter(found: Places, index: int, **how: Any) -> Drawing:
         for i, c in enumerate(np.unique(found.labels)):
             centre = np.median(placed.points[found.labels == c], axis=0)
             box = {"boxstyle": "round,pad=0.15", "facecolor": _LIGHT["paper"], "edgecolor": _DATA[i % 6]}
-            axes.text(*centre, str(c + 1), ha="center", va="center", fontsize=_TEXT - 2, bbox=box)
+            axes.text(
+                centre[0], centre[1], str(c + 1), ha="center", va="center", fontsize=_TEXT - 2, bbox=box
+            )
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_xlabel(f"{placed.method}, {placed.stage}")

@@ -62,7 +62,8 @@ def stages(reading: "Reading") -> dict[str, Stage]:
         refined = kept.refined.support
         if refined.dim() == 5:  # of each query its own
             flat = refined.transpose(1, 2).flatten(2, 3)  # [E, S, Q*T, D]
-            prototypes = episode.class_mean(flat).unflatten(2, (queries, -1)).transpose(1, 2)
+            means = episode.class_mean(flat)  # [E, C, Q*T, D]
+            prototypes = means.view(*means.shape[:2], queries, -1, means.shape[-1]).transpose(1, 2)
         else:
             prototypes = for_each_query(episode.class_mean(refined))
         found[PADM] = Stage(text, prototypes, kept.refined.query)

@@ -72,7 +72,7 @@ def as_html(report: Report) -> str:
     )
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
     of_video = {name: f"v{i}" for i, name in enumerate(pictures)}
-    return environment.get_template("report.html").render(
+    page = environment.get_template("report.html").render(
         style=Markup(style),
         policy=_POLICY.format(digest),
         report=report,
@@ -90,6 +90,7 @@ def as_html(report: Report) -> str:
         commands=_commands(report),
         config=json.dumps(report.facts.run.config.as_dict(), indent=1),
     )
+    return page.lstrip()
 
 
 def _figure(report: Report, name: str) -> Markup:

@@ -100,11 +100,11 @@ def make_report(
         return Report(facts, None, Strips(), drawn, str(error))
     queries = _queries_to_align(facts)
     seen = _look(subject, facts, queries, episodes)
-    wanted = _videos(facts, seen, queries)
+    wanted = list(dict.fromkeys(_videos(facts, seen, queries)))
     source = subject.data.cache
     pictures, spec = Strips(), None
     if isinstance(source, Cache):
-        pictures, spec = strips(source, find_videos(source, videos), wanted), source.spec
+        pictures, spec = strips(source, find_videos(source, videos, wanted), wanted), source.spec
     drawn = {one.name: one for one in _draw(facts, seen, png)}
     return Report(facts, seen, pictures, drawn, "", spec)
 
@@ -132,7 +132,7 @@ def _look(subject: Subject, facts: Facts, queries: Sequence[Query], episodes: in
 
 def _others(subject: Subject, facts: Facts) -> list[Subject]:
     """Load the heads of other rows on the same cache, as far as they are there."""
-    found = []
+    found: list[Subject] = []
     column, basis = facts.focus.column, facts.focus.basis
     for score in facts.results.scores:
         if score is facts.focus or (score.column, score.basis.episodes) != (column, basis.episodes):

@@ -161,7 +161,8 @@ class Subject:
 def load_all(runs: Mapping[str, Run], cache: str | Path | None, **how: Any) -> list[Subject]:
     """Load ``runs`` by name, all with the cache of the first (or ``cache``).
 
-    ``how``: further arguments of :meth:`Subject.load`. Raises :class:`ClipspmError` for one that was trained under other class splits than the first.
+    ``how``: further arguments of :meth:`Subject.load`. Raises :class:`ClipspmError` for one that was trained
+    under other class splits than the first.
     """
     found: list[Subject] = []
     first = next(iter(runs.values()))
