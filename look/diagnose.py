@@ -316,8 +316,8 @@ def measure_look_alikes(
                     [reading.right(reading.logits(gone)) for gone in rows.values()]
                     for reading in subject.read(part)
                 ]
-                for name, each in zip(rows, zip(*readings, strict=True), strict=True):
-                    found[name].append(np.concatenate(each))
+                for name, batches in zip(rows, zip(*readings, strict=True), strict=True):
+                    found[name].append(np.concatenate(batches))
         for name, parts in found.items():
             alike[name], any_two[name] = np.concatenate(parts[:-1]), parts[-1]
             by_pair[name] = tuple(float(x.mean()) for x in parts[:-1])
