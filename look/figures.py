@@ -42,6 +42,8 @@ COLOURS: dict[str, tuple[str, str]] = {
 _LIGHT = {name: light for name, (light, _) in COLOURS.items()}
 _DATA = [_LIGHT[f"c{i}"] for i in range(1, 7)]
 _MARKERS = "os^DvP"
+#: on cells whose colour does not follow the page: not the white that does
+_WHITE = "#fefefe"
 #: inches, and the size of text in points: legible where 345 points are the width of a phone
 _WIDTH, _TEXT = 4.8, 11.0
 _SETTINGS: Any = {
@@ -316,7 +318,7 @@ def confusion(table: ClassTable, **how: Any) -> Drawing:
         axes.invert_yaxis()
         for i, j in np.ndindex(count, count):
             if share[i, j] >= 0.5 and count <= 24:
-                colour = "#ffffff" if share[i, j] > 55 else "#000000"
+                colour = _WHITE if share[i, j] > 55 else "#000000"
                 axes.text(
                     j + 0.5, i + 0.5, f"{share[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=8
                 )
@@ -341,11 +343,11 @@ def alignment(one: Alignment, place: int, name: str, **how: Any) -> Drawing:
         axes.pcolormesh(similarity, cmap="cividis", vmin=low, vmax=high)
         row, column = np.nonzero(best > 0.5)
         order = np.lexsort((row, column))
-        for colour, wide in (("#000000", 4.0), ("#ffffff", 2.0)):
+        for colour, wide in (("#000000", 4.0), (_WHITE, 2.0)):
             axes.plot(column[order] + 0.5, row[order] + 0.5, color=colour, linewidth=wide)
         row, column = np.nonzero(path > 0.02)
         size = 70 * path[row, column]
-        axes.scatter(column + 0.5, row + 0.5, s=size, color="#ffffff", edgecolors="#000000", linewidths=0.7)
+        axes.scatter(column + 0.5, row + 0.5, s=size, color=_WHITE, edgecolors="#000000", linewidths=0.7)
         frames = similarity.shape[1]
         axes.set_xticks([0.5, frames - 0.5], ["1", str(frames)])
         axes.set_yticks([0.5, len(similarity) - 0.5], ["1", str(len(similarity))])
@@ -376,7 +378,7 @@ def motion_energy(found: Motion, **how: Any) -> Drawing:
             dark = found.energy[i, t] < (found.energy.min() + found.energy.max()) / 2
             axes.text(
                 t + 0.5, i + 0.5, f"{100 * found.energy[i, t]:.0f}", ha="center", va="center", fontsize=8,
-                color="#ffffff" if dark else "#000000",
+                color=_WHITE if dark else "#000000",
             )  # fmt: skip
 
     mean = found.energy.mean(0)

@@ -1,6 +1,7 @@
 """Put a report together: what runs say, what the cache of the one in focus shows, and figures of both."""
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,11 +103,13 @@ def make_report(
     seen = _look(subject, facts, queries, episodes)
     wanted = list(dict.fromkeys(_videos(facts, seen, queries)))
     source = subject.data.cache
-    pictures, spec = Strips(), None
-    if isinstance(source, Cache):
-        pictures, spec = strips(source, find_videos(source, videos, wanted), wanted), source.spec
-    drawn = {one.name: one for one in _draw(facts, seen, png)}
-    return Report(facts, seen, pictures, drawn, "", spec)
+    with ThreadPoolExecutor(1) as aside:  # other processes read the videos meanwhile
+        reading = None
+        if isinstance(source, Cache):
+            reading = aside.submit(strips, source, find_videos(source, videos, wanted), wanted)
+        drawn = {one.name: one for one in _draw(facts, seen, png)}
+        pictures = reading.result() if reading else Strips()
+    return Report(facts, seen, pictures, drawn, "", source.spec if isinstance(source, Cache) else None)
 
 
 def _queries_to_align(facts: Facts) -> tuple[Query, ...]:

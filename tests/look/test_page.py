@@ -192,6 +192,16 @@ def test_colours_have_contrast() -> None:
             assert contrast(ink, mixed) >= 4.5, (name, mode)
 
 
+def test_figures_follow_the_page_but_for_cells(made: Made) -> None:
+    cells, lines = (made.report.drawings[name].inline() for name in ("alignment-0-0", "classes"))
+    assert cells.count("var(--paper)") == 1  # what is behind it: marks on cells stay white
+    assert "#fefefe" in cells
+    assert "var(--c1)" in lines
+    assert "#0b62a8" not in lines
+    for drawing in made.report.drawings.values():
+        assert "style=" not in drawing.inline()
+
+
 def test_figures_are_files_too(peer: Report, tmp_path: Path) -> None:
     count = peer.save_figures(tmp_path / "figures")
     written = sorted(p.name for p in (tmp_path / "figures").iterdir())
