@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from clipspm import __version__
-from clipspm.commands import caches, datasets, episodes, recognise
+from clipspm.commands import caches, datasets, episodes, look, recognise
 from clipspm.commands.common import (
     AllowPartial,
     App,
@@ -69,6 +69,8 @@ app.add_typer(datasets.app, name="datasets")
 app.add_typer(episodes.app, name="episodes")
 app.command()(recognise.predict)
 app.command()(recognise.timeline)
+app.command()(look.report)
+app.command()(look.diagnose)
 
 # typer carries its own copy of click or uses the installed one: its exceptions are found through typer
 _WrongUsage: Any = typer.BadParameter.__base__
@@ -489,6 +491,7 @@ def ablate(
     dry_run: Annotated[
         bool, own("Only check it, and say what would be trained.", "Output", "--dry-run")
     ] = False,
+    with_report: look.WithReport = True,
     device: Annotated[
         str | None,
         own("As for train-heads; several, like cuda:0,cuda:0, train so many cells at a time.", "Machine"),
@@ -540,6 +543,8 @@ def ablate(
     with _resumable("finished cells and the last checkpoint are"):
         result = ablate_shots(data, config, **asked)
     tell(as_json, result.as_dict(), result.table(), f"tables: {folder}/ablation.json, .csv, .tex")
+    if with_report:
+        look.report_beside(folder, [cell for one in result.results for row in one.rows for cell in row.cells])
 
 
 # --------------------------------------------------------------------------------------------- together
@@ -560,6 +565,7 @@ def demo(
         own("Where videos, cache and runs go.", "Output", "--out", shown="$CLIPSPM_HOME/demo"),
     ] = None,
     dry_run: Annotated[bool, own("Only say what would be rendered.", "Output", "--dry-run")] = False,
+    with_report: look.WithReport = True,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -600,6 +606,9 @@ def demo(
         if not as_json:
             tell(as_json, {}, result.table(), result.sentence())
             say(f"cache: {cache.path}; runs: {runs} (`clipspm results`)")
+        if with_report:
+            cells = [cell for row in result.splits[0].rows for cell in row.cells]
+            look.report_beside(runs, cells, videos=drawn.videos(where))
     if len(worlds) > 1:
         by_world = {name: result.as_dict() for name, result in results.items()}
         tell(as_json, {"worlds": by_world}, worlds_table(results))

@@ -51,6 +51,7 @@ class Size:
     classes: int = 31
     videos: int = 133  #: of each class
     dims: tuple[int, ...] = (512, 768)
+    shots: tuple[int, ...] = (1, 5)
     steps: int = 30
     episodes: int = 10_000
     models: tuple[str, ...] = ("ViT-B-16", "ViT-L-14")
@@ -64,6 +65,7 @@ TINY = Size(
     classes=8,
     videos=12,
     dims=(64,),
+    shots=(1,),
     steps=1,
     episodes=64,
     models=("mobilenetv2",),
@@ -122,12 +124,12 @@ def parts(on: torch.device, size: Size) -> Iterator[tuple[str, Callable[[], dict
     yield "cpu and device agree", partial(agreement, on, size)
     for dim in size.dims:
         for recipe in ("default", "official"):
-            for shots in (1, 5):
+            for shots in size.shots:
                 for arithmetic in ARITHMETIC:
                     name = f"training, {recipe}, {shots}-shot, D {dim}, {arithmetic}"
                     yield name, partial(training, on, size, recipe, shots, dim, arithmetic)
     for recipe in ("default", "official"):
-        for shots in (1, 5):
+        for shots in size.shots:
             yield (
                 f"scoring, {recipe}, {shots}-shot, D {size.dims[0]}",
                 partial(scoring, on, size, recipe, shots),
@@ -199,7 +201,7 @@ def training(
         bank = data.bank("train", head.layers)
         calibrate(head, bank, way=config.way, frames=FRAMES)
         run = Run.create(Path(folder) / "run", config, shape, data.described())
-        trainer = Trainer(bank, Selector(), run, head, Several([]), Reporter(lambda line: None))
+        trainer = Trainer(bank, Selector("val"), run, head, Several([]), Reporter(lambda line: None))
         head.start_training()
         head.train()
         trainer.step(0)

@@ -154,9 +154,10 @@ def test_a_setting_may_be_written_as_yaml_does_not_read_it(home: Path, cache: Pa
     assert weights.load_head().config.alpha == 0.1  # type: ignore[attr-defined]
     rows = clipspm(
         "ablate", "--cache", cache, *FEW, "--set", "alpha=1e-1", "--drop", "padm", "--test-episodes", 5, "--json",
-        home=home,
+        "--no-report", home=home,
     )  # fmt: skip
     assert rows.returncode == 0, rows.stderr
+    assert not [*home.rglob("report.html")]
 
 
 def test_a_run_is_named_after_its_cache_and_found_by_its_name(home: Path, cache: Path) -> None:
@@ -210,6 +211,9 @@ def test_ablation_of_several_shots_is_planned_and_run(home: Path, cache: Path, t
     assert done.returncode == 0, done.stderr
     assert "2-shot, transductive" in done.stdout and "chance: 33.3 % (3-way)" in done.stdout
     assert json.loads((tmp_path / "a" / "ablation.json").read_text())["shots"] == [1, 2]
+    assert f"report: {tmp_path / 'a' / 'report.html'}" in done.stderr
+    page = (tmp_path / "a" / "report.html").read_text("utf-8")
+    assert "Accuracy over shots. full: " in page and "without padm, seed 1" in page
     assert "cells: 10 finished" in clipspm(*asked, "--dry-run", home=home).stdout
     for option in ("--shots", "--seeds"):
         wrong = clipspm(*asked, option, "1,x", "--dry-run", home=home)

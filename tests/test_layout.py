@@ -30,7 +30,14 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("train_heads/evaluation",),  # predictions, scores, intervals, leaks
     ("train_heads/training",),  # the loop, and what chooses its weights
     ("train_heads/experiments",),  # ablations, comparisons, tables of runs
-    ("train_heads/demo", "train_heads/doctor", "train_heads/import_checkpoint", "recognise", "machine"),
+    (
+        "train_heads/demo",
+        "train_heads/doctor",
+        "train_heads/import_checkpoint",
+        "recognise",
+        "look",
+        "machine",
+    ),
     ("commands",),  # groups of commands
     ("cli",),
     ("__main__",),

@@ -32,6 +32,9 @@ from tests.support.interpreters import DRIVER, python
         (("results", "nowhere"), 2),
         (("compare", "a", "b"), 2),
         (("eval", "nowhere"), 2),
+        (("report", "nowhere"), 2),
+        (("report", "--out", "/nowhere/report.html"), 2),
+        (("diagnose", "nowhere"), 2),
     ],
 )
 def test_help_and_mistakes_load_no_torch(tmp_path: Path, args: tuple[str, ...], code: int) -> None:
