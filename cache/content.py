@@ -119,6 +119,10 @@ def _spec_problems(spec: CacheSpec) -> Iterator[tuple[str, str]]:
     ):
         if not _is_integer(getattr(spec, name), 1, most):
             yield SPEC, f"{name} is {getattr(spec, name)!r}"
+    if spec.crop_width is not None and not _is_integer(spec.crop_width, 1, _MOST_PIXELS):
+        yield SPEC, f"crop_width is {spec.crop_width!r}"
+    if len(spec.fill) != 3 or not all(_is_integer(value, 0, 255) for value in spec.fill):
+        yield SPEC, f"fill is {spec.fill}"
     if len({layer_key(str(layer)) for layer in spec.layers}) < len(spec.layers) or FINAL not in spec.layers:
         yield SPEC, f"layers are {', '.join(map(str, spec.layers))}"
     if set(spec.dims) != set(spec.layers) or not all(

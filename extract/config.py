@@ -54,7 +54,7 @@ class ExtractConfig:
         1, "Views per video: the centre crop, then random ones.", "Frames", min=1, max=_MOST_FRAMES
     )
     resize: int | None = option(
-        None, "Short side in pixels before the crop.", "Frames", shown="8/7 of the crop"
+        None, "Short side in pixels before the crop.", "Frames", shown="8/7 of it, or whole frames, by model"
     )
     resize_on: ResizeOn = option(
         "auto", "decoders (Pillow), or the encoder's device (torch). auto: there if it is a GPU.", "Frames"

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from clipspm.cache.disk import check_size, reading
+from clipspm.cache.spec import ResizeMode
 from clipspm.errors import ClipspmError, UsageError
 
 LOCAL_DIR = "local-dir:"
@@ -89,10 +90,20 @@ def _check_tokenizer(settings: dict[str, Any]) -> None:
 
 
 def _check_pixels(settings: dict[str, Any]) -> None:
-    """Refuse a mean or a standard deviation that no pixel can be normalised with."""
+    """Refuse pixels that cannot be normalised or resized as it says."""
     for name, least in (("mean", -math.inf), ("std", 0.0)):
         if not all(least < value < math.inf for value in settings.get(name, ())):
             raise ValueError(f"its {name} of pixels is {settings[name]}")
+    for name, known in (
+        ("resize_mode", (*get_args(ResizeMode), None)),
+        ("interpolation", ("bicubic", "bilinear", "random", None)),
+    ):
+        if settings.get(name) not in known:
+            raise ValueError(f"its {name} is {settings[name]!r}")
+    fill = settings.get("fill_color") or 0
+    values = fill if isinstance(fill, list) else [fill] * 3
+    if len(values) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in values):
+        raise ValueError(f"its fill_color is {fill!r}")
 
 
 #: the largest numbers in a configuration; building a model with larger ones could take forever

@@ -161,7 +161,7 @@ def run(
     widths = ", ".join(f"{layer} ({width})" for layer, width in spec.dims.items())
     per_video, in_all = size_text(_bytes_needed(spec, 1, 0)), size_text(needed)
     on_start(f"layers (width): {widths}; {per_video} per video, {in_all} in all")
-    for note in _notes_on_texts(work, encoder, spec):
+    for note in _notes(work, encoder, spec):
         on_start(f"note: {note}")
     there = sum(size_on_disk(place) for place in (path, parts_path(path)) if place.exists())
     # if the planned videos have changed, the cache is rebuilt beside the old one, which needs the full room
@@ -339,8 +339,11 @@ def _names_in_prompts(work: Work) -> Literal["as given", "cleaned"]:
     return "cleaned" if any(spoken(name) != fill("{}", name) for name in names) else "as given"
 
 
-def _notes_on_texts(work: Work, encoder: Encoder, spec: CacheSpec) -> Iterator[str]:
-    """What a user may not expect: class names that were changed, and sentences that are cut."""
+def _notes(work: Work, encoder: Encoder, spec: CacheSpec) -> Iterator[str]:
+    """What a user may not expect: views that are the same, class names that were changed, sentences cut."""
+    if spec.views > 1 and not encoder.preprocessing.margin:
+        differ = "views are mirrored at most" if spec.flip else "all views are the same"
+        yield f"{spec.model} takes whole frames: {differ}; --resize above {spec.resize} gives them a margin"
     names = work.index.plan.class_names
     if spec.names == "cleaned":
         changed = [name for name in names if spoken(name) != fill("{}", name)]

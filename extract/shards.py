@@ -4,7 +4,7 @@ A shard may be extracted twice, on any machine. Batches never cross shards and f
 the features do not depend on workers, engines or earlier runs. Three stages overlap: workers decode ahead,
 this process encodes, and a thread stages the previous shard.
 
-Shapes: V views, T frames, C crop size in pixels, D a layer's width.
+Shapes: V views, T frames, H x W pixels of a crop, D a layer's width.
 """
 
 import socket
@@ -188,6 +188,9 @@ def clip_settings(spec: CacheSpec, *, flip: bool) -> ClipSettings:
         flip,
         spec.min_frames,
         native=NATIVE * spec.resize**2 if spec.resized_by == "torch" else 0,
+        resize_mode=spec.resize_mode,
+        crop_width=spec.crop_width,
+        fill=spec.fill,
     )
 
 
@@ -206,7 +209,7 @@ class Batcher:
         self.encoded: dict[str, list[np.ndarray]] = {layer: [] for layer in spec.layers}
 
     def add(self, frames: torch.Tensor) -> None:
-        """Copy ``frames``, uint8 [V * T, C, C, 3], into the batch; a full batch is encoded."""
+        """Copy ``frames``, uint8 [V * T, H, W, 3], into the batch; a full batch is encoded."""
         while len(frames):
             buffer = self.buffers[0]
             part = frames[: len(buffer) - self.filled]

@@ -126,23 +126,36 @@ def architecture(name: str) -> dict[str, Any]:
 
 
 def _build(name: str, pretrained: str | None = None, *, load_weights: bool = True) -> Any:
-    """Build the model; with ``load_weights=False``, only the preprocessing of ``pretrained`` is used."""
+    """Build the model; with ``load_weights=False``, only the preprocessing of ``pretrained`` is used.
+
+    Without a tag it is that of all of the architecture's tags, or open_clip's default where they differ.
+    """
     logging.getLogger().addFilter(_silence)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            cfg = get_pretrained_cfg(name, pretrained) if pretrained else None
             if load_weights:
                 return open_clip.create_model(name, require_pretrained=True)
-            keys = ("mean", "std", "interpolation", "resize_mode")
-            preprocess = {k: cfg[k] for k in keys if cfg and k in cfg}
             return open_clip.create_model(
-                name, load_weights=False, pretrained_image=False, force_preprocess_cfg=preprocess
+                name,
+                load_weights=False,
+                pretrained_image=False,
+                force_preprocess_cfg=_published_pixels(name, pretrained),
             )
     except Exception as error:
         raise ClipspmError(f"the encoder {name} cannot be built: {_one_line(error)}") from error
     finally:
         logging.getLogger().removeFilter(_silence)
+
+
+def _published_pixels(name: str, tag: str | None) -> dict[str, Any]:
+    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(name)
+    keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+    found = []
+    for each in tags:
+        cfg = get_pretrained_cfg(name, each)
+        found.append({k: cfg[k] for k in keys if cfg.get(k) is not None})
+    return found[0] if found and all(one == found[0] for one in found) else {}
 
 
 def _silence(record: logging.LogRecord) -> bool:
