@@ -193,7 +193,7 @@ def train_heads(
         config = replace(run.config, **given)
     elif run is None or any(chosen.values()):
         config = fit_to_cache(
-            resolve_config(dataset=data.spec.dataset, **chosen), data.pools, data.spec.frames, _silent
+            resolve_config(dataset=data.spec.dataset, **chosen), data.pools, data.spec, _silent
         )
     if run is not None:
         run_dir = run.path

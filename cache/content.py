@@ -129,12 +129,14 @@ def _spec_problems(spec: CacheSpec) -> Iterator[tuple[str, str]]:
         _is_integer(d, 1, _MOST_WIDE) for d in spec.dims.values()
     ):
         yield SPEC, f"dims are {spec.dims}"
-    if not spec.prompts:
-        yield SPEC, "there are no prompts"
     for name, texts in spec.descriptions.items():
         if not (isinstance(texts, list) and texts and all(map(_is_name, texts))):
             yield SPEC, f"the descriptions of class {name!r} are {_short(texts)}"
             break
+    for name in ("logit_scale", "logit_bias"):
+        value = getattr(spec, name)
+        if value is not None and not math.isfinite(value):
+            yield SPEC, f"{name} is {value}"
     for name in ("mean", "std"):
         if len(getattr(spec, name)) != 3 or not all(map(math.isfinite, getattr(spec, name))):
             yield SPEC, f"{name} is {getattr(spec, name)}"
@@ -202,7 +204,7 @@ def _array_problems(
         yield key, f"its shape is {store.shape(key)}, not {shape}"
     elif store.dtype(key).name != kind:
         yield key, f"its type is {store.dtype(key)}, not {kind}"
-    elif shape[0] and store.chunks(key) != chunks:
+    elif 0 not in shape and store.chunks(key) != chunks:
         yield key, f"its chunks are {store.chunks(key)}, not {chunks}"
 
 

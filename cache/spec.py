@@ -35,7 +35,7 @@ Status = Literal["ok", "failed", "pending"]
 PlannedClass = tuple[str, Split, int]
 
 #: fields for information only; the features do not depend on them
-_INFORMATIVE = frozenset({"model", "pretrained", "created_with"})
+_INFORMATIVE = frozenset({"model", "pretrained", "created_with", "logit_scale", "logit_bias"})
 #: fields that caches need not have, with what they then are; left out of records and fingerprints if that
 _LATER: dict[str, Any] = {
     "names": "as given",
@@ -43,6 +43,8 @@ _LATER: dict[str, Any] = {
     "resize_mode": "shortest",
     "crop_width": None,
     "fill": (0, 0, 0),
+    "logit_scale": None,
+    "logit_bias": None,
 }
 
 
@@ -60,7 +62,9 @@ class CacheSpec:
     ``crop`` rows and ``crop_width`` columns (None: a square); what a frame lacks of it is ``fill`` (RGB).
     ``resized_by``: Pillow in the decode workers, or torch on the encoder's device. ``names``: whether
     prompts hold class names as words (``brush hair``) or as they are. ``descriptions``: sentences by class,
-    in place of prompts; the one prompt is then ``{}``, and a class has one text.
+    in place of prompts; the one prompt is then ``{}``, and a class has one text. ``prompts`` are empty, and
+    there are no texts, if the encoder has none. ``logit_scale`` and ``logit_bias``: what the encoder was
+    trained to make of the cosine of a frame and a text (times the one, plus the other).
     """
 
     dataset: str
@@ -91,6 +95,13 @@ class CacheSpec:
     resize_mode: ResizeMode = "shortest"
     crop_width: int | None = None
     fill: tuple[int, ...] = (0, 0, 0)
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there are class texts."""
+        return bool(self.prompts)
 
     @property
     def fingerprint(self) -> str:

@@ -60,7 +60,10 @@ class ExtractConfig:
         "auto", "decoders (Pillow), or the encoder's device (torch). auto: there if it is a GPU.", "Frames"
     )
     model: str | None = option(
-        None, "open_clip architecture or local-dir:FOLDER.", "Encoder", shown="ViT-B-16-quickgelu"
+        None,
+        "open_clip architecture, local-dir:FOLDER, hf-hub:ORG/NAME or timm:NAME; see clipspm encoders.",
+        "Encoder",
+        shown="ViT-B-16-quickgelu",
     )
     pretrained: str | None = option(None, "Tag, weights file or local-dir:FOLDER.", "Encoder", shown="openai")
     layers: str | None = option(

@@ -4,14 +4,17 @@ Shapes: B images of H x W pixels, D a layer's width, C classes, P prompt templat
 """
 
 import copy
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from inspect import signature
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
+from open_clip.timm_model import TimmModel
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.transforms import InterpolationMode
@@ -115,6 +118,8 @@ class Encoder:
             "layers": self.layers,
             "dims": self.dims,
             **asdict(self.preprocessing),
+            "logit_scale": _number(self._model, "logit_scale", math.exp),
+            "logit_bias": _number(self._model, "logit_bias"),
         }
 
     def pixel_buffer(self, count: int, *, on_device: bool = False) -> Tensor:
@@ -178,7 +183,12 @@ class Encoder:
         return self._in_bf16
 
     def encode_text(self, class_names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-        """Unnormalised text features, float32 [C, P, D], in the order given."""
+        """Unnormalised text features, float32 [C, P, D], in the order given; no templates give none.
+
+        Raises :class:`ClipspmError` if the model has no text tower.
+        """
+        if not templates:
+            return np.zeros((len(class_names), 0, self.dims[FINAL]), np.float32)
         texts = [[fill(template, name) for template in templates] for name in class_names]
         return torch.stack(self._encode_texts(texts)).numpy()
 
@@ -188,15 +198,24 @@ class Encoder:
         return normalize(torch.stack(each), dim=-1).numpy()
 
     def cut(self, texts: Sequence[str]) -> list[str]:
-        """Those of ``texts`` that are longer than the text tower reads."""
-        tokenizer = self.source.tokenizer
-        read = tokenizer(list(texts))
-        more = tokenizer(list(texts), context_length=read.shape[1] + 1)[:, :-1]
-        return [text for text, cut in zip(texts, (read != more).any(1).tolist(), strict=True) if cut]
+        """Those of ``texts`` that are longer than the text tower reads, each once."""
+        texts, tokenizer = list(dict.fromkeys(texts)), self.source.tokenizer
+        read = tokenizer([*texts, ""])
+        more = tokenizer([*texts, ""], context_length=read.shape[1] + 1)
+        # some tokenizers end a text that they cut with its last token, others just stop
+        cut = (read != more[:, :-1]).any(1) | (more[:, -1] != more[-1, -1])
+        return [text for text, is_cut in zip(texts, cut[:-1].tolist(), strict=True) if is_cut]
+
+    @property
+    def reads(self) -> int:
+        """How many tokens of a text are read."""
+        return int(self.source.tokenizer([""]).shape[1])
 
     @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[Sequence[str]]) -> list[Tensor]:
         """Unnormalised features of each class's texts, float32 [texts, D], in main memory."""
+        if self.source.tokenizer is None:
+            raise ClipspmError(f"{self.source.name} has no text tower: it encodes images only")
         rows = []
         known = getattr(self._model, "vocab_size", None)
         for given in track(texts, "encoding texts", len(texts), "classes"):
@@ -308,15 +327,22 @@ class PendingFeatures:
         return self._values
 
 
+def _number(model: Any, name: str, read: Callable[[float], float] = float) -> float | None:
+    """A scalar parameter of the model, to six digits; None if it has none."""
+    value = getattr(model, name, None)
+    return None if value is None else float(f"{read(float(value)):.6g}")
+
+
 def _tower_kind(visual: Any) -> str:
     name = type(visual).__name__
     if name == "ModifiedResNet":
         return "resnet"
     if name == "VisionTransformer":
         return "vit"
-    if name == "TimmModel":
+    if isinstance(visual, TimmModel):
         trunk = visual.trunk
-        return "vit" if hasattr(trunk, "blocks") and hasattr(trunk, "patch_embed") else "timm"
+        tokens = signature(getattr(trunk, "forward_intermediates", len)).parameters
+        return "vit" if hasattr(trunk, "blocks") and "return_prefix_tokens" in tokens else "timm"
     raise ClipspmError(f"the image tower {name} is not supported: ViT, ModifiedResNet and timm towers are")
 
 
@@ -324,7 +350,8 @@ def _depth(visual: Any, kind: str) -> int:
     if kind == "resnet":
         return 5
     if kind == "timm":
-        return len(visual.trunk.feature_info)
+        has_stages = hasattr(visual.trunk, "forward_intermediates")
+        return len(visual.trunk.feature_info) if has_stages else 0
     blocks = visual.trunk.blocks if hasattr(visual, "trunk") else visual.transformer.resblocks
     return len(blocks)
 
@@ -338,13 +365,15 @@ def _has_class_token(visual: Any, kind: str) -> bool:
 def preprocessing_of(config: dict[str, Any], resize: int | None, pixel_norm: str) -> Preprocessing:
     """What a model's own configuration says, with ``resize`` and ``pixel_norm`` in place of it where given.
 
-    Where frames cover the crop (``shortest``), a margin of a seventh is kept around it, as is the custom in
-    action recognition; other models see whole frames.
+    Where frames cover the crop (``shortest``) and the model does not say by how much, a margin of a seventh
+    is kept around it, as is the custom in action recognition; other models see whole frames.
     """
     size = config["size"]
     height, width = (int(size[0]), int(size[-1])) if isinstance(size, list | tuple) else (int(size),) * 2
     mode = str(config.get("resize_mode") or "shortest")
     least = min(height, width)
+    if resize is None:
+        resize = config.get("resize")
     if resize is None:
         resize = round(least * 8 / 7) if mode == "shortest" else least
     if resize < least:

@@ -37,6 +37,9 @@ from clipspm.extract.plan import DEFAULT_MODEL, Work, decoders, prepare
 from clipspm.extract.prompts import fill, spoken
 from clipspm.extract.shards import Shard, ShardTask, Spent
 
+#: texts that are too long, named one by one
+_MOST_SHOWN = 5
+
 
 @dataclass
 class Progress:
@@ -331,7 +334,7 @@ def _settled_layers(work: Work) -> tuple[str, ...]:
 
 def _names_in_prompts(work: Work) -> Literal["as given", "cleaned"]:
     """Whether prompts hold class names as words; a cache that is extended keeps to what it was begun with."""
-    if work.descriptions:
+    if work.descriptions or not work.templates:
         return "as given"
     if begun := _begun(work.config):
         return begun.names
@@ -349,9 +352,18 @@ def _notes(work: Work, encoder: Encoder, spec: CacheSpec) -> Iterator[str]:
         changed = [name for name in names if spoken(name) != fill("{}", name)]
         shown = ", ".join(f"{name!r} is {spoken(name)!r}" for name in changed[:2])
         yield f"in prompts, {shown}" + (f", and so on ({len(changed)} class names)" if changed[2:] else "")
-    for name in names if work.descriptions else ():
-        if cut := encoder.cut(work.descriptions[name]):
-            yield f"{len(cut)} sentences of class {name!r} are too long for the text tower and are cut"
+    said = map(spoken, names) if spec.names == "cleaned" else names
+    texts = [fill(template, name) for name in said for template in work.templates]
+    if work.descriptions:
+        texts = [sentence for name in names for sentence in work.descriptions[name]]
+    if not texts:
+        yield f"{spec.model} has no text tower: heads that need class texts will not run on this cache"
+        return
+    cut = encoder.cut(texts)
+    for text in cut[:_MOST_SHOWN]:
+        yield f"cut to the {encoder.reads} tokens that {spec.model} reads: {text!r}"
+    if cut[_MOST_SHOWN:]:
+        yield f"{len(cut) - _MOST_SHOWN} more texts are cut to {encoder.reads} tokens"
 
 
 def _spec(work: Work, encoder: Encoder, resized_by: Literal["pillow", "torch"]) -> CacheSpec:

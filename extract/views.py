@@ -118,7 +118,8 @@ def load_clip(path: Path, video_id: str, settings: ClipSettings, room: np.ndarra
 
 def still(frame: np.ndarray, settings: ClipSettings) -> np.ndarray:
     """Resize a frame and crop its centre, uint8 [H, W, 3], as :func:`load_clip` does for view 0."""
-    return _views(frame, cut_of(frame.shape[0], frame.shape[1], "", settings), settings)[0]
+    view: np.ndarray = _views(frame, cut_of(frame.shape[0], frame.shape[1], "", settings), settings)[0]
+    return view
 
 
 def _empty(shape: tuple[int, ...], room: np.ndarray | None) -> np.ndarray:
@@ -129,11 +130,11 @@ def cut_of(height: int, width: int, video_id: str, settings: ClipSettings) -> Cu
     """How frames of ``height`` x ``width`` pixels become views."""
     height, width = scaled_shape(height, width, settings)
     spare = height - settings.shape[0], width - settings.shape[1]
-    above, left = (max(0, -gap) // 2 for gap in spare)
-    below, right = (max(0, -gap) - before for gap, before in zip(spare, (above, left), strict=True))
-    room = [max(0, gap) for gap in spare]
-    boxes = tuple(_view_box(video_id, view, *room, settings) for view in range(settings.views))
-    return Cut(height, width, boxes, (left, above, right, below))
+    lacking = [max(0, -gap) for gap in spare]
+    above, left = (gap // 2 for gap in lacking)
+    rows, columns = (max(0, gap) for gap in spare)
+    boxes = tuple(_view_box(video_id, view, rows, columns, settings) for view in range(settings.views))
+    return Cut(height, width, boxes, (left, above, lacking[1] - left, lacking[0] - above))
 
 
 def _views(frame: np.ndarray, cut: Cut, settings: ClipSettings) -> np.ndarray:

@@ -5,6 +5,7 @@ Shapes: N clips, T frames, D the widths of all layers together.
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from clipspm.extract.failures import DecodeError
 from clipspm.extract.layers import parse_layers, parse_tokens
 from clipspm.extract.models import check_model
 from clipspm.extract.plan import DEFAULT_MODEL, DEFAULT_PRETRAINED
-from clipspm.extract.prompts import load_templates, spoken
+from clipspm.extract.prompts import fill, load_templates, spoken
 from clipspm.extract.shards import Batcher, clip_settings
 from clipspm.extract.suffixes import is_frame_name
 from clipspm.extract.views import still
@@ -153,8 +154,15 @@ class ClipEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.concatenate(layers, axis=-1)
 
     def encode_text(self, names: Sequence[str]) -> Features:
-        """Return the features of class names, averaged over the prompts, [C, D of final]."""
-        each = self.encoder_.encode_text([spoken(name) for name in names], self._templates)
+        """Return the features of class names, averaged over the prompts, [C, D of final].
+
+        Warns of prompts that are longer than the text tower reads.
+        """
+        said, encoder = [spoken(name) for name in names], self.encoder_
+        each = encoder.encode_text(said, self._templates)
+        for text in encoder.cut([fill(template, name) for name in said for template in self._templates]):
+            message = f"cut to the {encoder.reads} tokens that {encoder.source.name} reads: {text!r}"
+            warnings.warn(message, stacklevel=2)
         return np.asarray(each.mean(1, dtype=np.float32))
 
     def _read(self, places: Sequence[Path]) -> Iterator[Features | DecodeError]:

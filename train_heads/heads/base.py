@@ -69,6 +69,8 @@ class Head(nn.Module):
     tunable: Mapping[str, tuple[float, ...]] = {}
     #: whether what it learns counts only as far as it helps with classes that did not train it
     needs_unseen: bool = False
+    #: whether it reads the class texts: a cache of an encoder without a text tower has none
+    needs_text: bool = True
     #: parameters that nothing reads, kept for the checkpoints of others
     unused: tuple[str, ...] = ()
     #: whether to check the arguments before scoring (one synchronisation with the device per call)
