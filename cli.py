@@ -133,6 +133,15 @@ def extract(asked: Given, engine: Given, as_json: Json = False) -> None:
         raise typer.Exit(3)
 
 
+@app.command()
+def encoders(as_json: Json = False) -> None:
+    """Encoders that are known to work: what each gives, reads and costs, and how it was tested."""
+    from clipspm.extract.encoders import describe_encoders, encoders_table
+
+    found = describe_encoders()
+    tell(as_json, {"encoders": found}, encoders_table(found))
+
+
 # -------------------------------------------------------------------------------------------- stage two
 
 

@@ -89,8 +89,7 @@ class Encoder:
         self._in_bf16: Any = None
         visual = self._model.visual
         self._kind = _tower_kind(visual)
-        depth, cls = _depth(visual, self._kind), _has_class_token(visual, self._kind)
-        self.tower = Tower(self.source.name, depth, tokens=self._kind == "vit", cls=cls)
+        self.tower = tower_of(self.source.name, visual)
         self.layers = settle((*layers, FINAL), tokens, self.tower)
         self._indices = sorted({number_of(layer) for layer in self.layers if layer != FINAL})
         self.preprocessing = preprocessing_of(visual.preprocess_cfg, resize, pixel_norm)
@@ -325,6 +324,12 @@ class PendingFeatures:
         if self._copied is not None:
             self._copied.synchronize()
         return self._values
+
+
+def tower_of(name: str, visual: Any) -> Tower:
+    """What the image tower of a model has; raises :class:`ClipspmError` for a kind that is not supported."""
+    kind = _tower_kind(visual)
+    return Tower(name, _depth(visual, kind), tokens=kind == "vit", cls=_has_class_token(visual, kind))
 
 
 def _number(model: Any, name: str, read: Callable[[float], float] = float) -> float | None:
