@@ -142,6 +142,22 @@ def encoders(as_json: Json = False) -> None:
     tell(as_json, {"encoders": found}, encoders_table(found))
 
 
+@app.command("bench-decoders")
+def bench_decoders(
+    videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of them.", metavar="VIDEO...")],
+    frames: Annotated[int, own("Frames per video.", "Frames", min=1)] = 8,
+    repeats: Annotated[int, own("Readings of each video; the median counts.", "Machine", min=1)] = 3,
+    timeout: Annotated[float, own("Seconds that one reading may take.", "Machine", above=0)] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """How fast each decoder reads your own clips, and whether its frames are those of a sequential decode."""
+    from clipspm.extract.bench_decoders import bench_decoders as bench
+    from clipspm.extract.bench_decoders import decoders_table, describe_decoders
+
+    results = bench(videos, frames=frames, repeats=repeats, timeout=timeout)
+    tell(as_json, {"decoders": describe_decoders(results)}, decoders_table(results))
+
+
 # -------------------------------------------------------------------------------------------- stage two
 
 

@@ -31,6 +31,7 @@ from clipspm.engines import make_engine
 from clipspm.errors import ClipspmError
 from clipspm.extract.config import ExtractConfig, Precision
 from clipspm.extract.datasets import NO_FLIP, Index
+from clipspm.extract.decode import check_backend
 from clipspm.extract.encoder import Encoder
 from clipspm.extract.models import shown_name
 from clipspm.extract.plan import DEFAULT_MODEL, Work, decoders, prepare
@@ -138,6 +139,7 @@ def run(
     config, index = work.config, work.index
     for name in config.devices:
         resolve_device(name)
+    check_backend(config.decoder)
     assert config.model is not None
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -268,6 +270,7 @@ def _task(config: ExtractConfig, index: Index, encoder: Encoder, writer: CacheWr
         pretrained=_absolute(config.pretrained) if config.pretrained else None,
         pixel_norm=config.pixel_norm,
         flip=config.dataset not in NO_FLIP,
+        decoder=config.decoder,
         batch_size=config.batch_size,
         workers=decoders(config),
         timeout=config.decode_timeout,

@@ -23,6 +23,7 @@ from clipspm.cache.spec import CacheSpec, VideoRecord
 from clipspm.cache.staging import is_staged, stage
 from clipspm.engines.allocator import keep_pages
 from clipspm.errors import ClipspmError
+from clipspm.extract.decode import Backend
 from clipspm.extract.decode_pool import DecodePool
 from clipspm.extract.encoder import Encoder, PendingFeatures
 from clipspm.extract.failures import DecodeError
@@ -83,6 +84,7 @@ class ShardTask:
     pretrained: str | None
     pixel_norm: Literal["model", "none"]
     flip: bool
+    decoder: Backend
     batch_size: int
     workers: int
     timeout: float
@@ -101,7 +103,7 @@ class ShardTask:
             torch.set_num_threads(self.threads)
         keep_pages()
         encoder = self.encoder or self._load(device)
-        settings = clip_settings(self.spec, flip=self.flip)
+        settings = clip_settings(self.spec, flip=self.flip, decoder=self.decoder)
         pool = DecodePool(settings, workers=self.workers, timeout=self.timeout, memory=self.memory)
         with pool as decoders:
             yield lambda shards: self._run(encoder, decoders, list(shards))
@@ -177,7 +179,7 @@ class ShardTask:
         return ShardDone(shard.number, spent + Spent(writing=time.perf_counter() - start))
 
 
-def clip_settings(spec: CacheSpec, *, flip: bool) -> ClipSettings:
+def clip_settings(spec: CacheSpec, *, flip: bool, decoder: Backend = "auto") -> ClipSettings:
     """Return what decode workers take of each video for a cache of ``spec``."""
     return ClipSettings(
         spec.frames,
@@ -191,6 +193,7 @@ def clip_settings(spec: CacheSpec, *, flip: bool) -> ClipSettings:
         resize_mode=spec.resize_mode,
         crop_width=spec.crop_width,
         fill=spec.fill,
+        decoder=decoder,
     )
 
 

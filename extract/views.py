@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from clipspm.cache.spec import ResizeMode
-from clipspm.extract.decode import read_frames
+from clipspm.extract.decode import Backend, read_frames
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -27,7 +27,8 @@ class ClipSettings:
     """The frames and views to take from each video, and their size in pixels.
 
     Frames of up to ``native`` pixels stay as decoded: the encoder resizes them. ``resize_mode``,
-    ``crop_width`` and ``fill`` as in :class:`~clipspm.cache.spec.CacheSpec`.
+    ``crop_width`` and ``fill`` as in :class:`~clipspm.cache.spec.CacheSpec`; ``decoder`` as in
+    :func:`~.decode.read_frames`.
     """
 
     frames: int
@@ -41,6 +42,7 @@ class ClipSettings:
     resize_mode: ResizeMode = "shortest"
     crop_width: int | None = None
     fill: tuple[int, ...] = (0, 0, 0)
+    decoder: Backend = "auto"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -99,7 +101,9 @@ def load_clip(path: Path, video_id: str, settings: ClipSettings, room: np.ndarra
         cuts.append(cut_of(frame.shape[0], frame.shape[1], video_id, settings))
         return frame if frame[..., 0].size <= settings.native else _views(frame, cuts[-1], settings)
 
-    found = read_frames(path, settings.frames, min_frames=settings.min_frames, each=each)
+    found = read_frames(
+        path, settings.frames, backend=settings.decoder, min_frames=settings.min_frames, each=each
+    )
     as_decoded = found.frames.ndim == 4
     frames = found.frames if as_decoded else found.frames.swapaxes(0, 1)
     pixels = _empty(frames.shape, room)
