@@ -143,6 +143,31 @@ def extract(asked: Given, engine: Given, as_json: Json = False) -> None:
         raise typer.Exit(3)
 
 
+@app.command()
+def encoders(as_json: Json = False) -> None:
+    """Encoders that are known to work: what each gives, reads and costs, and how it was tested."""
+    from clipspm.extract.encoders import describe_encoders, encoders_table
+
+    found = describe_encoders()
+    tell(as_json, {"encoders": found}, encoders_table(found))
+
+
+@app.command("bench-decoders")
+def bench_decoders(
+    videos: Annotated[list[Path], typer.Argument(help="Videos, or folders of them.", metavar="VIDEO...")],
+    frames: Annotated[int, own("Frames per video.", "Frames", min=1)] = 8,
+    repeats: Annotated[int, own("Readings of each video; the median counts.", "Machine", min=1)] = 3,
+    timeout: Annotated[float, own("Seconds that one reading may take.", "Machine", above=0)] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """How fast each decoder reads your own clips, and whether its frames are those of a sequential decode."""
+    from clipspm.extract.bench_decoders import bench_decoders as bench
+    from clipspm.extract.bench_decoders import decoders_table, describe_decoders
+
+    results = bench(videos, frames=frames, repeats=repeats, timeout=timeout)
+    tell(as_json, {"decoders": describe_decoders(results)}, decoders_table(results))
+
+
 # -------------------------------------------------------------------------------------------- stage two
 
 
@@ -206,7 +231,7 @@ def train_heads(
         config = replace(run.config, **given)
     elif run is None or any(chosen.values()):
         config = fit_to_cache(
-            resolve_config(dataset=data.spec.dataset, **chosen), data.pools, data.spec.frames, _silent
+            resolve_config(dataset=data.spec.dataset, **chosen), data.pools, data.spec, _silent
         )
     if run is not None:
         run_dir = run.path

@@ -160,6 +160,14 @@ def _any_order(checked: _Checked) -> None:
         checked.same(found, logits[:, queries], f"{protocol} logits depend on the order of queries")
 
 
+def _texts(checked: _Checked) -> None:
+    """Logits depend on the class texts only if the head says that it needs them."""
+    head, episode = checked.built()
+    other = replace(episode, text=torch.randn_like(episode.text))
+    if not head.needs_text and not torch.equal(head.run(other).logits, head.run(episode).logits):
+        checked.refuse("logits change with the class texts, which its needs_text = False denies")
+
+
 def _no_label_in_logits(checked: _Checked) -> None:
     """Labels of queries, and base classes, reach losses and never logits."""
     head, episode = checked.built()
@@ -292,6 +300,6 @@ def _settings(checked: _Checked) -> None:
 
 #: every promise, in the order in which they are looked at
 CHECKS: tuple[Callable[[_Checked], None], ...] = (
-    *(_layers, _shapes, _each_query_alone, _any_order, _no_label_in_logits, _losses),
+    *(_layers, _shapes, _each_query_alone, _any_order, _texts, _no_label_in_logits, _losses),
     *(_gradients, _state, _tunable, _half_precision, _recall, _planned, _settings),
 )

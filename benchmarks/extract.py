@@ -348,7 +348,10 @@ def decoding_seconds(config: "ExtractConfig", encoder: Any, paths: list[Path]) -
 
     pre = encoder.preprocessing
     native = NATIVE * pre.resize**2 if config.resize_on == "encoder" else 0
-    settings = ClipSettings(FRAMES, 1, pre.resize, pre.crop, pre.interpolation, False, 1, native)
+    kept = {
+        k: getattr(pre, k) for k in ("resize", "crop", "interpolation", "resize_mode", "crop_width", "fill")
+    }
+    settings = ClipSettings(frames=FRAMES, views=1, flip=False, min_frames=1, native=native, **kept)
     with DecodePool(settings, workers=config.workers or 1, timeout=60.0) as pool:
         list(pool.stream([(path, path.name) for path in paths[: 4 * pool.workers]]))
         own = time.process_time()
@@ -360,8 +363,8 @@ def encoder_rate(encoder: Any, batch: int) -> float:
     """Videos per second of the encoder on random pixels, the best of three batches."""
     import torch
 
-    crop = encoder.preprocessing.crop
-    pixels = torch.randint(0, 256, (batch, crop, crop, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    shape = (batch, *encoder.preprocessing.shape, 3)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 3, 1, 2)
     encoder.encode_images(pixels)
     return batch / FRAMES / min(seconds(lambda: encoder.encode_images(pixels)) for _ in range(3))
 

@@ -119,18 +119,24 @@ def _spec_problems(spec: CacheSpec) -> Iterator[tuple[str, str]]:
     ):
         if not _is_integer(getattr(spec, name), 1, most):
             yield SPEC, f"{name} is {getattr(spec, name)!r}"
+    if spec.crop_width is not None and not _is_integer(spec.crop_width, 1, _MOST_PIXELS):
+        yield SPEC, f"crop_width is {spec.crop_width!r}"
+    if len(spec.fill) != 3 or not all(_is_integer(value, 0, 255) for value in spec.fill):
+        yield SPEC, f"fill is {spec.fill}"
     if len({layer_key(str(layer)) for layer in spec.layers}) < len(spec.layers) or FINAL not in spec.layers:
         yield SPEC, f"layers are {', '.join(map(str, spec.layers))}"
     if set(spec.dims) != set(spec.layers) or not all(
         _is_integer(d, 1, _MOST_WIDE) for d in spec.dims.values()
     ):
         yield SPEC, f"dims are {spec.dims}"
-    if not spec.prompts:
-        yield SPEC, "there are no prompts"
     for name, texts in spec.descriptions.items():
         if not (isinstance(texts, list) and texts and all(map(_is_name, texts))):
             yield SPEC, f"the descriptions of class {name!r} are {_short(texts)}"
             break
+    for name in ("logit_scale", "logit_bias"):
+        value = getattr(spec, name)
+        if value is not None and not math.isfinite(value):
+            yield SPEC, f"{name} is {value}"
     for name in ("mean", "std"):
         if len(getattr(spec, name)) != 3 or not all(map(math.isfinite, getattr(spec, name))):
             yield SPEC, f"{name} is {getattr(spec, name)}"
@@ -198,7 +204,7 @@ def _array_problems(
         yield key, f"its shape is {store.shape(key)}, not {shape}"
     elif store.dtype(key).name != kind:
         yield key, f"its type is {store.dtype(key)}, not {kind}"
-    elif shape[0] and store.chunks(key) != chunks:
+    elif 0 not in shape and store.chunks(key) != chunks:
         yield key, f"its chunks are {store.chunks(key)}, not {chunks}"
 
 

@@ -143,8 +143,11 @@ class Cache:
     def text(self, *, templates: bool = False) -> np.ndarray:
         """Class-name features, float32 [C, D]: the unweighted mean over the templates.
 
-        With ``templates=True``, one per template, [C, P, D]. Raises :class:`ClipspmError` if damaged.
+        With ``templates=True``, one per template, [C, P, D]. Raises :class:`ClipspmError` if damaged, and for
+        the mean of none: the encoder has no text tower.
         """
+        if not (self.spec.has_text or templates):
+            raise ClipspmError(f"{self.path} has no class texts: {self.spec.model} has no text tower")
         with readable(self.path):
             each = self.store.array(TEXT)
         if values_digest(each) != self._digests.get(TEXT_SHARD, {}).get(TEXT):

@@ -24,6 +24,8 @@ Split = Literal["train", "val", "test", "none"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "none")
 #: the splits that episodes are drawn from
 EpisodeSplit = Literal["train", "val", "test"]
+#: how a frame is scaled to the size before the crop: covering it, within it, or without its aspect ratio
+ResizeMode = Literal["shortest", "longest", "squash"]
 #: the layer that every cache holds: the encoder's embedding of each frame
 FINAL = "final"
 Format = Literal["zarr", "hdf5"]
@@ -33,9 +35,17 @@ Status = Literal["ok", "failed", "pending"]
 PlannedClass = tuple[str, Split, int]
 
 #: fields for information only; the features do not depend on them
-_INFORMATIVE = frozenset({"model", "pretrained", "created_with"})
+_INFORMATIVE = frozenset({"model", "pretrained", "created_with", "logit_scale", "logit_bias"})
 #: fields that caches need not have, with what they then are; left out of records and fingerprints if that
-_LATER: dict[str, Any] = {"names": "as given", "descriptions": {}}
+_LATER: dict[str, Any] = {
+    "names": "as given",
+    "descriptions": {},
+    "resize_mode": "shortest",
+    "crop_width": None,
+    "fill": (0, 0, 0),
+    "logit_scale": None,
+    "logit_bias": None,
+}
 
 
 def format_of(path: Path) -> Format:
@@ -48,9 +58,13 @@ class CacheSpec:
     """All settings that the features of a cache depend on, and the names of data set and encoder.
 
     ``weights_sha256`` and ``architecture_sha256`` identify the encoder independently of its name.
+    Frames are scaled by ``resize_mode`` to a size whose shorter side is ``resize`` pixels. The crop has
+    ``crop`` rows and ``crop_width`` columns (None: a square); what a frame lacks of it is ``fill`` (RGB).
     ``resized_by``: Pillow in the decode workers, or torch on the encoder's device. ``names``: whether
     prompts hold class names as words (``brush hair``) or as they are. ``descriptions``: sentences by class,
-    in place of prompts; the one prompt is then ``{}``, and a class has one text.
+    in place of prompts; the one prompt is then ``{}``, and a class has one text. ``prompts`` are empty, and
+    there are no texts, if the encoder has none. ``logit_scale`` and ``logit_bias``: what the encoder was
+    trained to make of the cosine of a frame and a text (times the one, plus the other).
     """
 
     dataset: str
@@ -78,6 +92,16 @@ class CacheSpec:
     created_with: str = ""
     names: Literal["as given", "cleaned"] = "as given"
     descriptions: dict[str, list[str]] = field(default_factory=dict)
+    resize_mode: ResizeMode = "shortest"
+    crop_width: int | None = None
+    fill: tuple[int, ...] = (0, 0, 0)
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there are class texts."""
+        return bool(self.prompts)
 
     @property
     def fingerprint(self) -> str:

@@ -466,7 +466,8 @@ class Hdf5Store(Store):
 
     def stored(self, key: str, number: int) -> int:
         with h5py.File(self.path, "r") as file:
-            return int(self._chunk_info(self._dataset(file, key), number).size or 0)
+            found = self._dataset(file, key)
+            return int(self._chunk_info(found, number).size or 0) if found.chunks else 0  # none: it is empty
 
     @staticmethod
     def _chunk_info(array: h5py.Dataset, number: int) -> Any:

@@ -12,6 +12,7 @@ from clipspm.options import option, settle
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 ResizeOn = Literal["auto", "decoders", "encoder"]
+Decoder = Literal["auto", "pyav", "decord", "torchcodec"]
 PixelNorm = Literal["model", "none"]
 StoreDtype = Literal["fp16", "fp32"]
 
@@ -30,12 +31,13 @@ _LEAST_MEMORY = 0.25
 class ExtractConfig:
     """One extraction. Sizes in pixels, times in seconds, memory in GiB.
 
-    ``device``: one, or several joined by commas, each with an encoder of its own. ``threads``: of the encoder
-    on a CPU (none: all cores); pinned, the numbers do not depend on how many processes share the machine.
-    ``layers``: names of :mod:`.layers` joined by commas; none: ``auto``, or those of a cache that is
-    extended. ``tokens``: what ``auto`` takes of each block of a ViT. ``descriptions``: sentences for prompts.
-    ``resize_on``: the decoders' cores (Pillow) or the encoder's device (torch); ``auto``: there, on a GPU.
-    ``max_failures``: a number of videos, or like ``5%`` a share of them, beyond which the extraction stops.
+    ``device``: one, or several joined by commas, each with an encoder of its own. ``threads``: of the
+    encoder on a CPU (none: all cores); pinned, the numbers do not depend on how many processes share the
+    machine. ``layers``: names of :mod:`.layers` joined by commas; none: ``auto``, or those of a cache that
+    is extended. ``decoder``: what each video was read with is in its record. ``tokens``: what ``auto``
+    takes of each block of a ViT. ``descriptions``: sentences for prompts. ``resize_on``: the decoders'
+    cores (Pillow) or the encoder's device (torch); ``auto``: there, on a GPU. ``max_failures``: a number of
+    videos, or like ``5%`` a share of them, beyond which the extraction stops.
     """
 
     dataset: str = option(
@@ -54,13 +56,16 @@ class ExtractConfig:
         1, "Views per video: the centre crop, then random ones.", "Frames", min=1, max=_MOST_FRAMES
     )
     resize: int | None = option(
-        None, "Short side in pixels before the crop.", "Frames", shown="8/7 of the crop"
+        None, "Short side in pixels before the crop.", "Frames", shown="8/7 of it, or whole frames, by model"
     )
     resize_on: ResizeOn = option(
         "auto", "decoders (Pillow), or the encoder's device (torch). auto: there if it is a GPU.", "Frames"
     )
     model: str | None = option(
-        None, "open_clip architecture or local-dir:FOLDER.", "Encoder", shown="ViT-B-16-quickgelu"
+        None,
+        "open_clip architecture, local-dir:FOLDER, hf-hub:ORG/NAME or timm:NAME; see clipspm encoders.",
+        "Encoder",
+        shown="ViT-B-16-quickgelu",
     )
     pretrained: str | None = option(None, "Tag, weights file or local-dir:FOLDER.", "Encoder", shown="openai")
     layers: str | None = option(
@@ -101,6 +106,11 @@ class ExtractConfig:
     )
     workers: int | None = option(
         None, "Decoding processes per encoder.", "Machine", min=1, shown="the cores, or 1 by engine"
+    )
+    decoder: Decoder = option(
+        "auto",
+        "Reads frames, where a file's index can be trusted; elsewhere PyAV, from the start.",
+        "Machine",
     )
     decode_timeout: float = option(60.0, "Seconds that one video may take.", "Machine", above=0)
     worker_memory: float = option(

@@ -5,7 +5,7 @@ Frame ``i`` is always the ``i``-th frame that a sequential decode of the file yi
 pictures or state that outlives a keyframe, repeats frames of damaged files, and can even hang. Therefore the
 packets are inspected first (no decoding, milliseconds). If the index can be trusted and the clip is long
 enough to gain from it, the decoder seeks to the keyframe before each frame; otherwise the file is decoded
-from the start. decord is optional and used only if the index can be trusted.
+from the start. decord and torchcodec are used where they are asked for, and only if the index can be trusted.
 
 Refused are truncated files, and files whose decoder reports damage in a frame that is used or that it
 depends on. Damage that leaves a valid stream goes unnoticed: most formats hold no checksums.
@@ -20,6 +20,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Literal
@@ -28,13 +30,15 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
-from clipspm.errors import plain
+from clipspm.errors import ClipspmError, plain
 from clipspm.extract.containers import check_shape, check_whole, open_video
 from clipspm.extract.failures import DecodeError
 from clipspm.extract.frames import Frames, segment_middles
 from clipspm.extract.suffixes import is_frame_name
 
-Backend = Literal["auto", "pyav", "decord"]
+Backend = Literal["auto", "pyav", "decord", "torchcodec"]
+#: those that read by index, and how to install what is not there
+INDEXED = {"decord": "pip install decord", "torchcodec": "pip install 'clipspm[torchcodec]'"}
 
 #: codecs that decode bit for bit the same from any keyframe (MPEG-4 part 2 was seen not to)
 _SEEKABLE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9"})
@@ -60,9 +64,10 @@ def read_frames(
     """Read ``count`` frames of a video, one from the middle of each of as many equal segments.
 
     ``path`` is a video file or a directory of extracted frames (images in natural order). ``backend="pyav"``
-    forces a sequential decode; ``"decord"`` uses decord where the index can be trusted, else a sequential
-    decode. ``each`` maps every frame that is used (upright RGB) to what is kept of it, such as a smaller
-    image, so that full-size frames need not be held at once.
+    forces a sequential decode; ``"decord"`` and ``"torchcodec"`` use those where the index can be trusted,
+    else a sequential decode; neither reports damaged pictures. ``each`` maps every frame that is used
+    (upright RGB) to what is kept of it, such as a smaller image, so that full-size frames need not be held
+    at once.
 
     Raises :class:`DecodeError`, also if the video has fewer than ``min_frames`` frames.
     """
@@ -264,8 +269,8 @@ class _Kept:
 def _read_video(path: Path, count: int, backend: Backend, convert: _Converter) -> Frames:
     packets = _inspect(path)
     found = None
-    if packets.trusted and backend == "decord":
-        found = _read_indexed(path, count, packets, convert)
+    if packets.trusted and backend in _READERS:
+        found = _read_indexed(path, count, packets, convert, _READERS[backend])
     elif packets.trusted and backend == "auto" and packets.shown >= _SEEK_PAYS_FRAMES:
         found = _read_seeking(path, count, packets, convert)
     if found is not None:
@@ -396,33 +401,78 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
     return (a, b, c, d) if (b, c) != (0, 0) or min(a, d) < 0 else None
 
 
-def _read_indexed(path: Path, count: int, packets: _Packets, convert: _Converter) -> Frames | None:
-    """Read frames with decord; None if it is missing, fails, or its frames do not match the packets."""
+#: gives the frames of a file at some indices, RGB [T, H, W, 3], their times in seconds, and fps; None if its
+#: frames are not as many as its packets
+_Reader = Callable[[Path, _Packets, np.ndarray], tuple[np.ndarray, np.ndarray, float] | None]
+
+
+def _read_indexed(
+    path: Path, count: int, packets: _Packets, convert: _Converter, read: _Reader
+) -> Frames | None:
+    """Read frames by index; None if the decoder is missing, fails, or its frames do not match the packets."""
+    indices = segment_middles(packets.shown, count)
     try:
-        import decord
-    except ImportError:
+        if not _suits_indexing(path) or (found := read(path, packets, indices)) is None:
+            return None
+    except (ImportError, OSError, RuntimeError, ValueError, IndexError):
         return None
-    if not _suits_decord(path):
+    images, times, fps = found
+    if not np.all(np.abs(times - packets.pts_seconds[indices]) <= 0.5 / max(fps, 1.0)):
         return None
+    frames = np.stack([convert(image) for image in images])
+    backend = read.__name__.removeprefix("_by_")
+    return Frames(frames, indices, packets.pts_seconds[indices], backend, packets.shown, fps)
+
+
+def _by_decord(
+    path: Path, packets: _Packets, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    import decord
+
     try:
         reader = decord.VideoReader(str(path.absolute()), num_threads=1)  # a path, not a protocol
-        total = len(reader)
+        fps, total = float(reader.get_avg_fps()), len(reader)
         if total != packets.shown:
             return None
         starts = np.asarray(reader.get_frame_timestamp(range(total)))[:, 0]
-        tolerance = 0.5 / max(float(reader.get_avg_fps()), 1.0)
-        if (starts < 0).any() or (np.abs(starts - packets.pts_seconds) > tolerance).any():
+        if (starts < 0).any() or (np.abs(starts - packets.pts_seconds) > 0.5 / max(fps, 1.0)).any():
             return None
-        indices = segment_middles(total, count)
-        frames = np.stack([convert(frame) for frame in reader.get_batch(indices.tolist()).asnumpy()])
-        fps = float(reader.get_avg_fps())
-    except (decord.DECORDError, RuntimeError, UnicodeEncodeError):  # UnicodeEncodeError: from the path
+        return reader.get_batch(indices.tolist()).asnumpy(), starts[indices], fps
+    except decord.DECORDError as error:
+        raise RuntimeError(str(error)) from error
+
+
+def _by_torchcodec(
+    path: Path, packets: _Packets, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    from torchcodec.decoders import VideoDecoder
+
+    reader = VideoDecoder(str(path.absolute()), num_ffmpeg_threads=1, dimension_order="NHWC")
+    if len(reader) != packets.shown:
         return None
-    return Frames(frames, indices, packets.pts_seconds[indices], "decord", total, fps)
+    found = reader.get_frames_at(indices.tolist())
+    return found.data.numpy(), found.pts_seconds.numpy(), float(reader.metadata.average_fps or 25)
 
 
-def _suits_decord(path: Path) -> bool:
-    """Whether there is one video stream, shown unrotated: decord picks its own stream and does not rotate."""
+_READERS: dict[str, _Reader] = {"decord": _by_decord, "torchcodec": _by_torchcodec}
+
+
+def check_backend(backend: Backend) -> None:
+    """Raise :class:`ClipspmError` if a decoder that reads by index is not installed, or does not load."""
+    if backend not in INDEXED:
+        return
+    if find_spec(backend) is None:
+        raise ClipspmError(f"--decoder {backend} is not installed: {INDEXED[backend]}")
+    try:
+        import_module("torchcodec.decoders" if backend == "torchcodec" else backend)
+    except Exception as error:
+        reason = plain(error).split(". ")[0][:200]
+        needs = " (it needs the shared libraries of FFmpeg)" if backend == "torchcodec" else ""
+        raise ClipspmError(f"--decoder {backend} cannot be loaded{needs}: {reason}") from error
+
+
+def _suits_indexing(path: Path) -> bool:
+    """Whether there is one video stream, shown unrotated: others pick their own stream, or do not rotate."""
     with open_video(path) as (container, stream):
         shown = _first(container.decode(stream))
         return len(container.streams.video) == 1 and not any(map(_display_matrix, shown))

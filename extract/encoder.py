@@ -1,23 +1,26 @@
 """The frozen image and text encoder: from pixels and prompts to features of several layers.
 
-Shapes: B images, D a layer's width, C classes, P prompt templates.
+Shapes: B images of H x W pixels, D a layer's width, C classes, P prompt templates.
 """
 
 import copy
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from inspect import signature
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
+from open_clip.timm_model import TimmModel
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import pad, resize
 
-from clipspm.cache.spec import FINAL
+from clipspm.cache.spec import FINAL, ResizeMode
 from clipspm.devices import resolve_device
 from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.config import Precision
@@ -35,13 +38,29 @@ AUTO_TOLERANCE = 5e-3
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How frames are resized and normalised: sizes in pixels, mean and std for values in [0, 1]."""
+    """How frames are resized and normalised, as in :class:`~clipspm.cache.spec.CacheSpec`.
+
+    Sizes in pixels; mean and std for values in [0, 1].
+    """
 
     resize: int
     crop: int
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize_mode: ResizeMode = "shortest"
+    crop_width: int | None = None
+    fill: tuple[int, ...] = (0, 0, 0)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the images that the encoder takes."""
+        return self.crop, self.crop_width or self.crop
+
+    @property
+    def margin(self) -> bool:
+        """Whether frames are scaled to more than the crop, so that random views differ."""
+        return self.resize_mode == "shortest" or self.resize > min(self.shape)
 
 
 class Encoder:
@@ -70,11 +89,10 @@ class Encoder:
         self._in_bf16: Any = None
         visual = self._model.visual
         self._kind = _tower_kind(visual)
-        depth, cls = _depth(visual, self._kind), _has_class_token(visual, self._kind)
-        self.tower = Tower(self.source.name, depth, tokens=self._kind == "vit", cls=cls)
+        self.tower = tower_of(self.source.name, visual)
         self.layers = settle((*layers, FINAL), tokens, self.tower)
         self._indices = sorted({number_of(layer) for layer in self.layers if layer != FINAL})
-        self.preprocessing = _preprocessing(visual.preprocess_cfg, resize, pixel_norm)
+        self.preprocessing = preprocessing_of(visual.preprocess_cfg, resize, pixel_norm)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(self.preprocessing.mean, device=self.device).view(shape[1:]) * 255
         self._std = torch.tensor(self.preprocessing.std, device=self.device).view(shape[1:]) * 255
@@ -88,7 +106,7 @@ class Encoder:
 
     def identity(self) -> dict[str, Any]:
         """Return the fields of a :class:`CacheSpec` that the encoder decides."""
-        pre, source = self.preprocessing, self.source
+        source = self.source
         return {
             "model": source.name,
             "pretrained": source.pretrained,
@@ -98,37 +116,29 @@ class Encoder:
             "precision": self.precision,
             "layers": self.layers,
             "dims": self.dims,
-            "resize": pre.resize,
-            "crop": pre.crop,
-            "interpolation": pre.interpolation,
-            "mean": pre.mean,
-            "std": pre.std,
+            **asdict(self.preprocessing),
+            "logit_scale": _number(self._model, "logit_scale", math.exp),
+            "logit_bias": _number(self._model, "logit_bias"),
         }
 
     def pixel_buffer(self, count: int, *, on_device: bool = False) -> Tensor:
-        """An empty buffer for images, uint8 [count, crop, crop, 3], on the device or in main memory.
+        """An empty buffer for images, uint8 [count, H, W, 3], on the device or in main memory.
 
         In main memory it is pinned if the device is a GPU, so that copies overlap with computation.
         """
-        crop = self.preprocessing.crop
-        shape = (count, crop, crop, 3)
+        shape = (count, *self.preprocessing.shape, 3)
         if on_device:
             return torch.empty(shape, dtype=torch.uint8, device=self.device)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
     @torch.inference_mode()
     def views(self, clip: Clip) -> Tensor:
-        """A clip's views as uint8 [V * T, crop, crop, 3], for :meth:`put`; full frames are resized here.
-
-        Resizing follows Pillow: horizontally, then vertically, each rounded to 8 bits, halves up. It differs
-        in that Pillow's weights are in fixed point, and that Pillow may start vertically with frames more
-        than twice as tall as wide.
-        """
+        """A clip's views as uint8 [V * T, H, W, 3], for :meth:`put`; full frames are resized here."""
         pixels = torch.from_numpy(clip.pixels)
         if clip.cut is None:
             return pixels.flatten(0, 1)
         with self._on_copy_stream():
-            return self._resized(pixels.to(self.device).permute(0, 3, 1, 2), clip.cut)
+            return cut_views(pixels.to(self.device), clip.cut, self.preprocessing)
 
     def put(self, frames: Tensor, room: Tensor) -> None:
         """Copy :meth:`views` into ``room``, a part of a :meth:`pixel_buffer` that is not being encoded."""
@@ -138,24 +148,9 @@ class Encoder:
     def _on_copy_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._copy_stream is None else torch.cuda.stream(self._copy_stream)
 
-    def _resized(self, frames: Tensor, cut: Cut) -> Tensor:
-        pre = self.preprocessing
-        if frames.shape[-2:] != (cut.height, cut.width):
-            mode = InterpolationMode(pre.interpolation)
-            scaled = frames.float()
-            for height in (frames.shape[-2], cut.height):
-                scaled = resize(scaled, [height, cut.width], mode, antialias=True)
-                scaled = scaled.add_(0.5).floor_().clamp_(0, 255)
-            frames = scaled.to(torch.uint8)
-        views = []
-        for top, left, mirrored in cut.boxes:
-            view = frames[..., top : top + pre.crop, left : left + pre.crop]
-            views.append(view.flip(-1) if mirrored else view)
-        return torch.cat(views).permute(0, 2, 3, 1)
-
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Encode ``pixels``, uint8 [B, 3, crop, crop]. Returns float32 [B, D] per layer, on the device."""
+        """Encode ``pixels``, uint8 [B, 3, H, W]. Returns float32 [B, D] per layer, on the device."""
         if self._copy_stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._copy_stream)
         images = pixels.to(self.device, non_blocking=True).to(torch.float32)
@@ -187,7 +182,12 @@ class Encoder:
         return self._in_bf16
 
     def encode_text(self, class_names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-        """Unnormalised text features, float32 [C, P, D], in the order given."""
+        """Unnormalised text features, float32 [C, P, D], in the order given; no templates give none.
+
+        Raises :class:`ClipspmError` if the model has no text tower.
+        """
+        if not templates:
+            return np.zeros((len(class_names), 0, self.dims[FINAL]), np.float32)
         texts = [[fill(template, name) for template in templates] for name in class_names]
         return torch.stack(self._encode_texts(texts)).numpy()
 
@@ -197,15 +197,24 @@ class Encoder:
         return normalize(torch.stack(each), dim=-1).numpy()
 
     def cut(self, texts: Sequence[str]) -> list[str]:
-        """Those of ``texts`` that are longer than the text tower reads."""
-        tokenizer = self.source.tokenizer
-        read = tokenizer(list(texts))
-        more = tokenizer(list(texts), context_length=read.shape[1] + 1)[:, :-1]
-        return [text for text, cut in zip(texts, (read != more).any(1).tolist(), strict=True) if cut]
+        """Those of ``texts`` that are longer than the text tower reads, each once."""
+        texts, tokenizer = list(dict.fromkeys(texts)), self.source.tokenizer
+        read = tokenizer([*texts, ""])
+        more = tokenizer([*texts, ""], context_length=read.shape[1] + 1)
+        # some tokenizers end a text that they cut with its last token, others just stop
+        cut = (read != more[:, :-1]).any(1) | (more[:, -1] != more[-1, -1])
+        return [text for text, is_cut in zip(texts, cut[:-1].tolist(), strict=True) if is_cut]
+
+    @property
+    def reads(self) -> int:
+        """How many tokens of a text are read."""
+        return int(self.source.tokenizer([""]).shape[1])
 
     @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[Sequence[str]]) -> list[Tensor]:
         """Unnormalised features of each class's texts, float32 [texts, D], in main memory."""
+        if self.source.tokenizer is None:
+            raise ClipspmError(f"{self.source.name} has no text tower: it encodes images only")
         rows = []
         known = getattr(self._model, "vocab_size", None)
         for given in track(texts, "encoding texts", len(texts), "classes"):
@@ -246,11 +255,10 @@ class Encoder:
     # ------------------------------------------------------------------------------------- precision
 
     def _probe_images(self, count: int) -> Tensor:
-        """Smooth random images, uint8 [count, 3, crop, crop], which resemble photographs more than noise."""
+        """Smooth random images, uint8 [count, 3, H, W], which resemble photographs more than noise."""
         generator = torch.Generator().manual_seed(0)
         coarse = torch.rand(count, 3, 8, 8, generator=generator) * 255
-        size = (self.preprocessing.crop,) * 2
-        smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic")
+        smooth = torch.nn.functional.interpolate(coarse, size=self.preprocessing.shape, mode="bicubic")
         return smooth.clamp(0, 255).to(torch.uint8)
 
     def _fastest_precision(self) -> str:
@@ -318,15 +326,28 @@ class PendingFeatures:
         return self._values
 
 
+def tower_of(name: str, visual: Any) -> Tower:
+    """What the image tower of a model has; raises :class:`ClipspmError` for a kind that is not supported."""
+    kind = _tower_kind(visual)
+    return Tower(name, _depth(visual, kind), tokens=kind == "vit", cls=_has_class_token(visual, kind))
+
+
+def _number(model: Any, name: str, read: Callable[[float], float] = float) -> float | None:
+    """A scalar parameter of the model, to six digits; None if it has none."""
+    value = getattr(model, name, None)
+    return None if value is None else float(f"{read(float(value)):.6g}")
+
+
 def _tower_kind(visual: Any) -> str:
     name = type(visual).__name__
     if name == "ModifiedResNet":
         return "resnet"
     if name == "VisionTransformer":
         return "vit"
-    if name == "TimmModel":
+    if isinstance(visual, TimmModel):
         trunk = visual.trunk
-        return "vit" if hasattr(trunk, "blocks") and hasattr(trunk, "patch_embed") else "timm"
+        tokens = signature(getattr(trunk, "forward_intermediates", len)).parameters
+        return "vit" if hasattr(trunk, "blocks") and "return_prefix_tokens" in tokens else "timm"
     raise ClipspmError(f"the image tower {name} is not supported: ViT, ModifiedResNet and timm towers are")
 
 
@@ -334,7 +355,8 @@ def _depth(visual: Any, kind: str) -> int:
     if kind == "resnet":
         return 5
     if kind == "timm":
-        return len(visual.trunk.feature_info)
+        has_stages = hasattr(visual.trunk, "forward_intermediates")
+        return len(visual.trunk.feature_info) if has_stages else 0
     blocks = visual.trunk.blocks if hasattr(visual, "trunk") else visual.transformer.resblocks
     return len(blocks)
 
@@ -345,21 +367,65 @@ def _has_class_token(visual: Any, kind: str) -> bool:
     return not hasattr(visual, "trunk") or getattr(visual.trunk, "cls_token", None) is not None
 
 
-def _preprocessing(config: dict[str, Any], resize: int | None, pixel_norm: str) -> Preprocessing:
+def preprocessing_of(config: dict[str, Any], resize: int | None, pixel_norm: str) -> Preprocessing:
+    """What a model's own configuration says, with ``resize`` and ``pixel_norm`` in place of it where given.
+
+    Where frames cover the crop (``shortest``) and the model does not say by how much, a margin of a seventh
+    is kept around it, as is the custom in action recognition; other models see whole frames.
+    """
     size = config["size"]
-    crop = int(size[0] if isinstance(size, list | tuple) else size)
-    resize = round(crop * 8 / 7) if resize is None else resize
-    if resize < crop:
-        raise UsageError(f"--resize {resize} is smaller than the crop of {crop} pixels")
+    height, width = (int(size[0]), int(size[-1])) if isinstance(size, list | tuple) else (int(size),) * 2
+    mode = str(config.get("resize_mode") or "shortest")
+    least = min(height, width)
+    if resize is None:
+        resize = config.get("resize")
+    if resize is None:
+        resize = round(least * 8 / 7) if mode == "shortest" else least
+    if resize < least:
+        raise UsageError(f"--resize {resize} is smaller than the crop of {least} pixels")
+    interpolation = "bicubic" if config["interpolation"] == "random" else str(config["interpolation"])
+    if mode not in get_args(ResizeMode) or interpolation not in ("bicubic", "bilinear"):
+        raise ClipspmError(
+            f"the encoder's frames are resized with {mode}, {interpolation}; known are "
+            f"{', '.join(get_args(ResizeMode))} and bicubic, bilinear"
+        )
+    fill = config.get("fill_color") or 0
+    rgb = tuple(fill) if isinstance(fill, list | tuple) else (fill,) * 3
     unit = pixel_norm == "model"
-    interpolation = str(config["interpolation"])
     return Preprocessing(
         resize=resize,
-        crop=crop,
-        interpolation=interpolation if interpolation in ("bilinear", "bicubic") else "bicubic",
+        crop=height,
+        interpolation=interpolation,
         mean=tuple(float(m) for m in config["mean"]) if unit else (0.0, 0.0, 0.0),
         std=tuple(float(s) for s in config["std"]) if unit else (1.0, 1.0, 1.0),
+        resize_mode=cast(ResizeMode, mode),
+        crop_width=None if width == height else width,
+        fill=rgb if mode == "longest" else (0, 0, 0),  # only these may lack pixels
     )
+
+
+def cut_views(frames: Tensor, cut: Cut, pre: Preprocessing) -> Tensor:
+    """Resize whole frames, uint8 [T, height, width, 3], and crop their views, uint8 [V * T, H, W, 3].
+
+    Resizing follows Pillow: horizontally, then vertically, each rounded to 8 bits, halves up. It differs in
+    that Pillow's weights are in fixed point, and that Pillow may start vertically with frames more than twice
+    as tall as wide.
+    """
+    frames = frames.permute(0, 3, 1, 2)
+    if frames.shape[-2:] != (cut.height, cut.width):
+        mode = InterpolationMode(pre.interpolation)
+        scaled = frames.float()
+        for height in (frames.shape[-2], cut.height):
+            scaled = resize(scaled, [height, cut.width], mode, antialias=True)
+            scaled = scaled.add_(0.5).floor_().clamp_(0, 255)
+        frames = scaled.to(torch.uint8)
+    if any(cut.padding):
+        frames = pad(frames, list(cut.padding), fill=list(pre.fill))
+    views, (height, width) = [], pre.shape
+    for top, left, mirrored in cut.boxes:
+        view = frames[..., top : top + height, left : left + width]
+        views.append(view.flip(-1) if mirrored else view)
+    return torch.cat(views).permute(0, 2, 3, 1)
 
 
 def _cpu_name() -> str:

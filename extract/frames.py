@@ -14,7 +14,8 @@ class Frames:
 
     ``frames`` uint8 [T, H, W, 3] upright RGB, or the results of ``each``, stacked; ``indices`` int64 [T], in
     order of sequential decoding; ``pts_seconds`` float64 [T], NaN where the file gives no timestamp;
-    ``backend`` is ``pyav``, ``decord`` or ``images``; ``total`` frames in the video; ``fps`` if known.
+    ``backend`` is ``pyav``, ``decord``, ``torchcodec`` or ``images``; ``total`` frames in the video; ``fps``
+    if known.
     """
 
     frames: np.ndarray

@@ -31,11 +31,15 @@ from clipspm.engines import make_engine
 from clipspm.errors import ClipspmError
 from clipspm.extract.config import ExtractConfig, Precision
 from clipspm.extract.datasets import NO_FLIP, Index
+from clipspm.extract.decode import check_backend
 from clipspm.extract.encoder import Encoder
 from clipspm.extract.models import shown_name
 from clipspm.extract.plan import DEFAULT_MODEL, Work, decoders, prepare
 from clipspm.extract.prompts import fill, spoken
 from clipspm.extract.shards import Shard, ShardTask, Spent
+
+#: texts that are too long, named one by one
+_MOST_SHOWN = 5
 
 
 @dataclass
@@ -135,6 +139,7 @@ def run(
     config, index = work.config, work.index
     for name in config.devices:
         resolve_device(name)
+    check_backend(config.decoder)
     assert config.model is not None
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -161,7 +166,7 @@ def run(
     widths = ", ".join(f"{layer} ({width})" for layer, width in spec.dims.items())
     per_video, in_all = size_text(_bytes_needed(spec, 1, 0)), size_text(needed)
     on_start(f"layers (width): {widths}; {per_video} per video, {in_all} in all")
-    for note in _notes_on_texts(work, encoder, spec):
+    for note in _notes(work, encoder, spec):
         on_start(f"note: {note}")
     there = sum(size_on_disk(place) for place in (path, parts_path(path)) if place.exists())
     # if the planned videos have changed, the cache is rebuilt beside the old one, which needs the full room
@@ -265,6 +270,7 @@ def _task(config: ExtractConfig, index: Index, encoder: Encoder, writer: CacheWr
         pretrained=_absolute(config.pretrained) if config.pretrained else None,
         pixel_norm=config.pixel_norm,
         flip=config.dataset not in NO_FLIP,
+        decoder=config.decoder,
         batch_size=config.batch_size,
         workers=decoders(config),
         timeout=config.decode_timeout,
@@ -331,7 +337,7 @@ def _settled_layers(work: Work) -> tuple[str, ...]:
 
 def _names_in_prompts(work: Work) -> Literal["as given", "cleaned"]:
     """Whether prompts hold class names as words; a cache that is extended keeps to what it was begun with."""
-    if work.descriptions:
+    if work.descriptions or not work.templates:
         return "as given"
     if begun := _begun(work.config):
         return begun.names
@@ -339,16 +345,28 @@ def _names_in_prompts(work: Work) -> Literal["as given", "cleaned"]:
     return "cleaned" if any(spoken(name) != fill("{}", name) for name in names) else "as given"
 
 
-def _notes_on_texts(work: Work, encoder: Encoder, spec: CacheSpec) -> Iterator[str]:
-    """What a user may not expect: class names that were changed, and sentences that are cut."""
+def _notes(work: Work, encoder: Encoder, spec: CacheSpec) -> Iterator[str]:
+    """What a user may not expect: views that are the same, class names that were changed, sentences cut."""
+    if spec.views > 1 and not encoder.preprocessing.margin:
+        differ = "views are mirrored at most" if spec.flip else "all views are the same"
+        yield f"{spec.model} takes whole frames: {differ}; --resize above {spec.resize} gives them a margin"
     names = work.index.plan.class_names
     if spec.names == "cleaned":
         changed = [name for name in names if spoken(name) != fill("{}", name)]
         shown = ", ".join(f"{name!r} is {spoken(name)!r}" for name in changed[:2])
         yield f"in prompts, {shown}" + (f", and so on ({len(changed)} class names)" if changed[2:] else "")
-    for name in names if work.descriptions else ():
-        if cut := encoder.cut(work.descriptions[name]):
-            yield f"{len(cut)} sentences of class {name!r} are too long for the text tower and are cut"
+    said = map(spoken, names) if spec.names == "cleaned" else names
+    texts = [fill(template, name) for name in said for template in work.templates]
+    if work.descriptions:
+        texts = [sentence for name in names for sentence in work.descriptions[name]]
+    if not texts:
+        yield f"{spec.model} has no text tower: heads that need class texts will not run on this cache"
+        return
+    cut = encoder.cut(texts)
+    for text in cut[:_MOST_SHOWN]:
+        yield f"cut to the {encoder.reads} tokens that {spec.model} reads: {text!r}"
+    if cut[_MOST_SHOWN:]:
+        yield f"{len(cut) - _MOST_SHOWN} more texts are cut to {encoder.reads} tokens"
 
 
 def _spec(work: Work, encoder: Encoder, resized_by: Literal["pillow", "torch"]) -> CacheSpec:

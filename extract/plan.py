@@ -12,11 +12,11 @@ from tempfile import TemporaryFile
 from clipspm.cache.home import caches_dir, check_outside, home
 from clipspm.cache.spec import FINAL
 from clipspm.engines import check_installed
-from clipspm.errors import ClipspmError
+from clipspm.errors import ClipspmError, UsageError
 from clipspm.extract.config import ExtractConfig
 from clipspm.extract.datasets import DEMOS, Index, demo_videos, index_dataset, index_demo, read_splits
 from clipspm.extract.layers import AUTO, TOKENS, parse_layers, parse_tokens
-from clipspm.extract.models import check_model
+from clipspm.extract.models import check_model, has_text
 from clipspm.extract.prompts import describe, load_descriptions, load_templates
 
 DEFAULT_MODEL, DEFAULT_PRETRAINED = "ViT-B-16-quickgelu", "openai"
@@ -28,7 +28,7 @@ class Work:
     """A checked request: the settings with defaults filled in, texts, layer names, and videos.
 
     ``layers`` may hold ``auto``, with ``tokens`` of each block. ``descriptions``: sentences by class, empty
-    if ``templates`` are filled with class names.
+    if ``templates`` are filled with class names. Without a text tower there are no templates either.
     """
 
     config: ExtractConfig
@@ -49,6 +49,11 @@ def prepare(config: ExtractConfig, on_start: Callable[[str], None] = lambda mess
     assert config.model is not None
     check_model(config.model, config.pretrained)
     templates = load_templates(config.prompts or DEFAULT_PROMPTS)
+    if not has_text(config.model):
+        if config.prompts is not None or config.descriptions is not None:
+            option = "--prompts" if config.descriptions is None else "--descriptions"
+            raise UsageError(f"{option}: {config.model} has no text tower that could read them")
+        templates = ()
     given = load_descriptions(config.descriptions) if config.descriptions else {}
     check_installed(config.engine)
     _check_writable(config.out)

@@ -4,7 +4,7 @@ A shard may be extracted twice, on any machine. Batches never cross shards and f
 the features do not depend on workers, engines or earlier runs. Three stages overlap: workers decode ahead,
 this process encodes, and a thread stages the previous shard.
 
-Shapes: V views, T frames, C crop size in pixels, D a layer's width.
+Shapes: V views, T frames, H x W pixels of a crop, D a layer's width.
 """
 
 import socket
@@ -23,6 +23,7 @@ from clipspm.cache.spec import CacheSpec, VideoRecord
 from clipspm.cache.staging import is_staged, stage
 from clipspm.engines.allocator import keep_pages
 from clipspm.errors import ClipspmError
+from clipspm.extract.decode import Backend
 from clipspm.extract.decode_pool import DecodePool
 from clipspm.extract.encoder import Encoder, PendingFeatures
 from clipspm.extract.failures import DecodeError
@@ -83,6 +84,7 @@ class ShardTask:
     pretrained: str | None
     pixel_norm: Literal["model", "none"]
     flip: bool
+    decoder: Backend
     batch_size: int
     workers: int
     timeout: float
@@ -101,7 +103,7 @@ class ShardTask:
             torch.set_num_threads(self.threads)
         keep_pages()
         encoder = self.encoder or self._load(device)
-        settings = clip_settings(self.spec, flip=self.flip)
+        settings = clip_settings(self.spec, flip=self.flip, decoder=self.decoder)
         pool = DecodePool(settings, workers=self.workers, timeout=self.timeout, memory=self.memory)
         with pool as decoders:
             yield lambda shards: self._run(encoder, decoders, list(shards))
@@ -177,7 +179,7 @@ class ShardTask:
         return ShardDone(shard.number, spent + Spent(writing=time.perf_counter() - start))
 
 
-def clip_settings(spec: CacheSpec, *, flip: bool) -> ClipSettings:
+def clip_settings(spec: CacheSpec, *, flip: bool, decoder: Backend = "auto") -> ClipSettings:
     """Return what decode workers take of each video for a cache of ``spec``."""
     return ClipSettings(
         spec.frames,
@@ -188,6 +190,10 @@ def clip_settings(spec: CacheSpec, *, flip: bool) -> ClipSettings:
         flip,
         spec.min_frames,
         native=NATIVE * spec.resize**2 if spec.resized_by == "torch" else 0,
+        resize_mode=spec.resize_mode,
+        crop_width=spec.crop_width,
+        fill=spec.fill,
+        decoder=decoder,
     )
 
 
@@ -206,7 +212,7 @@ class Batcher:
         self.encoded: dict[str, list[np.ndarray]] = {layer: [] for layer in spec.layers}
 
     def add(self, frames: torch.Tensor) -> None:
-        """Copy ``frames``, uint8 [V * T, C, C, 3], into the batch; a full batch is encoded."""
+        """Copy ``frames``, uint8 [V * T, H, W, 3], into the batch; a full batch is encoded."""
         while len(frames):
             buffer = self.buffers[0]
             part = frames[: len(buffer) - self.filled]

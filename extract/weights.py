@@ -1,4 +1,4 @@
-"""Load an encoder from a tag, a weights file, a ``local-dir:`` folder, or OpenAI's archive.
+"""Load an encoder from a tag, a file, a ``local-dir:`` folder, the hub, timm, or OpenAI's archive.
 
 The result is an open_clip model with real weights or an error: never random weights, and never an activation
 other than the one the weights were trained with. No file can run code: only tensors and plain values are
@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,17 @@ from open_clip.pretrained import (
 )
 
 from clipspm.errors import ClipspmError, UsageError
-from clipspm.extract.models import LOCAL_DIR, local_config, shown_name, unknown_architecture
+from clipspm.extract.models import (
+    CONFIG_FILE,
+    HUB,
+    LOCAL_DIR,
+    TIMM,
+    check_tokenizer,
+    local_config,
+    shown_name,
+    unknown_architecture,
+)
+from clipspm.extract.timm_towers import architecture_of, build_tower, load_tower, repository_of
 
 #: seconds after which a hub that does not answer counts as unreachable
 HUB_SECONDS = 4.0
@@ -41,7 +52,10 @@ class WeightsOutOfReach(ClipspmError):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An open_clip model with weights and tokenizer, and the digests and names that identify it."""
+    """An open_clip model with weights, and the digests and names that identify it.
+
+    ``tokenizer`` None: the model has no text tower.
+    """
 
     model: Any
     tokenizer: Any
@@ -55,7 +69,8 @@ class LoadedModel:
 def load_model(name: str, pretrained: str | None) -> LoadedModel:
     """Load an encoder in float32 on the CPU.
 
-    ``name`` is an open_clip architecture or ``local-dir:FOLDER``; ``pretrained`` a tag or a file.
+    ``name`` is an open_clip architecture, ``local-dir:FOLDER``, ``hf-hub:ORG/NAME`` or ``timm:NAME``;
+    ``pretrained`` a tag or a file.
     Raises :class:`ClipspmError` for unknown names, an unreachable hub, weights that do not fit, and an
     architecture whose activation differs from that of its weights.
     """
@@ -67,6 +82,13 @@ def load_model(name: str, pretrained: str | None) -> LoadedModel:
         config = local_config(Path(name.removeprefix(LOCAL_DIR)))
         model = _build(name)
         return _loaded(model, name, shown_name(name, None), "", config)
+    if name.startswith(HUB):
+        folder = _hub_folder(name.removeprefix(HUB))
+        config = local_config(folder)
+        check_tokenizer(name, config)
+        return _loaded(_build(f"{LOCAL_DIR}{folder}"), name, name, "", config)
+    if name.startswith(TIMM):
+        return _load_timm(name.removeprefix(TIMM), Path(pretrained) if pretrained else None)
     config = architecture(name)
     if not pretrained:
         raise UsageError(f"--model {name} needs --pretrained: a tag ({_tags(name)}) or a weights file")
@@ -90,7 +112,7 @@ def load_model(name: str, pretrained: str | None) -> LoadedModel:
 
 def _loaded(model: Any, source: str, shown: str, pretrained: str, config: dict[str, Any]) -> LoadedModel:
     try:
-        tokenizer = open_clip.get_tokenizer(source)
+        tokenizer = open_clip.get_tokenizer(source) if not source.startswith(TIMM) else None
     except Exception as error:
         raise ClipspmError(f"the tokenizer of {shown} cannot be loaded: {_one_line(error)}") from error
     activations = {type(m).__name__ for m in model.modules()}
@@ -126,23 +148,36 @@ def architecture(name: str) -> dict[str, Any]:
 
 
 def _build(name: str, pretrained: str | None = None, *, load_weights: bool = True) -> Any:
-    """Build the model; with ``load_weights=False``, only the preprocessing of ``pretrained`` is used."""
+    """Build the model; with ``load_weights=False``, only the preprocessing of ``pretrained`` is used.
+
+    Without a tag it is that of all of the architecture's tags, or open_clip's default where they differ.
+    """
     logging.getLogger().addFilter(_silence)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            cfg = get_pretrained_cfg(name, pretrained) if pretrained else None
             if load_weights:
                 return open_clip.create_model(name, require_pretrained=True)
-            keys = ("mean", "std", "interpolation", "resize_mode")
-            preprocess = {k: cfg[k] for k in keys if cfg and k in cfg}
             return open_clip.create_model(
-                name, load_weights=False, pretrained_image=False, force_preprocess_cfg=preprocess
+                name,
+                load_weights=False,
+                pretrained_image=False,
+                force_preprocess_cfg=_published_pixels(name, pretrained),
             )
     except Exception as error:
         raise ClipspmError(f"the encoder {name} cannot be built: {_one_line(error)}") from error
     finally:
         logging.getLogger().removeFilter(_silence)
+
+
+def _published_pixels(name: str, tag: str | None) -> dict[str, Any]:
+    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(name)
+    keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+    found = []
+    for each in tags:
+        cfg = get_pretrained_cfg(name, each)
+        found.append({k: cfg[k] for k in keys if cfg.get(k) is not None})
+    return found[0] if found and all(one == found[0] for one in found) else {}
 
 
 def _silence(record: logging.LogRecord) -> bool:
@@ -210,37 +245,93 @@ def _is_torchscript(path: Path) -> bool:
         return any("/code/" in entry for entry in archive.namelist())
 
 
+# ----------------------------------------------------------------------------------------------- timm
+
+
+def _load_timm(name: str, file: Path | None) -> LoadedModel:
+    tower = build_tower(name)
+    pretrained = file.name if file else ""
+    if file is None:
+        repository, names = repository_of(name)
+        file = _fetch_first(f"{TIMM}{name}", repository, names)
+    try:
+        load_tower(tower, file)
+    except Exception as error:
+        raise ClipspmError(f"{file} does not fit --model {TIMM}{name}: {_one_line(error)}") from error
+    return _loaded(tower, f"{TIMM}{name}", f"{TIMM}{name}", pretrained, architecture_of(tower))
+
+
 # ------------------------------------------------------------------------------------------------ hub
 
 
 def _fetch(name: str, tag: str, cfg: dict[str, Any]) -> Path:
     """The file of the tag's checkpoint, from the local cache or downloaded; checked by its SHA-256."""
-    if not _already_downloaded(cfg) and not _hub_answers(cfg):
-        raise WeightsOutOfReach(
-            f"the weights {tag!r} of {name} are not on this machine and the model hub cannot be reached: "
-            "give a local file (--pretrained ViT-B-16.pt), a local-dir: (--model local-dir:FOLDER), "
-            "or try --dataset demo, which needs no download"
-        )
+    what = f"{tag!r} of {name}"
+    repository = str(cfg.get("hf_hub", "")).rpartition("/")
+    names = [repository[2]] if repository[2] else _OPEN_CLIP_WEIGHTS
+    if not _already_downloaded(repository[0], names) and not _hub_answers(cfg):
+        raise _out_of_reach(what)
     try:
         path = Path(download_pretrained(cfg))
     except Exception as error:
-        raise WeightsOutOfReach(f"downloading {tag!r} of {name} failed: {_one_line(error)}") from error
+        raise WeightsOutOfReach(f"downloading {what} failed: {_one_line(error)}") from error
+    return _undamaged(path, what)
+
+
+#: what open_clip's and timm's weights are called in a repository of the hub
+_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def _hub_folder(repository: str) -> Path:
+    """The folder with configuration and weights of an open_clip model of the hub."""
+    config = _fetch_first(f"{HUB}{repository}", repository, (CONFIG_FILE,))
+    _fetch_first(f"{HUB}{repository}", repository, _OPEN_CLIP_WEIGHTS)
+    return config.parent
+
+
+def _fetch_first(what: str, repository: str, names: Sequence[str]) -> Path:
+    """The first of the files ``names`` that a repository of the hub has."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if not _already_downloaded(repository, names) and not _hub_answers({"hf_hub": repository}):
+        raise _out_of_reach(what)
+    for name in names:
+        try:
+            return _undamaged(Path(hf_hub_download(repository, name)), what)
+        except EntryNotFoundError:
+            continue
+        except WeightsOutOfReach:
+            raise
+        except Exception as error:
+            raise WeightsOutOfReach(f"downloading {name} of {what} failed: {_one_line(error)}") from error
+    raise ClipspmError(f"{what}: the repository {repository} of the hub has no {' or '.join(names)}")
+
+
+def _out_of_reach(what: str) -> WeightsOutOfReach:
+    return WeightsOutOfReach(
+        f"the weights {what} are not on this machine and the model hub cannot be reached: "
+        "give a local file (--pretrained ViT-B-16.pt), a local-dir: (--model local-dir:FOLDER), "
+        "or try --dataset demo, which needs no download"
+    )
+
+
+def _undamaged(path: Path, what: str) -> Path:
+    """``path``, if it has the SHA-256 that the hub states; else it is removed."""
     blob = path.resolve()  # the hub's cache names a file by the SHA-256 that the hub states, and links to it
     if re.fullmatch("[0-9a-f]{64}", blob.name) and _sha256(blob) != blob.name:
         blob.unlink()
         raise WeightsOutOfReach(
-            f"the weights {tag!r} of {name} were damaged: their SHA-256 was not the hub's, {blob.name}; "
+            f"the weights {what} were damaged: their SHA-256 was not the hub's, {blob.name}; "
             f"{blob} was removed: run the same command to download it again"
         )
     return path
 
 
-def _already_downloaded(cfg: dict[str, Any]) -> bool:
+def _already_downloaded(repository: str, names: Sequence[str]) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    repo, _, filename = str(cfg.get("hf_hub", "")).rpartition("/")
-    names = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    return bool(repo) and any(isinstance(try_to_load_from_cache(repo, n), str) for n in names)
+    return bool(repository) and any(isinstance(try_to_load_from_cache(repository, n), str) for n in names)
 
 
 def _hub_answers(cfg: dict[str, Any]) -> bool:

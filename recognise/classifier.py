@@ -87,6 +87,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "row for each class"
             )
         self.head_ = self._head()
+        if self.texts is None and self.head_.needs_text:
+            raise ValueError(f"head {self.head} needs the features of class names: found texts=None")
         self.temperature_ = self._fitted_temperature() if self.temperature is None else self.temperature
         return self
 

@@ -5,6 +5,7 @@ Shapes: N clips, T frames, D the widths of all layers together.
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from clipspm.extract.failures import DecodeError
 from clipspm.extract.layers import parse_layers, parse_tokens
 from clipspm.extract.models import LOCAL_DIR, check_model, shown_name
 from clipspm.extract.plan import DEFAULT_MODEL, DEFAULT_PRETRAINED
-from clipspm.extract.prompts import load_templates, spoken
+from clipspm.extract.prompts import fill, load_templates, spoken
 from clipspm.extract.shards import Batcher, clip_settings
 from clipspm.extract.suffixes import is_frame_name
 from clipspm.extract.views import still
@@ -41,7 +42,7 @@ Features = npt.NDArray[np.float32]
 #: what features depend on, beside how precisely they were computed
 _ESSENTIAL = (
     *("weights_sha256", "architecture_sha256", "layers", "dims", "frames"),
-    *("resize", "crop", "interpolation", "mean", "std"),
+    *("resize", "crop", "interpolation", "mean", "std", "resize_mode", "crop_width", "fill"),
 )
 #: frames of a long video that are encoded at a time
 _STEADY = 32
@@ -206,10 +207,19 @@ class ClipEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise DecodeError("too short", Path(path), f"it shows nothing for half of {step:g} s")
         return np.concatenate(layers, axis=-1)
 
-    def encode_text(self, names: Sequence[str]) -> Features:
-        """Return the features of class names, averaged over the prompts, [C, D of final]."""
-        said = [spoken(name) for name in names] if self.clean_names else names
-        each = self.encoder_.encode_text(said, self._templates)
+    def encode_text(self, names: Sequence[str]) -> Features | None:
+        """Return the features of class names, averaged over the prompts, [C, D of final].
+
+        None if the encoder has no text tower. Warns of prompts that are longer than the text tower reads.
+        """
+        said = [spoken(name) for name in names] if self.clean_names else list(names)
+        encoder = self.encoder_
+        if encoder.source.tokenizer is None:
+            return None
+        each = encoder.encode_text(said, self._templates)
+        for text in encoder.cut([fill(template, name) for name in said for template in self._templates]):
+            message = f"cut to the {encoder.reads} tokens that {encoder.source.name} reads: {text!r}"
+            warnings.warn(message, stacklevel=2)
         return np.asarray(each.mean(1, dtype=np.float32))
 
     def _read(self, places: Sequence[Path]) -> Iterator[Features | DecodeError]:

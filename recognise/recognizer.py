@@ -152,7 +152,7 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         make_folder(folder)
         supports, texts = self._held
         with replacing(folder / TENSORS) as aside:
-            save_file({"supports": supports, "texts": texts}, aside)
+            save_file({"supports": supports} | ({} if texts is None else {"texts": texts}), aside)
         settings = {name: value for name, value in encoder.get_params().items() if name not in _PLACES}
         if isinstance(self.head, Run):
             rmtree(folder / HEAD, ignore_errors=True)
@@ -209,7 +209,7 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with reading(folder / TENSORS, "is not a saved recognizer"):
             check_size(folder / TENSORS)
             held = load_file(folder / TENSORS)
-            made._adopt(held["supports"], labels, held["texts"], temperature)
+            made._adopt(held["supports"], labels, held.get("texts"), temperature)
         made.threshold_, made.seconds_ = threshold, seconds
         return made
 
@@ -229,7 +229,7 @@ class FewShotRecognizer(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         features: npt.NDArray[Any],
         labels: list[str],
-        texts: npt.NDArray[Any],
+        texts: npt.NDArray[Any] | None,
         temperature: float | None = None,
     ) -> None:
         self.labels_, self._held = labels, (features, texts)

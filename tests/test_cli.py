@@ -174,7 +174,7 @@ def test_what_a_run_cannot_be_scored_on_is_said_before_torch_is_loaded(
 ) -> None:
     run = tmp_path / "run"
     clipspm("train-heads", "--cache", cache, "--head", "prototype", "--way", 3, "--run-dir", run, home=home)
-    monkeypatch.setattr("clipspm.cli._load_torch", lambda threads: pytest.fail("PyTorch would be loaded"))
+    monkeypatch.setattr("clipspm.cli.load_torch", lambda threads: pytest.fail("PyTorch would be loaded"))
     wrong = clipspm("eval", run, "--queries", 100, home=home)
     assert_one_clear_line(wrong, "has 5 usable videos, 1 shots + 100 queries need 101", code=2)
     assert_one_clear_line(clipspm("eval", run, "--way", 4, home=home), "--way 3", code=2)

@@ -224,5 +224,5 @@ def test_settings_of_heads_are_what_the_heads_take() -> None:
 def test_mistakes_are_said_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], said: str
 ) -> None:
-    monkeypatch.setattr(cli, "_load_torch", lambda threads: pytest.fail("PyTorch would be loaded"))
+    monkeypatch.setattr(cli, "load_torch", lambda threads: pytest.fail("PyTorch would be loaded"))
     assert_one_clear_line(clipspm(*args, home=tmp_path), said, code=2)

@@ -283,7 +283,7 @@ def test_an_unreachable_hub_says_so_within_seconds(monkeypatch: pytest.MonkeyPat
         time.sleep(30)
         raise socket.gaierror
 
-    monkeypatch.setattr(weights, "_already_downloaded", lambda cfg: False)
+    monkeypatch.setattr(weights, "_already_downloaded", lambda *about: False)
     monkeypatch.setattr(socket, "getaddrinfo", never)
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)

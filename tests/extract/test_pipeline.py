@@ -325,7 +325,7 @@ def test_descriptions_are_in_the_record_and_in_the_fingerprint(config: ExtractCo
     lines: list[str] = []
     first = extract(config, on_start=lines.append)
     assert f"note: {about}: 'fly' is no class here, not used" in lines
-    assert "note: 1 sentences of class 'jump' are too long for the text tower and are cut" in lines
+    assert f"note: cut to the 77 tokens that local-dir:tiny reads: {'up ' * 89 + 'up'!r}" in lines
     cache = open_cache(first.path)
     assert cache.spec.prompts == ("{}",) and verify(first.path).ok
     assert cache.spec.descriptions == {

@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -170,8 +171,8 @@ def register_architecture(folder: Path, name: str, config: dict) -> str:
     return name
 
 
-def tiny_local_dir(folder: Path, config: dict = TINY_CONFIG, seed: int = 0) -> str:
-    """A tiny random encoder as an open_clip ``local-dir:``."""
+def tiny_local_dir(folder: Path, config: dict = TINY_CONFIG, seed: int = 0, **pixels: Any) -> str:
+    """A tiny random encoder as an open_clip ``local-dir:``; ``pixels``: more of its preprocessing."""
     folder.mkdir(parents=True, exist_ok=True)
     name = register_architecture(folder / "arch", f"tiny-{folder.name}", config)
     torch.manual_seed(seed)
@@ -179,6 +180,6 @@ def tiny_local_dir(folder: Path, config: dict = TINY_CONFIG, seed: int = 0) -> s
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     save_file(state, str(folder / "open_clip_model.safetensors"))
     (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}})
+        json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, **pixels}})
     )
     return f"local-dir:{folder}"

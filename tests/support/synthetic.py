@@ -21,6 +21,10 @@ from tests.support.caches import SPEC
 @dataclass(frozen=True)
 class FakeSpec:
     dataset: str = "fake"
+    model: str = "fake-encoder"
+    has_text: bool = True
+    logit_scale: float | None = None
+    logit_bias: float | None = None
     fingerprint: str = "f" * 64
     frames: int = 4
     views: int = 1
@@ -178,6 +182,7 @@ def real_cache(path: Path, fake: FakeCache, split: str | None = None) -> Cache:
     """The fake's content as a cache on disk; ``split`` puts every class there."""
     dims = dict(fake.spec.dims)
     spec = replace(SPEC, dataset="fake", layers=tuple(dims), dims=dims, frames=fake.spec.frames, views=1)
+    spec = replace(spec, prompts=spec.prompts if fake.spec.has_text else ())
     splits = {name: split or home for name, home in fake.class_splits.items()}
     videos = tuple(VideoRecord(v.id, v.id, v.class_name, splits[v.class_name]) for v in fake.good)
     texts = np.repeat(fake.texts[:, None], len(spec.prompts), axis=1)

@@ -78,11 +78,19 @@ class Data:
         if missing or bank is None:
             sources = {layer: self._mapped(layer) for layer in missing}
             more = FeatureBank.read(
-                self.pools[split], sources, self.cache.text(), where=self.path, device=self.device
+                self.pools[split], sources, self._text(), where=self.path, device=self.device
             )
             bank = bank.joined(more) if bank else more
         self._banks[split] = bank
         return bank.shuffled() if shuffle_time else bank
+
+    def _text(self) -> Any:
+        """The class texts, [C, D]; zeros where the encoder has none, which no head reads."""
+        if self.spec.has_text:
+            return self.cache.text()
+        import numpy as np
+
+        return np.zeros((len(self.cache.class_names), self.spec.dims[FINAL]), np.float32)
 
     def _mapped(self, layer: str) -> Any:
         cached = self.spec.layers

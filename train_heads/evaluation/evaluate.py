@@ -35,6 +35,7 @@ from clipspm.train_heads.evaluation.result import (
 )
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.heads.protocol import PROTOCOLS, Protocol
+from clipspm.train_heads.request import check_texts
 from clipspm.train_heads.resume import as_trained
 from clipspm.train_heads.runs import Run
 
@@ -85,6 +86,8 @@ class Subject:
             own = {name: getattr(config, name) for name in ("way", "shots", "precision", "shuffle_time")}
             _check_widths(run, data, self.head.layers)
         check_frames(data.spec.frames, frames)
+        name = run.config.head if run is not None else type(self.head).__name__
+        check_texts(data.spec, name, self.head.needs_text)
         return replace(
             asked,
             frames=frames,

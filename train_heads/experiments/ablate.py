@@ -325,9 +325,7 @@ def _fit_rows(rows: Mapping[str, TrainConfig], data: Data, reporter: Reporter) -
             said.add(line)
             reporter.say(line)
 
-    return {
-        name: fit_to_cache(config, data.pools, data.spec.frames, say_once) for name, config in rows.items()
-    }
+    return {name: fit_to_cache(config, data.pools, data.spec, say_once) for name, config in rows.items()}
 
 
 def _cells(config: TrainConfig, seeds: Sequence[int], data: Data, out: Path) -> tuple[Cell, ...]:

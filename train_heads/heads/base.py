@@ -71,6 +71,8 @@ class Head(nn.Module):
     needs_unseen: bool = False
     #: whether a softmax of its logits is a probability as it is, trained or not
     probable: bool = False
+    #: whether it reads the class texts: a cache of an encoder without a text tower has none
+    needs_text: bool = True
     #: parameters that nothing reads, kept for the checkpoints of others
     unused: tuple[str, ...] = ()
     #: whether to check the arguments before scoring (one synchronisation with the device per call)

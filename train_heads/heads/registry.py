@@ -37,7 +37,7 @@ class HeadEntry:
     ``about``: one line for people. ``target``: ``module:Class``, imported when the head is built. ``fixed``:
     arguments of the class that define this head. ``settings``: its other arguments and their types, to check
     them before PyTorch is loaded (None: ask the class, afterwards). ``trained``: whether it has anything to
-    train.
+    train. ``texts``: whether it needs class texts (None: its settings or its class say).
     """
 
     about: str
@@ -45,6 +45,7 @@ class HeadEntry:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] | None = field(default_factory=dict)
     trained: bool = True
+    texts: bool | None = None
 
     def load(self) -> "type[Head]":
         """Import the class of the head; ValueError if there is none, or it is not a :class:`Head`."""
@@ -66,6 +67,8 @@ class HeadEntry:
 _HERE = "clipspm.train_heads.heads"
 #: settings of heads that have an attention block
 _BLOCK: dict[str, Any] = {"heads": int, "ffn_width": int, "dropout": float}
+#: and of heads that score texts as the encoder was trained to
+_SCALE: dict[str, Any] = {"text_scale": float, "text_bias": float}
 
 HEADS: dict[str, HeadEntry] = {
     "clip-spm": HeadEntry("CLIP-SPM: HSMR, SPM and PADM (arXiv 2512.19036)", f"{_HERE}.clipspm.head:CLIPSPM"),
@@ -85,51 +88,66 @@ HEADS: dict[str, HeadEntry] = {
         settings=_BLOCK
         | dict.fromkeys(("ffn_dropout", "class_text_weight", "text_scale", "fusion_b"), float)
         | {"text_fusion": bool},
+        texts=True,
     ),
     "cpm": HeadEntry(
         "compound prototype matching (arXiv 2207.05515)",
         f"{_HERE}.peers.cpm:CPM",
         settings=_BLOCK | {"m_g": int, "m_f": int, "scale": float, "focus_weight": float},
+        texts=False,
     ),
     "trx": HeadEntry(
         "cross-attention of frame tuples (arXiv 2101.06184)",
         f"{_HERE}.peers.trx:TRX",
         settings={"sizes": tuple[int, ...], "out_dim": int, "dropout": float},
+        texts=False,
     ),
     "semantic-prompt": HeadEntry(
         "class texts prompt the supports (arXiv 2303.14123)",
         f"{_HERE}.peers.semantic_prompt:SemanticPrompt",
         settings=_BLOCK | {"scale": float},
+        texts=True,
     ),
     "otam": HeadEntry(
         "ordered temporal alignment (arXiv 1906.11415)",
         f"{_HERE}.peers.training_free:OTAM",
         settings={"smoothing": float},
         trained=False,
+        texts=False,
     ),
     "frame-cosine": HeadEntry(
         "cosine of frames at the same index",
         f"{_HERE}.peers.training_free:FrameCosine",
         {"centered": False},
         trained=False,
+        texts=False,
     ),
     "frame-cosine-centered": HeadEntry(
         "cosine of frames minus their clip's mean",
         f"{_HERE}.peers.training_free:FrameCosine",
         {"centered": True},
         trained=False,
+        texts=False,
     ),
     "prototype": HeadEntry(
-        "cosine of mean frames, blind to order", f"{_HERE}.peers.training_free:Prototype", trained=False
+        "cosine of mean frames, blind to order",
+        f"{_HERE}.peers.training_free:Prototype",
+        trained=False,
+        texts=False,
     ),
     "zero-shot": HeadEntry(
-        "cosine with the class texts, supports unused", f"{_HERE}.peers.training_free:ZeroShot", trained=False
+        "cosine with the class texts, supports unused",
+        f"{_HERE}.peers.training_free:ZeroShot",
+        settings=_SCALE,
+        trained=False,
+        texts=True,
     ),
     "tip-adapter": HeadEntry(
         "texts and a cache of supports (arXiv 2111.03930)",
         f"{_HERE}.peers.training_free:TipAdapter",
-        settings={"alpha": float, "beta": float},
+        settings={"alpha": float, "beta": float, **_SCALE},
         trained=False,
+        texts=True,
     ),
 }
 

@@ -28,7 +28,7 @@ from clipspm.train_heads.evaluation.calibrate import calibrate
 from clipspm.train_heads.evaluation.leaks import guard_classes
 from clipspm.train_heads.heads.base import Head
 from clipspm.train_heads.places import cache_title
-from clipspm.train_heads.request import fit_to_cache
+from clipspm.train_heads.request import check_texts, fit_to_cache
 from clipspm.train_heads.runs import CONFIG, METRICS, RESULTS, HeadShape, Run, training_lock
 from clipspm.train_heads.training.curves import JsonLines, Several, loggers
 from clipspm.train_heads.training.loop import Trainer, TrainResult
@@ -64,12 +64,13 @@ def train(
         Run.open(run_dir).build_head()  # report an invalid head with the name of its file
     data = Data.of(data, config.device)
     device = data.device
-    config = fit_to_cache(config, data.pools, data.spec.frames, reporter.say)
+    config = fit_to_cache(config, data.pools, data.spec, reporter.say)
     assert config.frames is not None
     shape = HeadShape.of(data.spec.dims, config.frames)
     with _keep_random_state(device):
         torch.manual_seed(derive_seed("init", config.seed))
         head = shape.build(config)
+    check_texts(data.spec, config.head, head.needs_text)
     with training_lock(Path(run_dir)):
         run = _open_run(data.described(), config, shape, Path(run_dir), resume)
         if run.finished:
@@ -104,7 +105,7 @@ def untrained(data: Data, config: TrainConfig) -> Run:
 
     What the head measures on training classes and chooses on validation classes is in it.
     """
-    config = fit_to_cache(replace(config, episodes=0), data.pools, data.spec.frames, lambda line: None)
+    config = fit_to_cache(replace(config, episodes=0), data.pools, data.spec, lambda line: None)
     what = digest(config.identity, data.spec.fingerprint, data.content).hex()[:8]
     path = runs_dir() / f"{cache_title(data)}-{config.head.replace(':', '.')}-untrained-{what}"
     train(data, config, path, resume=True)

@@ -115,7 +115,7 @@ def test_every_head_keeps_its_promises(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("otam", "unknown setting"), ("zero-shot", "zero-shot has no settings, found")]
+    ("name", "says"), [("otam", "unknown setting"), ("prototype", "prototype has no settings, found")]
 )
 def test_unknown_settings_are_refused(name: str, says: str) -> None:
     with pytest.raises(ValueError, match=f"{says} 'colour'"):

@@ -141,7 +141,7 @@ def test_resuming_finds_runs_on_the_same_features_only(
     monkeypatch.setenv("CLIPSPM_HOME", str(tmp_path))
     cache = fake_cache({"train": 5, "val": 5})
     data = Data(cache, "cpu")
-    config = fit_to_cache(tiny_config(), data.pools, data.spec.frames, lambda line: None)
+    config = fit_to_cache(tiny_config(), data.pools, data.spec, lambda line: None)
     shape = HeadShape.of(data.spec.dims, 4)
     ours, other = (
         Run.create(default_run_dir(config, data), config, shape, data.described()) for _ in range(2)

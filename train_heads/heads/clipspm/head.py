@@ -93,6 +93,7 @@ class CLIPSPM(Head):
             self.fusion = SemanticFusion(
                 dim, self._block(), rho_v=c.rho_v, rho_t=c.rho_t, slope=c.slope, alpha=c.alpha
             )
+        self.needs_text = c.spm
         if c.spm:
             self.prompts = PromptGenerator(dim, width=c.ffn_width, dropout=c.ffn_dropout)
         if c.padm:

@@ -30,6 +30,8 @@ class CPM(Head):
     T vectors. Its numbers of prototypes could not be checked; 8 and 8 are ours.
     """
 
+    needs_text = False
+
     def __init__(
         self,
         *,

@@ -17,13 +17,18 @@ from clipspm.train_heads.heads.parts.text_scores import cosine, text_cosine
 
 
 class ZeroShot(Head):
-    """``100 * cos(mean frame of the query, class text)``; the supports are ignored.
+    """``text_scale * cos(mean frame of the query, class text) + text_bias``; the supports are ignored.
 
-    Source: CLIP (arXiv 2103.00020, section 3.1.2), frames averaged as in its video results.
+    Source: CLIP (arXiv 2103.00020, section 3.1.2), frames averaged as in its video results. Scale and bias
+    are what the encoder was trained with: 100 and none for CLIP; sigmoid models (SigLIP) have both.
     """
 
+    def __init__(self, *, dim: int, text_scale: float = 100.0, text_bias: float = 0.0) -> None:
+        super().__init__(dim=dim)
+        self.text_scale, self.text_bias = text_scale, text_bias
+
     def scores(self, episode: Episode) -> dict[str, Tensor]:
-        return {"text": 100 * text_cosine(episode.query[FINAL], episode.text)}
+        return {"text": self.text_scale * text_cosine(episode.query[FINAL], episode.text) + self.text_bias}
 
 
 class Prototype(Head):
@@ -32,6 +37,8 @@ class Prototype(Head):
     Source: prototypical networks (arXiv 1703.05175, section 2) with a cosine; in the paper the embedding is
     trained episode by episode, here it is frozen.
     """
+
+    needs_text = False
 
     def scores(self, episode: Episode) -> dict[str, Tensor]:
         prototypes = episode.class_mean(episode.support[FINAL]).mean(2)
@@ -44,6 +51,8 @@ class FrameCosine(Head):
     A control: order counts, alignment does not. With ``centered``, each clip's mean frame is subtracted
     first, so that only what changes within the clip is compared.
     """
+
+    needs_text = False
 
     def __init__(self, *, dim: int, frames: int, centered: bool = False) -> None:
         super().__init__(dim=dim)
@@ -67,6 +76,8 @@ class OTAM(Head):
     frozen and nothing is left to train. ``smoothing`` is lambda of the soft minimum.
     """
 
+    needs_text = False
+
     def __init__(self, *, dim: int, frames: int, smoothing: float = 0.5) -> None:
         super().__init__(dim=dim)
         self.smoothing = smoothing
@@ -77,7 +88,7 @@ class OTAM(Head):
 
 
 class TipAdapter(Head):
-    """``alpha * sum over supports of exp(-beta * (1 - cos)) * one-hot + 100 * cos(query, class text)``.
+    """``alpha * sum over supports of exp(-beta * (1 - cos)) * one-hot``, plus the text of :class:`ZeroShot`.
 
     Source: Tip-Adapter, training-free (arXiv 2111.03930, section 3.2), a cache model over images for frozen
     CLIP; here a key is the mean frame of a support video. alpha and beta are buffers, chosen on validation
@@ -91,8 +102,18 @@ class TipAdapter(Head):
         "beta": (1.0, 2.0, 3.5, 5.5, 8.0, 12.0, 20.0),
     }
 
-    def __init__(self, *, dim: int, frames: int, alpha: float = 1.0, beta: float = 5.5) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        frames: int,
+        alpha: float = 1.0,
+        beta: float = 5.5,
+        text_scale: float = 100.0,
+        text_bias: float = 0.0,
+    ) -> None:
         super().__init__(dim=dim)
+        self.text_scale, self.text_bias = text_scale, text_bias
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.register_buffer("beta", torch.tensor(float(beta)))
 
@@ -101,7 +122,8 @@ class TipAdapter(Head):
         near = (self.beta * (affinity - 1)).exp()
         with torch.autocast(near.device.type, enabled=False):
             supports = near @ episode.one_hot.to(near.dtype)
-        return {"supports": supports, "text": 100 * text_cosine(episode.query[FINAL], episode.text)}
+        text = self.text_scale * text_cosine(episode.query[FINAL], episode.text) + self.text_bias
+        return {"supports": supports, "text": text}
 
     def combine(self, episode: Episode, scores: Mapping[str, Tensor]) -> Tensor:
         return self.alpha * scores["supports"] + scores["text"]

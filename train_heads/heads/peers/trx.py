@@ -68,6 +68,8 @@ class TRX(Head):
     frames are frozen, so only keys and values learn.
     """
 
+    needs_text = False
+
     def __init__(
         self,
         *,

@@ -91,6 +91,7 @@ class EvidencePool(Head):
         kinds = [kind for kind in KINDS if getattr(c, kind)]
         self.names = tuple(f"{kind}/{layer}" for layer in layers for kind in kinds)
         self.learned = CLIPSPM(dim, c, layer_dims=layer_dims) if c.hsmr or c.spm or c.padm else None
+        self.needs_text = c.text or (self.learned is not None and self.learned.needs_text)
         if not self.names and not c.text:
             raise ValueError("look, still, move, drift, text: found none; needed one or more")
         read = (*(layers if kinds else ()), FINAL, *(self.learned.layers if self.learned else ()))
