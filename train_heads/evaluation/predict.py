@@ -20,7 +20,7 @@ from clipspm.progress import Advance
 from clipspm.train_heads.config import Precision
 from clipspm.train_heads.episodes.bank import FeatureBank
 from clipspm.train_heads.episodes.draw import Episodes
-from clipspm.train_heads.evaluation.stats import accuracies
+from clipspm.train_heads.evaluation.stats import Floats, accuracies
 from clipspm.train_heads.heads.base import Head, Scorer
 from clipspm.train_heads.heads.episode import BaseClasses, Episode
 from clipspm.train_heads.heads.pool.fits import fit_factor
@@ -29,6 +29,7 @@ from clipspm.train_heads.heads.protocol import Protocol
 #: largest size in bytes of the features to recall; what a head keeps of them is 17 times as large
 _MOST_RECALLED = 9e7
 _TUNE_LIMIT = 64  # with more combinations than this, search one buffer at a time
+_CLEARLY = 3.0  # standard errors by which a candidate is clearly worse
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,9 @@ def tune(
     """Set the head's tunable buffers to the values that score best on validation ``episodes``; return them.
 
     Tries all combinations if there are few, else one buffer after the other. A tie keeps the current value.
+    Then each :attr:`Head.reluctant` buffer takes the first of its candidates that is not clearly worse: by
+    more than three standard errors of the paired difference. These are over episodes, which share their
+    classes, and say too little of other classes.
     """
     candidates = head.tunable
     if not candidates:
@@ -218,11 +222,11 @@ def tune(
     buffers = {name: head.get_buffer(name) for name in candidates}
     current = {name: float(buffer) for name, buffer in buffers.items()}
 
-    def score(values: dict[str, float]) -> float:
+    def score(values: dict[str, float]) -> Floats:
         for name, value in values.items():
             buffers[name].fill_(value)
         found = predict(head, bank, episodes, frames=frames, protocol=protocol, precision=precision)
-        return float(accuracies(found, episodes).mean())
+        return accuracies(found, episodes)
 
     best, best_score = dict(current), score(current)
     together = int(np.prod([len(options) for options in candidates.values()])) <= _TUNE_LIMIT
@@ -232,8 +236,15 @@ def tune(
         for values in product(*(candidates[name] for name in names)):
             trial = {**start, **dict(zip(names, map(float, values), strict=True))}
             trial_score = score(trial)
-            if trial_score > best_score:
+            if trial_score.mean() > best_score.mean():
                 best, best_score = trial, trial_score
+    for name in head.reluctant:
+        for value in candidates[name]:
+            trial = {**best, name: float(value)}
+            worse = best_score - (best_score if trial == best else score(trial))
+            if worse.mean() <= _CLEARLY * worse.std() / np.sqrt(len(worse)):
+                best = trial
+                break
     for name, value in best.items():
         buffers[name].fill_(value)
     return best

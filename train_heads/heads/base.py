@@ -67,6 +67,8 @@ class Head(nn.Module):
     weights: Mapping[str, float] = {}
     #: scalar buffers to tune on validation classes after training, each with its candidates
     tunable: Mapping[str, tuple[float, ...]] = {}
+    #: those of them that take the first candidate that is not clearly worse than the best
+    reluctant: tuple[str, ...] = ()
     #: whether what it learns counts only as far as it helps with classes that did not train it
     needs_unseen: bool = False
     #: whether a softmax of its logits is a probability as it is, trained or not

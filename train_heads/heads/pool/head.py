@@ -110,7 +110,7 @@ class EvidencePool(Head):
         if self.learned is not None:
             self.min_frames, self.unused = self.learned.min_frames, ("learned.scale",)
             self.needs_unseen = True
-            self.tunable = {"learned_weight": _LEARNED}
+            self.tunable, self.reluctant = {"learned_weight": _LEARNED}, ("learned_weight",)
         if self.names:
             self.tunable = {**self.tunable, "trust": _TRUST}
 
