@@ -13,6 +13,7 @@ def loaded_by(*modules: str) -> set[str]:
     return set(json.loads(python(f"{imports}\nimport json, sys; print(json.dumps([*sys.modules]))")))
 
 
+@pytest.mark.slow
 def test_no_module_of_ours_calls_what_is_deprecated() -> None:
     found = python(
         "import importlib, pkgutil, warnings, clipspm\n"

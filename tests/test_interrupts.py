@@ -140,6 +140,7 @@ def clips(home: Path) -> list[object]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_extraction_and_training_go_on_where_they_stopped(home: Path, clips: list[object]) -> None:
     command = Command(*clips, home=home)
     ledger = home / "c.zarr" / "ledger.jsonl"

@@ -15,7 +15,7 @@ from clipspm.cache.transform import convert
 from clipspm.cache.verify import repair, verify
 from clipspm.cache.writer import CacheWriter
 from clipspm.errors import ClipspmError
-from tests.support.absurd_caches import ABSURD, absurd
+from tests.support.absurd_caches import ABSURD, absurd, spec
 from tests.support.caches import FORMATS, IDS, TEXT, make, plan_of, suffix
 from tests.support.caches import SPEC as HONEST
 
@@ -95,3 +95,9 @@ def test_a_large_chunk_that_is_not_there_takes_no_memory(
     monkeypatch.setattr("clipspm.cache.store._MOST_ZEROS", 100)
     with pytest.raises(ValueError, match="0 bytes of 324"):
         find_store(path).chunk("layers/final", 0, range(4))
+
+
+def test_a_cache_without_prompts_that_holds_texts_is_not_whole(tmp_path: Path) -> None:
+    path = absurd(make(tmp_path / "c.zarr"), *spec(prompts=[]))
+    (finding,) = verify(path).findings
+    assert finding.where.startswith("te") and "its shape is (2, 2, 5), not (2, 0, 5)" in finding.problem
