@@ -41,6 +41,7 @@ from clipspm.extract.models import (
     unknown_architecture,
 )
 from clipspm.extract.timm_towers import architecture_of, build_tower, load_tower, repository_of
+from clipspm.progress import remark
 
 #: seconds after which a hub that does not answer counts as unreachable
 HUB_SECONDS = 4.0
@@ -269,13 +270,20 @@ def _fetch(name: str, tag: str, cfg: dict[str, Any]) -> Path:
     what = f"{tag!r} of {name}"
     repository = str(cfg.get("hf_hub", "")).rpartition("/")
     names = [repository[2]] if repository[2] else _OPEN_CLIP_WEIGHTS
-    if not _already_downloaded(repository[0], names) and not _hub_answers(cfg):
-        raise _out_of_reach(what)
+    if not _already_downloaded(repository[0], names):
+        _announce(what, cfg)
     try:
         path = Path(download_pretrained(cfg))
     except Exception as error:
         raise WeightsOutOfReach(f"downloading {what} failed: {_one_line(error)}") from error
     return _undamaged(path, what)
+
+
+def _announce(what: str, cfg: dict[str, Any]) -> None:
+    """Say that ``what`` is about to be downloaded; raises :class:`WeightsOutOfReach` if nobody answers."""
+    if not _hub_answers(cfg):
+        raise _out_of_reach(what)
+    remark(f"downloading {what}, once")
 
 
 #: what open_clip's and timm's weights are called in a repository of the hub
@@ -294,8 +302,8 @@ def _fetch_first(what: str, repository: str, names: Sequence[str]) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    if not _already_downloaded(repository, names) and not _hub_answers({"hf_hub": repository}):
-        raise _out_of_reach(what)
+    if not _already_downloaded(repository, names):
+        _announce(what, {"hf_hub": repository})
     for name in names:
         try:
             return _undamaged(Path(hf_hub_download(repository, name)), what)
