@@ -1,7 +1,7 @@
 """The site of these pages: ``sphinx-build -W docs build/site``.
 
-The pages are written for readers of the repository. Two kinds of links differ here: one to a file above ``docs/``
-that is a page of the site leads to that page, and one to a folder is text.
+The pages are written for readers of the repository. Two kinds of links differ here: one to a file above
+``docs/`` that is a page of the site leads to that page, and one to a folder is text.
 """
 
 import re
