@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import typer.main
@@ -174,6 +175,34 @@ def test_the_specification_has_every_field(folder: Path) -> None:
     assert fields("`ledger.jsonl`") == {key for line in lines for key in line}
     files = {path.relative_to(hands).parts[0] for path in hands.rglob("*") if path.is_file()}
     assert all(f"`{name}" in text for name in files)
+
+
+def test_chunks_are_files_of_plain_values_and_the_same_in_hdf5(folder: Path, tmp_path: Path) -> None:
+    """What the specification says to readers without a library for Zarr, and to those of HDF5."""
+    hands = folder / "clipspm_data" / "caches" / "hands.zarr"
+    size, last = 40, 96 - 2 * 40
+    every = open_cache(hands).features("final")
+    for chunk, rows in enumerate((size, size, last)):
+        data = (hands / f"layers/final/c/{chunk}/0/0/0").read_bytes()
+        values = np.frombuffer(data[:-4], "<f2").reshape(size, *every.shape[1:])
+        assert np.array_equal(values[:rows], every[chunk * size : chunk * size + rows])
+        assert not values[rows:].any()
+    assert clipspm("cache", "convert", hands, tmp_path / "hands.h5", home=tmp_path).returncode == 0
+    with h5py.File(tmp_path / "hands.h5") as file:
+        assert np.array_equal(file["layers/final"], every) and file["layers/final"].chunks[0] == size
+        for name in ("spec.json", "classes.json", "videos.jsonl", "ledger.jsonl"):
+            assert file[name][...].tobytes() == (hands / name).read_bytes()
+        facts = {"class_names", "class_splits", "video_ids", "labels"}
+        assert {*file} == {
+            "spec.json",
+            "classes.json",
+            "videos.jsonl",
+            "ledger.jsonl",
+            "layers",
+            "text",
+            *facts,
+        }
+        assert [*file.attrs] == ["fingerprint"]
 
 
 def _check_flags(words: list[str], where: str) -> None:
