@@ -236,6 +236,15 @@ def test_an_option_that_is_gone_is_found() -> None:
         _check_flags(["cache", "bake"], "x.md:1")
 
 
+def test_a_block_that_cannot_run_is_found(folder: Path) -> None:
+    for text, why in {
+        "pip install clipspm\n": "mark the block",
+        "clipspm cache info none\n": "no cache at none",
+    }.items():
+        with pytest.raises(AssertionError, match=f"x.md:7.*{why}"):
+            run_commands(Block("x.md", 7, "bash", text, ""), folder)
+
+
 def test_most_blocks_are_run() -> None:
     skipped = [block for block in BLOCKS if block.reason]
     assert len(skipped) < len(BLOCKS) / 2
