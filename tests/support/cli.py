@@ -18,13 +18,13 @@ class Result:
     stderr: str
 
 
-def clipspm(*args: object, home: Path) -> Result:
-    """One call of the command line, in this process."""
+def clipspm(*args: object, home: Path, folder: Path | None = None) -> Result:
+    """One call of the command line, in this process, from ``folder`` (none: from ``home``)."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setenv("CLIPSPM_HOME", str(home))
         patch.setenv("COLUMNS", "200")
-        patch.chdir(home)
+        patch.chdir(folder or home)
         patch.setattr(sys, "argv", ["clipspm", *map(str, args)])
         try:
             main()
