@@ -397,7 +397,7 @@ def test_towers_that_do_not_fit(architecture: str, base_file: Path, tmp_path: Pa
 
 
 def test_base_weights_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipspm.extract.weights._already_downloaded", lambda cfg: False)
+    monkeypatch.setattr("clipspm.extract.weights._already_downloaded", lambda *about: False)
     monkeypatch.setattr("clipspm.extract.weights._hub_answers", lambda cfg: False)
     with torch.device("meta"):
         shapes = tower_of(open_clip.create_model("ViT-B-32-quickgelu", device="meta", load_weights=False))
