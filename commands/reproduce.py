@@ -68,9 +68,9 @@ def reproduce(
     from clipspm.train_heads.experiments.planned import Planned, PlannedSpec, fitted, rows_of
 
     folder = out_path or home() / "reproduce" / dataset
-    shared = {key: value for key, value in (("frames", frames), ("device", device)) if value is not None}
-    config = ExtractConfig(dataset=dataset, **shared, **asked, engine=engine_of(engine), dry_run=dry_run)
-    config = replace(config, out=cache or folder / ("cache.h5" if config.format == "hdf5" else "cache.zarr"))
+    path = cache or folder / ("cache.h5" if asked.get("format") == "hdf5" else "cache.zarr")
+    asked |= {key: value for key, value in (("frames", frames), ("device", device)) if value is not None}
+    config = ExtractConfig(dataset=dataset, **asked, out=path, engine=engine_of(engine), dry_run=dry_run)
     if config.devices:
         given["device"] = config.devices[0]
     rows: dict[str, Any] = {
@@ -97,7 +97,7 @@ def reproduce(
         from clipspm.train_heads.experiments.reproduce import Reproduction
 
         def planned_runs() -> Reproduction:
-            source = open_cache(config.out).require(("train", "val", "test"))
+            source = open_cache(path).require(("train", "val", "test"))
             return Reproduction.plan(source, configs, out=folder, episodes=test_episodes)
 
         if dry_run:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from clipspm.cache.spec import FINAL
 from clipspm.errors import ClipspmError
@@ -62,8 +63,9 @@ def _seconds_per_video(work: Work) -> float:
         seen.append((time.perf_counter(), progress.done + progress.failed))
 
     with TemporaryDirectory(prefix="clipspm-trial-") as folder:
-        small = {"out": Path(folder, "trial.zarr"), "format": "zarr", "limit": VIDEOS, "max_failures": None}
-        result = run(replace(work, config=replace(work.config, **small, dry_run=False)), on_progress=note)
+        small: dict[str, Any] = {"out": Path(folder, "trial.zarr"), "format": "zarr", "limit": VIDEOS}
+        small |= {"max_failures": None, "dry_run": False}
+        result = run(replace(work, config=replace(work.config, **small)), on_progress=note)
     if not result.good:
         raise ClipspmError(f"none of the {result.videos} videos that were tried could be read")
     (begun, before), (ended, after) = seen[0], seen[-1]

@@ -30,7 +30,7 @@ from clipspm.train_heads.training.loop import VALIDATIONS
 from clipspm.train_heads.training.train import train
 
 #: two trainings of so many steps, and two evaluations of so many episodes, say what one more takes
-_STEPS, _SCORED = (1, 4), (16, 80)
+_STEPS, _SCORED = (1, 2), (8, 24)
 #: videos of each class that a short measurement reads, beside the shots
 _BESIDE_SHOTS = 12
 
