@@ -155,7 +155,7 @@ class Pace:
         return cls(started, step, test, trained.selection not in ("val", "none"))
 
     def seconds(self, config: TrainConfig, test_episodes: int) -> float:
-        """Return what training and scoring ``config`` takes, if it does not stop early."""
+        """Return what training and scoring ``config`` takes without an early stop or tuning at the end."""
         steps = -(-config.episodes // config.batch)
         validations = -(-config.episodes // config.val_every)
         if self.held_out:
@@ -173,7 +173,7 @@ def _slope(counts: tuple[int, int], seconds: Sequence[float]) -> float:
 class Row:
     """The runs of one recipe and number of shots: ``config`` of the first, how many, and how many are left.
 
-    ``seconds``: what is left takes at most about so long; None if that is unknown.
+    ``seconds``: what is left takes about so long; None if that is unknown.
     """
 
     config: TrainConfig
@@ -233,7 +233,7 @@ class Forecast:
         lines.append(["all", "", "", "", duration(self.seconds)])
         notes = [
             "time: measured here on a few videos, and on a few steps with random features of the same shape; "
-            "training may stop earlier",
+            "training may stop earlier; what is fitted on validation episodes after it is not counted",
             *[f"unknown: {self.unknown}"] * bool(self.unknown),
             f"each run is scored on {self.test_episodes} test episodes, inductive and transductive",
             f"runs and table: {self.out}",
