@@ -7,8 +7,7 @@ Exit codes: 0 done, 1 failure, 2 wrong usage, 3 done with videos skipped, 130 in
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -18,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from clipspm import __version__
-from clipspm.commands import caches, datasets, episodes, look, recognise
+from clipspm.commands import caches, datasets, episodes, look, recognise, reproduce
 from clipspm.commands.common import (
     AllowPartial,
     App,
@@ -28,14 +27,18 @@ from clipspm.commands.common import (
     SourceDisjoint,
     SourcePattern,
     Splits,
+    TestEpisodes,
     Unbalanced,
+    engine_of,
     err,
     help_alone,
     kind_of,
     listen,
     load_torch,
+    numbers,
     open_source,
     out,
+    resumable,
     say,
     tell,
     write,
@@ -71,6 +74,7 @@ app.command()(recognise.predict)
 app.command()(recognise.timeline)
 app.command()(look.report)
 app.command()(look.diagnose)
+app.command()(reproduce.reproduce)
 
 # typer carries its own copy of click or uses the installed one: its exceptions are found through typer
 _WrongUsage: Any = typer.BadParameter.__base__
@@ -89,9 +93,6 @@ Threads = Annotated[
     own("Threads to compute with on a CPU.", "Machine", min=1, max=MOST_THREADS, shown="all cores"),
 ]
 ConfigFile = Annotated[Path | None, own("YAML file of settings; explicit flags win.", "Training", "--config")]
-TestEpisodes = Annotated[
-    int, own("Test episodes, drawn once and named by a hash.", "Episodes", "--test-episodes", min=1)
-]
 PerClass = Annotated[
     bool,
     own("Accuracy by class and the confusion matrix (CSV: these only).", "Evaluation", "--per-class"),
@@ -128,8 +129,8 @@ def extract(asked: Given, engine: Given, as_json: Json = False) -> None:
     from clipspm.extract.plan import prepare
     from clipspm.extract.progress import Watch, summary
 
-    config = ExtractConfig(**asked, engine=_engine(engine))
-    with Watch(Reporter()) as watch, _resumable("finished shards are"):
+    config = ExtractConfig(**asked, engine=engine_of(engine))
+    with Watch(Reporter()) as watch, resumable("finished shards are"):
         work = prepare(config, watch.message)
         load_torch(config.threads)
         from clipspm.extract.pipeline import run
@@ -532,13 +533,13 @@ def ablate(
     from clipspm.train_heads.experiments.rows import ablation_rows
     from clipspm.train_heads.places import cache_title
 
-    spread = _engine(engine, devices=device)
+    spread = engine_of(engine, devices=device)
     if spread.devices:
         given["device"] = spread.devices[0]
     chosen: dict[str, Any] = {"file": config_file, "overrides": given}
     rows: dict[str, Any] = {"drops": drop or (), "grid": grid, "heads": against or ()}
-    wanted = _numbers("--shots", shots) if shots else []
-    every = _numbers("--seeds", seeds)
+    wanted = numbers("--shots", shots) if shots else []
+    every = numbers("--seeds", seeds)
     config = resolve_config(**chosen)  # mistakes are said before anything is read
     ablation_rows(config, **rows)
     for count in wanted:
@@ -565,7 +566,7 @@ def ablate(
         plans = plan_shots(data, config, **asked)
         tell(as_json, describe_plans(plans), plans_table(plans))
         return
-    with _resumable("finished cells and the last checkpoint are"):
+    with resumable("finished cells and the last checkpoint are"):
         result = ablate_shots(data, config, **asked)
     tell(as_json, result.as_dict(), result.table(), f"tables: {folder}/ablation.json, .csv, .tex")
     if with_report:
@@ -615,7 +616,7 @@ def demo(
 
     results = {}
     for drawn in worlds:
-        with _resumable("what is done is"):
+        with resumable("what is done is"):
             with Watch(Reporter()) as watch:
                 cache, splits = extract_demo(
                     where,
@@ -657,36 +658,6 @@ def _run_to_resume(run_dir: Path) -> Any:
         return Run.open(run_dir)
     say(f"note: there is nothing to resume in {run_dir}: a new run begins there")
     return None
-
-
-@contextmanager
-def _resumable(what: str) -> Iterator[None]:
-    """Say after Ctrl-C that ``what`` is kept, and on a full disk, that the same command goes on."""
-    from clipspm.cache.disk import DiskFull
-
-    try:
-        yield
-    except DiskFull as full:
-        raise full.but() from full
-    except KeyboardInterrupt as stop:
-        stop.__notes__ = [f"{what} kept; go on with: clipspm {shlex.join(sys.argv[1:])}"]
-        raise
-
-
-def _engine(given: Given, *, devices: str | None = None) -> EngineConfig:
-    from clipspm.cache.home import home
-    from clipspm.engines.base import parse_devices
-
-    return EngineConfig(**given, devices=parse_devices(devices), logs=home().absolute() / "slurm_logs")
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(
-            f"{option} {text!r}: expected whole numbers separated by commas, like 0,1,2"
-        ) from error
 
 
 def _silent(line: str) -> None:

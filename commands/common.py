@@ -4,7 +4,8 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,9 +13,10 @@ import typer
 from typer.core import TyperCommand
 
 from clipspm import __version__
+from clipspm.engines.base import EngineConfig
 from clipspm.errors import UsageError
 from clipspm.extract.config import ExtractConfig
-from clipspm.options import like, own
+from clipspm.options import Given, like, own
 from clipspm.progress import heard, logger
 from clipspm.tables import Format
 from clipspm.terminal import Terminal, escaped, one_line
@@ -73,6 +75,9 @@ AllowPartial = Annotated[
 Unbalanced = Annotated[
     bool,
     own("Queries shared out by Dirichlet(2) instead of as many per class.", "Episodes", "--unbalanced"),
+]
+TestEpisodes = Annotated[
+    int, own("Test episodes, drawn once and named by a hash.", "Episodes", "--test-episodes", min=1)
 ]
 SourceDisjoint = Annotated[
     bool, own("No query cut from the same source as a support.", "Episodes", "--source-disjoint")
@@ -153,6 +158,38 @@ def listen(verbose: bool, log_file: Path | None) -> None:
         kept.setFormatter(_Lines("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(kept)
         logger.info("clipspm %s: %s", __version__, shlex.join(sys.argv[1:]))
+
+
+@contextmanager
+def resumable(what: str) -> Iterator[None]:
+    """Say after Ctrl-C that ``what`` is kept, and on a full disk, that the same command goes on."""
+    from clipspm.cache.disk import DiskFull
+
+    try:
+        yield
+    except DiskFull as full:
+        raise full.but() from full
+    except KeyboardInterrupt as stop:
+        stop.__notes__ = [f"{what} kept; go on with: clipspm {shlex.join(sys.argv[1:])}"]
+        raise
+
+
+def engine_of(given: Given, *, devices: str | None = None) -> EngineConfig:
+    """The engine that a command is asked for."""
+    from clipspm.cache.home import home
+    from clipspm.engines.base import parse_devices
+
+    return EngineConfig(**given, devices=parse_devices(devices), logs=home().absolute() / "slurm_logs")
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"{option} {text!r}: expected whole numbers separated by commas, like 0,1,2"
+        ) from error
 
 
 def load_torch(threads: int | None) -> None:

@@ -171,6 +171,11 @@ def _build(name: str, pretrained: str | None = None, *, load_weights: bool = Tru
         logging.getLogger().removeFilter(_silence)
 
 
+def built_without_weights(name: str) -> Any:
+    """Build one of open_clip's architectures for its shapes: its weights are random."""
+    return _build(name, load_weights=False)
+
+
 def _published_pixels(name: str, tag: str | None) -> dict[str, Any]:
     tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(name)
     keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")

@@ -216,14 +216,7 @@ class Results:
     def table(self) -> Table:
         """Return rows by columns, in per cent; scores that are not on their column's basis have a mark."""
         columns = sorted({score.column for score in self.scores})
-        usual = {column: self._usual_basis(column) for column in columns}
-        marks: dict[str, str] = {}
-        rows: dict[tuple[str, str], dict[Column, str]] = {}
-        for score in self.scores:
-            mark = ""
-            if what := score.unlike(usual[score.column]):
-                mark = marks.setdefault(what, _letter(len(marks)))
-            rows.setdefault((score.row, mark), {})[score.column] = f"{score.text()} {mark}".rstrip()
+        rows, marks = self.marked()
         lines = [
             [name, *(cells.get(column, "") for column in columns)]
             for (name, _), cells in sorted(rows.items(), key=lambda row: row[0])
@@ -232,11 +225,23 @@ class Results:
             f"accuracy ± 95 % interval over episodes, in %; {chance([column.way for column in columns])}",
             *["s: standard deviation over so many training seeds"]
             * any(len(s.seeds) > 1 for s in self.scores),
-            *(f"{column.name}: {_basis_note(basis)}" for column, basis in usual.items()),
+            *(f"{column.name}: {_basis_note(self._usual_basis(column))}" for column in columns),
             *self._throughout_notes(),
             *(f"{mark}: not comparable with its column: {what}" for what, mark in marks.items()),
         ]
         return Table(["", *(column.name for column in columns)], lines, "Results", notes)
+
+    def marked(self) -> tuple[dict[tuple[str, str], dict[Column, str]], dict[str, str]]:
+        """Return the cells by (row, mark) and column, and the mark of each way not to be comparable."""
+        marks: dict[str, str] = {}
+        rows: dict[tuple[str, str], dict[Column, str]] = {}
+        usual = {column: self._usual_basis(column) for column in {score.column for score in self.scores}}
+        for score in self.scores:
+            mark = ""
+            if what := score.unlike(usual[score.column]):
+                mark = marks.setdefault(what, _letter(len(marks)))
+            rows.setdefault((score.row, mark), {})[score.column] = f"{score.text()} {mark}".rstrip()
+        return rows, marks
 
     def _usual_basis(self, column: Column) -> Basis:
         """Return the basis of most scores of a column; only trained heads count, if there are any."""
@@ -249,6 +254,36 @@ class Results:
         for head, settings in sorted(self.throughout.items()):
             heads[settings].append(head)
         return [f"{', '.join(who)}: {', '.join(what)}" for what, who in heads.items() if what]
+
+    def beside_published(self) -> Table:
+        """Return one table of what was measured and what was published for the same requests."""
+        columns = sorted({score.column[:2] for score in self.scores}, key=lambda c: (len(c[1]), c))
+        selected = {(score.row, score.column.protocol): score.basis.selection for score in self.scores}
+        lines: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
+        for (name, mark), cells in sorted(self.marked()[0].items()):
+            for column, text in cells.items():
+                how = column.protocol
+                key = (f"{name}, {how}", "measured here", "frozen", selected[name, how], mark)
+                lines.setdefault(key, {})[column[:2]] = text
+        entries = self.published()
+        for entry in entries:
+            key = (*(entry[k] for k in ("method", "source", "clip", "selection")), "")
+            lines.setdefault(key, {})[entry["dataset"], entry["request"]] = f"{100 * entry['accuracy']:.1f}"
+        known = {(entry["dataset"], entry["request"]) for entry in entries}
+        nothing = [" ".join(column) for column in columns if column not in known]
+        notes = [
+            *self.table().notes,
+            *["published rows: each under its own protocol, not comparable with what was measured here"]
+            * bool(entries),
+            *[f"no published numbers are known of {', '.join(nothing)}"] * bool(nothing),
+        ]
+        return Table(
+            ["", "source", "CLIP", "selected on", *(" ".join(column) for column in columns)],
+            [[*key[:4], *(found.get(column, "") for column in columns)] for key, found in lines.items()],
+            "Measured and published",
+            notes,
+            text=("source", "CLIP", "selected on"),
+        )
 
     def published_table(self) -> Table | None:
         """Return a table of published numbers, if there are any."""

@@ -35,7 +35,7 @@ from clipspm.train_heads.training.selection import Selector
 #: the reference sums the losses of this many episodes per step; other batch sizes are scaled to it
 REFERENCE_BATCH = 16
 #: with held-out data: validations per training, and validations without improvement that stop it
-_VALIDATIONS, _PATIENCE = 30, 10
+VALIDATIONS, _PATIENCE = 30, 10
 #: seconds between checkpoints, at most
 SAVE_EVERY = 60.0
 
@@ -129,7 +129,7 @@ class Trainer:
         self.steps = -(-config.episodes // config.batch) if trains else 0
         self.every = max(1, config.val_every // config.batch)
         if self.selector.held_out:
-            self.every = max(1, min(self.every, self.steps // _VALIDATIONS))
+            self.every = max(1, min(self.every, self.steps // VALIDATIONS))
         self.selector.save(run.path)
         if self.steps:
             head.start_training()
