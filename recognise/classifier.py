@@ -30,6 +30,8 @@ Scores = npt.NDArray[np.float32]
 _SPREAD, _TEMPERATURES = 0.5, 2.0 ** np.linspace(-3, 3, 97)
 #: supports that are left out in turn, at most
 _MOST_LEFT_OUT = 100
+#: numbers of supports that are held at a time for that
+_MOST_NUMBERS = 2**26
 #: queries that are scored at a time
 _BATCH = 64
 
@@ -130,14 +132,26 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def left_out(self) -> tuple[Tensor, Tensor]:
         """Score each support against the others: logits [N, C] and labels [N], rows of ``classes_``.
 
-        Supports that are alone in their class are not scored, and of very many only some.
+        An episode for each, many at a time. Supports that are alone in their class are not scored, and of
+        very many only some.
         """
         counts = torch.bincount(self._labels, minlength=len(self.classes_))
         rows = torch.nonzero(counts[self._labels] > 1).flatten()
         rows = rows[:: -(-len(rows) // _MOST_LEFT_OUT) or 1]
         every = torch.arange(len(self._labels))
-        logits = [self._among(every != row, row.view(1)) for row in rows]
-        return torch.cat([torch.empty(0, len(self.classes_)), *logits]), self._labels[rows]
+        size = sum(x.numel() for x in self._supports.values())
+        logits = [torch.empty(0, len(self.classes_))]
+        for part in rows.split(max(1, _MOST_NUMBERS // size)) if len(rows) else ():
+            others = torch.stack([every[every != row] for row in part])
+            episodes = Episode(
+                {name: x[others] for name, x in self._supports.items()},
+                {name: x[part].unsqueeze(1) for name, x in self._supports.items()},
+                self._labels[others],
+                self._text.expand(len(part), -1, -1),
+            )
+            with evaluating(self.head_):
+                logits.append(self.head_.run(episodes).logits[:, 0])
+        return torch.cat(logits), self._labels[rows]
 
     def find_threshold(self) -> Threshold | None:
         """Return when a video is of none of the classes; None with two classes, or one video of each."""

@@ -77,6 +77,22 @@ def test_the_temperature_makes_likely_what_is_left_out() -> None:
     assert FewShotClassifier(layers=WIDTHS).fit(*clips()[:2]).temperature_ == 1
 
 
+@pytest.mark.parametrize("head", ["evidence", "otam"])
+def test_leaving_out_all_at_once_is_leaving_out_one_by_one(
+    head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y, _, _ = clips()
+    found = FewShotClassifier(head, layers=WIDTHS).fit(x, y)
+    logits, labels = found.left_out()
+    every = np.arange(len(x))
+    for row, (own, label) in enumerate(zip(logits, labels, strict=True)):
+        rest = FewShotClassifier(head, layers=WIDTHS, temperature=1.0).fit(x[every != row], y[every != row])
+        np.testing.assert_allclose(rest.logits(x[row : row + 1])[0], own, rtol=1e-4, atol=1e-4)
+        assert found.classes_[label] == y[row]
+    monkeypatch.setattr("clipspm.recognise.classifier._MOST_NUMBERS", 1)
+    np.testing.assert_allclose(found.left_out()[0], logits, rtol=1e-4, atol=1e-4)
+
+
 def test_a_support_is_left_out_of_its_own_class_only() -> None:
     x, y, _, _ = clips(noise=0.1)
     found = FewShotClassifier(layers=WIDTHS).fit(x, y)
