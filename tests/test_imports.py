@@ -42,3 +42,17 @@ def test_decoding_processes_load_no_more_than_they_need(modules: tuple[str, ...]
 @pytest.mark.parametrize("module", ["clipspm.cli", "clipspm.extract.config", "clipspm.extract.datasets"])
 def test_what_is_said_without_work_is_said_without_waiting(module: str) -> None:
     assert not loaded_by(module) & {"torch", "zarr", "h5py", "av", "numpy", "open_clip"}
+
+
+def test_planning_a_head_does_not_load_the_compiler() -> None:
+    """Arithmetic on the meta device imports it; every command that opens a run would wait."""
+    code = """
+import sys, torch
+from clipspm.train_heads import build_head, resolve_config
+for recipe in ("default", "official"):
+    config = resolve_config(recipe=recipe)
+    with torch.device("meta"):
+        build_head(config.head, dim=16, frames=8, layer_dims={"8:mean": 16}, config=config.head_config)
+print("torch._dynamo" in sys.modules)
+"""
+    assert python(code).strip() == "False"

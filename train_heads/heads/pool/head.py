@@ -96,10 +96,12 @@ class EvidencePool(Head):
             raise ValueError("look, still, move, drift, text: found none; needed one or more")
         read = (*(layers if kinds else ()), FINAL, *(self.learned.layers if self.learned else ()))
         self.layers = tuple(dict.fromkeys(read))
-        shares = [_PRIOR[name.split("/")[0]] for name in self.names]
-        self.register_buffer("equal", torch.tensor([x / sum(shares) for x in shares]), persistent=False)
+        parts = [_PRIOR[name.split("/")[0]] for name in self.names]
+        shares = [part / sum(parts) for part in parts]
+        # no arithmetic with tensors: on the meta device it imports PyTorch's compiler, which takes seconds
+        self.register_buffer("equal", torch.tensor(shares), persistent=False)
         self.register_buffer("factors", torch.full((MOST_SHOTS,), _UNMEASURED))
-        self.register_buffer("fitted", (self.equal * _UNMEASURED).repeat(MOST_SHOTS, 1))
+        self.register_buffer("fitted", torch.tensor([[_UNMEASURED * x for x in shares]] * MOST_SHOTS))
         self.register_buffer("told", torch.zeros(MOST_SHOTS))
         self.register_buffer("rate", torch.full((MOST_SHOTS,), _RATE))
         self.register_buffer("temperature", torch.tensor(1.0))
