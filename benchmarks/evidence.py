@@ -33,6 +33,7 @@ from clipspm.train_heads import (
     AblationResult,
     Data,
     EpisodeSpec,
+    Run,
     ablate,
     build_head,
     draw,
@@ -41,6 +42,7 @@ from clipspm.train_heads import (
 )
 from clipspm.train_heads.evaluation.calibrate import calibrate
 from clipspm.train_heads.evaluation.predict import evaluating, predict, recall_videos, scored
+from clipspm.train_heads.evaluation.stats import reliability
 from clipspm.train_heads.experiments.ablation_table import together
 from clipspm.train_heads.experiments.rows import EVIDENCE, MODULES
 from tests.support.synthetic import fake_cache
@@ -102,6 +104,29 @@ def compared(
             )
         )
     return found
+
+
+def calibration(
+    results: Sequence[AblationResult], caches: Sequence[Cache], shots: int, episodes: int
+) -> Table:
+    """Expected calibration error of the default on test classes, without its temperature and with it."""
+    errors: list[tuple[float, float]] = []
+    for result, cache in zip(results, caches, strict=True):
+        head = Run.open(result["full"].cells[0]).load_head()
+        bank = Data(cache, "cpu").bank("test", head.layers)
+        spec = EpisodeSpec(
+            dataset=cache.spec.dataset, split="test", way=result["full"].config.way, shot=shots
+        )
+        drawn = draw(spec, bank.pool, episodes)
+        logits = torch.cat(list(scored(head, bank, drawn, frames=8, protocol="inductive")))
+        found = []
+        for factor in (float(head.get_buffer("temperature")), 1.0):
+            sure, chosen = (factor * logits).softmax(-1).max(-1)
+            found.append(reliability(sure.numpy(), chosen.numpy() == drawn.query_labels)["ece"])
+        errors.append((found[0], found[1]))
+    rows = [(str(k), *(f"{x:.3f}" for x in pair)) for k, pair in enumerate(errors)]
+    means = [f"{sum(x) / len(errors):.3f}" for x in zip(*errors, strict=True)]
+    return Table((f"{shots}-shot, split", "ECE without temperature", "with"), [*rows, ("mean", *means)])
 
 
 def summary(results: Sequence[AblationResult]) -> dict[str, Any]:
@@ -196,6 +221,7 @@ def main() -> None:
     parser.add_argument("--drops", action="store_true", help="each evidence and module left out in turn")
     parser.add_argument("--previous", action="store_true", help="the previous default too")
     parser.add_argument("--peers", action="store_true", help="CLIP-FSAR too")
+    parser.add_argument("--ece", action="store_true", help="calibration of the default, too")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     options = parser.parse_args()
     if options.on == "speed":
@@ -205,7 +231,10 @@ def main() -> None:
     where = home() / "benchmarks" / f"evidence-{options.on}"
     caches, found = list(sources(options.on, where, options.folds)), {}
     for shots in options.shots:
-        found[shots] = summary(compared(options.on, shots, where, options, caches))
+        results = compared(options.on, shots, where, options, caches)
+        found[shots] = summary(results)
+        if options.ece:
+            Console().print(calibration(results, caches, shots, options.episodes))
     Console().print(table(found, options.on))
     if options.json:
         write_json(
