@@ -141,7 +141,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         every = torch.arange(len(self._labels))
         size = sum(x.numel() for x in self._supports.values())
         logits = [torch.empty(0, len(self.classes_))]
-        for part in rows.split(max(1, _MOST_NUMBERS // size)) if len(rows) else ():
+        step = max(1, _MOST_NUMBERS // size)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
             others = torch.stack([every[every != row] for row in part])
             episodes = Episode(
                 {name: x[others] for name, x in self._supports.items()},
