@@ -99,9 +99,12 @@ def option(default: Any = MISSING, help: str = "", panel: Panel = "Output", *fla
 
 def own(help: str, panel: Panel = "Output", *flags: str, **more: Any) -> Any:
     """An option of one command, for ``Annotated``, with bounds that are checked as a dataclass's are."""
-    import typer
+    return _checked(Option(help, panel, flags, **more))
 
-    said = Option(help, panel, flags, **more)
+
+def _checked(said: Option) -> Any:
+    """The option in typer's words, with its bounds."""
+    import typer
 
     def check(parameter: typer.CallbackParam, value: Any) -> Any:
         said.check(parameter.opts[0], value)
@@ -112,8 +115,8 @@ def own(help: str, panel: Panel = "Output", *flags: str, **more: Any) -> Any:
 
 
 def like(config: type, name: str) -> Any:
-    """The option that a dataclass has, for ``Annotated`` in a command that has it too."""
-    return next(said for said in declared(config) if said.name == name).for_typer()
+    """The option that a dataclass has, with its bounds, for ``Annotated`` in a command that has it too."""
+    return _checked(next(said for said in declared(config) if said.name == name))
 
 
 @cache

@@ -42,6 +42,7 @@ def links(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
+    """Let pages link to files outside docs/ as they do on GitHub, and show CSV blocks."""
     app.add_lexer("csv", TextLexer)
     app.connect("source-read", links)
     app.connect("include-read", lambda app, path, page, source: links(app, page, source))
